@@ -1,0 +1,65 @@
+"""Every key of a run config, with its default; the other configs are short differences from this one."""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """A config that lacks only a base checkpoint or descriptions of networks."""
+    config = ConfigDict()
+    config.seed = 0
+    config.steps = 1000
+    config.batch_size = 32  # of all devices together
+    config.dtype = "float32"  # compute dtype, float32 or bfloat16; weights are float32
+    config.trainable = r"unet\..*"  # which parameters learn: a regular expression for the whole name
+    config.ema_decay = 0.9999
+    config.mesh = (-1, 1)  # devices on the axes data and fsdp; -1 takes the rest
+    config.sharding = "replicated"  # or fsdp
+
+    config.data = ConfigDict()
+    config.data.path = "runs/data"  # the folder that `jaxcxr prepare` wrote
+    config.data.size = 512  # pixels of a side
+    config.data.views = ("PA",)  # views kept; () is all of them
+    config.data.sections = ("impression", "findings")  # the report's section that is the prompt: the first it has
+    config.data.min_words = 1
+    config.data.max_bad_share = 0.05  # of the rows; with more, preparing stops
+    config.data.tokenizer = ""  # CLIPTokenizer files; "" trains a tokenizer on the reports
+    config.data.tokenizer_vocab = 4096
+
+    config.model = ConfigDict()
+    config.model.base = ""  # checkpoint of the networks that are not described below
+    config.model.vae = ConfigDict()  # an architecture, in the words of diffusers' config.json: learnt from scratch
+    config.model.unet = ConfigDict()
+    config.model.text_encoder = ConfigDict()  # of transformers' config.json, less what the tokenizer decides
+    config.model.scheduler = ConfigDict()
+    config.model.measure_scaling_factor = False  # for an autoencoder of one's own: scale latents to variance 1
+
+    config.objective = ConfigDict()
+    config.objective.name = "diffusion"  # or autoencoder
+    config.objective.error = "mse"  # or l1
+    config.objective.caption_dropout = 0.1
+    config.objective.kl_weight = 1e-6
+    config.objective.perceptual = ConfigDict()  # weights of further terms, by name
+
+    config.optimizer = ConfigDict()
+    config.optimizer.learning_rate = 1e-4
+    config.optimizer.schedule = "constant"  # or cosine
+    config.optimizer.warmup_steps = 100
+    config.optimizer.b1 = 0.9
+    config.optimizer.b2 = 0.999
+    config.optimizer.eps = 1e-8
+    config.optimizer.weight_decay = 0.01
+    config.optimizer.clip_norm = 1.0
+
+    config.samples = ConfigDict()
+    config.samples.prompts = ("No acute cardiopulmonary process.",)
+    config.samples.per_prompt = 4
+    config.samples.steps = 50
+    config.samples.guidance = 4.0
+
+    config.log_every = 10
+    config.eval_every = 500
+    config.eval_batches = 4
+    config.sample_every = 1000
+    config.checkpoint_every = 1000
+    config.keep = 2  # checkpoints
+    return config

@@ -1,0 +1,54 @@
+"""The command line: `jaxcxr VERB …`, one module of `jaxcxr.verbs` a verb."""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from jaxcxr.errors import UserError
+
+VERBS = {
+    "phantoms": "draw synthetic chest radiographs with reports, laid out as MIMIC-CXR-JPG",
+    "prepare": "turn a MIMIC-CXR-JPG tree or an image folder into ArrayRecord",
+    "train": "train or resume a model",
+    "sample": "generate images from prompts",
+    "convert": "convert checkpoints between Orbax and diffusers",
+    "evaluate": "judge generated images and write a page to look at",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one verb; returns 0, 1 (a bug or a failure) or 2 (a user's mistake, told in one line)."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(
+        prog="jaxcxr", description="Latent diffusion for chest X-rays and radiology reports, in JAX."
+    )
+    commands = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for verb, summary in VERBS.items():
+        commands.add_parser(verb, help=summary, add_help=False)
+    verb = parser.parse_args(argv[:1]).verb
+    module = importlib.import_module(f"jaxcxr.verbs.{verb}")
+    command = argparse.ArgumentParser(
+        prog=f"jaxcxr {verb}",
+        description=module.__doc__,
+        epilog=f"example:\n  {module.EXAMPLE}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    module.add_arguments(command)
+    # Config overrides are open-ended, so what argparse does not know goes to the config, which is strict.
+    args, args.overrides = command.parse_known_args(argv[1:])
+    try:
+        if args.overrides and not hasattr(args, "config"):
+            raise UserError(f"{args.overrides[0]}: no such option; see jaxcxr {verb} --help")
+        module.run(args)
+    except UserError as error:
+        print(f"jaxcxr {verb}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"\njaxcxr {verb}: interrupted", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,95 @@
+"""Run configs: Python files with `get_config() -> ml_collections.ConfigDict`, and overrides from the command line."""
+
+import ast
+import importlib.util
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from jaxcxr.errors import UserError
+
+_PREFIX = "--config."
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> ConfigDict:
+    """Runs `get_config()` of the file at `path` and applies overrides such as `--config.data.size=128`.
+
+    `FILE.py:STAGE` calls `get_config("STAGE")`, for files that describe several runs of one road.
+
+    Raises:
+      UserError: the file is absent or has no `get_config`, or an override names a key that does not exist
+        or gives a value of another type than the key's.
+    """
+    name, _, stage = str(path).partition(".py:")
+    path = Path(f"{name}.py" if stage else name)
+    if not path.is_file():
+        raise UserError(f"{path}: no such config file; the ready ones are in configs/")
+    spec = importlib.util.spec_from_file_location(f"jaxcxr_config_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(path.parent))  # so that a config can build on its neighbour: `import base`
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.pop(0)
+    if not hasattr(module, "get_config"):
+        raise UserError(f"{path}: a config file defines get_config() and returns a ConfigDict; this one does not")
+    try:
+        config = module.get_config(stage) if stage else module.get_config()
+    except (KeyError, TypeError) as error:
+        if not stage:
+            raise
+        raise UserError(f"{path}:{stage}: this config has no such stage") from error
+    for override in overrides:
+        _override(config, override)
+    return config.lock()
+
+
+def to_json(config: ConfigDict) -> str:
+    """The config as JSON text, stable enough to compare two runs by."""
+    return json.dumps(config.to_dict(), indent=2, sort_keys=True, default=list) + "\n"
+
+
+def first_difference(old: dict, new: dict, prefix: str = "") -> str | None:
+    """The first key, dotted, at which two nested config dicts differ, with both values; None if they agree."""
+    for key in sorted(old.keys() | new.keys()):
+        before, after = old.get(key, "absent"), new.get(key, "absent")
+        if isinstance(before, dict) and isinstance(after, dict):
+            found = first_difference(before, after, f"{prefix}{key}.")
+            if found:
+                return found
+        elif before != after:
+            return f"{prefix}{key} was {before!r}, is {after!r}"
+    return None
+
+
+def _override(config: ConfigDict, override: str) -> None:
+    name, separator, text = override.removeprefix(_PREFIX).partition("=")
+    if not override.startswith(_PREFIX) or not separator:
+        raise UserError(f"{override}: not an option of this verb (a config value is set by {_PREFIX}a.b=value)")
+    *parents, leaf = name.split(".")
+    node = config
+    for depth, key in enumerate([*parents, leaf]):
+        if not isinstance(node, ConfigDict) or key not in node:
+            here = ".".join(parents[:depth]) or "the config"
+            known = ", ".join(sorted(node.keys())) if isinstance(node, ConfigDict) else "no keys: it is a value"
+            raise UserError(f"{_PREFIX}{name}: no such key; {here} has {known}")
+        if depth < len(parents):
+            node = node[key]
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = text  # a bare word is a string: --config.data.path=runs/data
+    old = node[leaf]
+    if isinstance(old, str):
+        value = text
+    elif isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    elif isinstance(old, tuple) and isinstance(value, list):
+        value = tuple(value)
+    if old is not None and type(value) is not type(old):
+        raise UserError(f"{_PREFIX}{name}={text}: a {type(old).__name__} is wanted, as in {old!r}")
+    node[leaf] = value

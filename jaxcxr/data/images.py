@@ -1,0 +1,70 @@
+"""Radiograph files to square 8-bit gray arrays and back: never cropped, never flipped."""
+
+import io
+import struct
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+
+class UnreadableImage(Exception):
+    """A file that cannot be decoded; the message says why."""
+
+
+def _to_gray(image: Image.Image) -> Image.Image:
+    """Converts to 8-bit gray. Depth comes from the file's format, not from its contents, so that absolute
+    intensity survives: 16-bit samples are divided by 257, whatever range the picture uses.
+    """
+    if not image.mode.startswith(("I", "F")):
+        return image.convert("L")
+    samples = np.asarray(image).astype(np.float64)
+    if image.mode == "F" or samples.min() < 0 or samples.max() > 65535:
+        raise UnreadableImage(f"samples of mode {image.mode} are not 8-bit or 16-bit gray")
+    return Image.fromarray(np.round(samples / 257).astype(np.uint8))
+
+
+def load_square(path: Path, size: int) -> np.ndarray:
+    """Reads an image file as a (size, size, 1) uint8 array, padded with black to a centred square.
+
+    The longer side is resized to `size` by an antialiased Lanczos filter; JPEGs are first reduced by the
+    decoder (DCT scaling) to no less than twice that, which makes full-size radiographs cheap to read.
+    Orientation tags are obeyed.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      UnreadableImage: it is empty, truncated or not a gray or colour picture.
+    """
+    try:
+        with Image.open(path) as image:
+            image.draft("L", _fit(image.size, 2 * size))
+            gray = _to_gray(ImageOps.exif_transpose(image))
+            inner = gray.resize(_fit(gray.size, size), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    except FileNotFoundError:
+        raise
+    # What Pillow's decoders raise on damaged files, by format.
+    except (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as error:
+        raise UnreadableImage(type(error).__name__) from error
+    square = np.zeros((size, size, 1), np.uint8)
+    top, left = (size - inner.height) // 2, (size - inner.width) // 2
+    square[top : top + inner.height, left : left + inner.width, 0] = np.asarray(inner)
+    return square
+
+
+def _fit(wh: tuple[int, int], side: int) -> tuple[int, int]:
+    """Scales a (width, height) so that the longer is `side` and neither is below 1."""
+    scale = side / max(wh)
+    return max(1, round(wh[0] * scale)), max(1, round(wh[1] * scale))
+
+
+def encode_png(image: np.ndarray) -> bytes:
+    """Encodes a (height, width, 1) uint8 array as a gray PNG."""
+    buffer = io.BytesIO()
+    Image.fromarray(image[..., 0]).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def decode_png(data: bytes) -> np.ndarray:
+    """Decodes a gray PNG to a (height, width, 1) uint8 array."""
+    with Image.open(io.BytesIO(data)) as image:
+        return np.asarray(image)[..., None]

@@ -1,0 +1,124 @@
+"""Prepared records to batches, each a function of (seed, step), whatever the number of hosts."""
+
+import itertools
+import json
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import grain
+import numpy as np
+
+from jaxcxr.data import images, tokens
+from jaxcxr.errors import UserError
+
+_EPOCHS = 1_000_000_000
+_REMEMBERED = 100_000  # prompts, each of some 500 bytes with its ids
+
+
+def open_records(folder: Path, split: str) -> Sequence[dict[str, Any]]:
+    """Opens a split of a TFDS folder without decoding its images; raises UserError if the split is empty."""
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder_from_directory(str(folder))
+    if split not in builder.info.splits:
+        present = ", ".join(sorted(builder.info.splits))
+        raise UserError(f"{folder}: no records in split {split!r}: it has {present}")
+    return builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
+
+
+def open_split(path: str | Path, split: str) -> Sequence[dict[str, Any]]:
+    """Opens one split of a folder that `jaxcxr prepare` wrote, for random access.
+
+    Records are dicts with `image` (encoded PNG, bytes), `text`, `id`, `patient`, `view` (bytes, UTF-8) and
+    `labels`; `Batches` decodes them.
+
+    Raises:
+      UserError: `path` is not a prepared folder, or it has nothing in this split.
+    """
+    path = Path(path)
+    try:
+        summary = json.loads((path / "summary.json").read_text(encoding="utf-8"))
+        folder = path / summary["records"]
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path}: not a prepared folder: make one with jaxcxr prepare") from error
+    return open_records(folder, split)
+
+
+class Batches:
+    """The batches of one process out of `process_count`, by step.
+
+    Global batch n holds the records at n * batch_size … (n + 1) * batch_size - 1 of an endless order that
+    depends on `seed` alone; process p takes the p-th equal part. Every epoch is another permutation; with
+    `shuffle=False` it is the records' own order, and batch 0 holds the first ones.
+    """
+
+    def __init__(
+        self,
+        source: Sequence[dict[str, Any]],
+        *,
+        tokenizer: Any,
+        seed: int,
+        batch_size: int,
+        process_index: int = 0,
+        process_count: int = 1,
+        shuffle: bool = True,
+    ):
+        if batch_size < 1 or batch_size % process_count:
+            raise UserError(f"batch size {batch_size} is not a multiple of the {process_count} processes")
+        if not 0 <= process_index < process_count:
+            raise UserError(f"process index {process_index} is not below the process count {process_count}")
+        dataset = grain.MapDataset.source(source).seed(seed)
+        if shuffle:
+            dataset = dataset.shuffle()
+        self._records = dataset.repeat(_EPOCHS)
+        self._tokenizer, self._length = tokenizer, tokens.length(tokenizer)
+        self._coded: dict[str, np.ndarray] = {}
+        self._global, self._local = batch_size, batch_size // process_count
+        self._offset = process_index * self._local
+
+    def _read(self, step: int) -> list[dict[str, Any]]:
+        start = step * self._global + self._offset
+        return [self._records[index] for index in range(start, start + self._local)]
+
+    def batch(self, step: int) -> dict[str, np.ndarray]:
+        """Returns `image`, (local batch, S, S, 1) uint8, and `input_ids`, (local batch, length) int32."""
+        records = self._read(step)
+        texts = [as_text(record["text"]) for record in records]
+        return {
+            "image": np.stack([images.decode_png(record["image"]) for record in records]),
+            "input_ids": np.stack(self._encode(texts)),
+        }
+
+    def _encode(self, texts: list[str]) -> list[np.ndarray]:
+        """Returns a row of ids per text, from memory where possible: tokenizing costs more than decoding."""
+        fresh = [text for text in dict.fromkeys(texts) if text not in self._coded]
+        rows = dict(zip(fresh, tokens.encode(self._tokenizer, fresh, self._length), strict=True)) if fresh else {}
+        found = [rows[text] if text in rows else self._coded[text] for text in texts]
+        if len(self._coded) < _REMEMBERED:
+            self._coded.update(rows)
+        return found
+
+    def ids(self, step: int) -> list[str]:
+        """Returns the record ids of `batch(step)`, for messages about it."""
+        return [as_text(record["id"]) for record in self._read(step)]
+
+    def iterate(self, start_step: int = 0, *, workers: int = 2, ahead: int = 4) -> Iterator[dict[str, np.ndarray]]:
+        """Yields batch(start_step), batch(start_step + 1), … read on threads up to `ahead` steps early."""
+        steps = itertools.count(start_step)
+        with ThreadPoolExecutor(workers) as pool:
+            waiting = deque(pool.submit(self.batch, next(steps)) for _ in range(ahead))
+            try:
+                while True:
+                    ready = waiting.popleft()
+                    waiting.append(pool.submit(self.batch, next(steps)))
+                    yield ready.result()
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+
+def as_text(value: str | bytes) -> str:
+    """Returns a text field of a record as a string."""
+    return value.decode() if isinstance(value, bytes) else value

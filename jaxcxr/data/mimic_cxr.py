@@ -1,0 +1,194 @@
+"""MIMIC-CXR-JPG with MIMIC-CXR's reports (physionet.org/content/mimic-cxr-jpg, releases 2.0.0 and 2.1.0)."""
+
+import csv
+import functools
+import gzip
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxcxr.data import reports
+from jaxcxr.data.builder import RadiographBuilder
+from jaxcxr.data.records import (
+    SPLITS,
+    Candidate,
+    Ledger,
+    NotSelected,
+    Rejected,
+    Settings,
+    check_patients,
+    check_view,
+    inside,
+)
+from jaxcxr.errors import UserError
+
+# The tables keep "2.0.0" in their names in release 2.1.0.
+_PREFIX = "mimic-cxr-2.0.0-"
+_ZIP = "mimic-cxr-reports.zip"
+COLUMNS = {
+    "metadata": ("dicom_id", "subject_id", "study_id", "ViewPosition"),
+    "split": ("dicom_id", "study_id", "subject_id", "split"),
+    "chexpert": ("subject_id", "study_id", "No Finding"),
+}
+
+
+class Tree(NamedTuple):
+    """Where the parts of a MIMIC-CXR-JPG tree lie."""
+
+    images: Path  # the folder that holds files/ and the tables
+    tables: dict[str, Path]
+    reports: tuple[Path, ...]  # folders that may hold files/**/s*.txt or the zip
+
+
+def find(source: Path) -> Tree | None:
+    """Finds a tree in `source`, in its mimic-cxr-jpg/<release>, or in a wget mirror of physionet.org.
+
+    Returns None if no table is there; raises UserError naming the missing one if only some are.
+    """
+    tops = [source, source / "physionet.org" / "files"]
+    releases = [folder for top in tops for folder in sorted(top.glob("mimic-cxr-jpg/*"), reverse=True)]
+    for root in [source, *releases]:
+        tables = {kind: path for kind in COLUMNS if (path := _table(root, kind))}
+        if not tables:
+            continue
+        for kind in COLUMNS:
+            if kind not in tables:
+                raise UserError(f"{root}: no {_PREFIX}{kind}.csv.gz: fetch it from the MIMIC-CXR-JPG release")
+        beside = [root.parent.parent, source, *tops]
+        texts = [folder for top in beside for folder in sorted(top.glob("mimic-cxr/*"), reverse=True)]
+        return Tree(root, tables, tuple(dict.fromkeys([root, source, *texts])))
+    return None
+
+
+def _table(root: Path, kind: str) -> Path | None:
+    names = (f"{_PREFIX}{kind}.csv.gz", f"{_PREFIX}{kind}.csv")
+    return next((root / name for name in names if (root / name).is_file()), None)
+
+
+def _rows(path: Path, columns: tuple[str, ...]) -> Iterator[dict[str, str]]:
+    """Reads a table by column name; raises UserError naming the file and the columns that it lacks."""
+    try:
+        opener: Any = gzip.open if path.suffix == ".gz" else open
+        with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
+            table = csv.DictReader(file)
+            missing = [name for name in columns if name not in (table.fieldnames or ())]
+            if missing:
+                raise UserError(f"{path}: no column {', '.join(missing)}; it has {', '.join(table.fieldnames or ())}")
+            for row in table:
+                yield {key: (value or "").strip() for key, value in row.items() if isinstance(key, str)}
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: not a readable table ({type(error).__name__}): fetch it again") from error
+
+
+class ReportStore:
+    """Reads reports from the first place that has them: loose files under the roots, or the zip."""
+
+    def __init__(self, roots: tuple[Path, ...]):
+        self._roots = roots
+        zips = [_open_zip(root / _ZIP) for root in roots if (root / _ZIP).is_file()]
+        self._members = {name: archive for archive in reversed(zips) for name in archive.namelist()}
+
+    def read(self, relative: str) -> str:
+        """Returns a report's text; raises Rejected if it is missing, empty or not UTF-8."""
+        data = None
+        for root in self._roots:
+            try:
+                data = (root / relative).read_bytes()
+                break
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except OSError as error:
+                raise Rejected("unreadable_report", relative) from error
+        if data is None:
+            if relative not in self._members:
+                raise Rejected("missing_report", relative)
+            try:
+                data = self._members[relative].read(relative)
+            except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+                raise Rejected("unreadable_report", relative) from error
+        if not data.strip():
+            raise Rejected("empty_report", relative)
+        try:
+            return data.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise Rejected("report_not_utf8", relative) from error
+
+
+def _open_zip(path: Path) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(path)
+    except zipfile.BadZipFile as error:
+        raise UserError(f"{path}: not a readable zip: fetch it again") from error
+
+
+def _positive_labels(path: Path) -> dict[str, tuple[str, ...]]:
+    """Returns the labels marked 1.0 by study; 0.0, -1.0 (uncertain) and empty are not positive."""
+    ids = ("subject_id", "study_id")
+    return {
+        row["study_id"]: tuple(name for name, v in row.items() if name not in ids and v in ("1", "1.0"))
+        for row in _rows(path, COLUMNS["chexpert"])
+    }
+
+
+class MimicCxr(RadiographBuilder):
+    """Chest radiographs with a section of their report as prompt, in the release's own splits."""
+
+    def candidates(self) -> list[Candidate]:
+        """Lists the metadata table's selected rows; see the base class."""
+        tree = find(self.source)
+        if tree is None:
+            raise UserError(f"{self.source}: no {_PREFIX}metadata.csv.gz: give a MIMIC-CXR-JPG folder")
+        splits: dict[str, str] = {}
+        pairs = set()
+        for row in _rows(tree.tables["split"], COLUMNS["split"]):
+            splits.setdefault(row["dicom_id"], row["split"])
+            pairs.add((row["subject_id"], row["split"]))
+        check_patients(pairs, tree.tables["split"])
+        lister = _Lister(tree, self.settings, splits, _positive_labels(tree.tables["chexpert"]))
+        return list(lister.run(self.ledger))
+
+
+class _Lister:
+    """Turns metadata rows into candidates."""
+
+    def __init__(self, tree: Tree, settings: Settings, splits: dict[str, str], labels: dict[str, tuple[str, ...]]):
+        self.tree, self.settings, self.splits, self.labels = tree, settings, splits, labels
+        self.store = ReportStore(tree.reports)
+        self.seen: set[str] = set()
+
+    def run(self, ledger: Ledger) -> Iterator[Candidate]:
+        for row in _rows(self.tree.tables["metadata"], COLUMNS["metadata"]):
+            try:
+                yield self.candidate(row)
+            except (Rejected, NotSelected) as refusal:
+                ledger.refuse(row["dicom_id"], refusal)
+        for dicom in self.splits.keys() - self.seen:
+            ledger.refuse(dicom, Rejected("not_in_metadata"))
+
+    def candidate(self, row: dict[str, str]) -> Candidate:
+        dicom, subject, study = row["dicom_id"], row["subject_id"], row["study_id"]
+        if dicom in self.seen:
+            raise Rejected("duplicate_id")
+        self.seen.add(dicom)
+        check_view(row["ViewPosition"], self.settings)
+        if self.splits.get(dicom) not in SPLITS:
+            raise Rejected("unknown_split" if dicom in self.splits else "not_in_split_table")
+        study_folder = f"files/p{subject[:2]}/p{subject}/s{study}"
+        report = str(inside(Path(), f"{study_folder}.txt"))
+        return Candidate(
+            id=dicom,
+            split=self.splits[dicom],
+            patient=subject,
+            view=row["ViewPosition"],
+            labels=self.labels.get(study, ()),
+            image=inside(self.tree.images, f"{study_folder}/{dicom}.jpg"),
+            read_text=functools.partial(self.text, report),
+        )
+
+    def text(self, report: str) -> str:
+        found = reports.prompt(self.store.read(report), self.settings.sections)
+        if found is None:
+            raise Rejected("no_usable_section", report)
+        return found

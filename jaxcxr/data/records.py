@@ -1,0 +1,189 @@
+"""What a prepared record is, and the account of what did not become one."""
+
+import dataclasses
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from jaxcxr.data import images
+from jaxcxr.errors import UserError
+
+SPLITS = ("train", "validate", "test")
+
+
+def defaults() -> ConfigDict:
+    """Returns the `data` section of a config with its default values."""
+    config = ConfigDict()
+    config.size = 512
+    config.views = ("PA", "AP")  # empty: every view, also an unstated one
+    config.sections = ("impression", "findings")  # in order of preference
+    config.min_words = 2
+    # One report in twenty of MIMIC-CXR has neither section, so a sound tree is near 0.05.
+    config.max_bad_share = 0.1
+    config.tokenizer = ""  # folder with CLIPTokenizer files; empty: train one on the train split
+    config.tokenizer_vocab = 4096
+    return config
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The checked values of `config.data` that decide what a prepared folder holds."""
+
+    size: int
+    views: tuple[str, ...]
+    sections: tuple[str, ...]
+    min_words: int
+    max_bad_share: float
+    tokenizer: str
+    tokenizer_vocab: int
+
+    @classmethod
+    def from_config(cls, config: ConfigDict) -> "Settings":
+        """Takes these fields from `config.data`, defaults where absent; raises UserError on a bad value."""
+        values: dict[str, Any] = {**defaults(), **{k: config[k] for k in defaults() if k in config}}
+        for key in ("views", "sections"):
+            if isinstance(values[key], str):
+                raise UserError(f"data.{key} is the string {values[key]!r}: give a tuple such as ('{values[key]}',)")
+            values[key] = tuple(values[key])
+        settings = cls(**values)
+        for key, least in (("size", 8), ("min_words", 0)):
+            if getattr(settings, key) < least:
+                raise UserError(f"data.{key} is {getattr(settings, key)}: give at least {least}")
+        if not settings.sections:
+            raise UserError("data.sections is empty: name a report section such as 'impression'")
+        if not 0 <= settings.max_bad_share <= 1:
+            raise UserError(f"data.max_bad_share is {settings.max_bad_share}: give a share from 0 to 1")
+        return settings
+
+
+class Rejected(Exception):
+    """A row that cannot become a record: `reason` is a short key, `detail` never holds report text."""
+
+    def __init__(self, reason: str, detail: str = ""):
+        super().__init__(reason)
+        self.reason, self.detail = reason, detail
+
+
+class NotSelected(Exception):
+    """A sound row that the settings leave out; the message is the reason's key."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """A listed image that has passed selection; `read_text` returns its prompt or raises Rejected."""
+
+    id: str
+    split: str
+    patient: str
+    view: str
+    labels: tuple[str, ...]
+    image: Path
+    read_text: Callable[[], str]
+
+
+class Ledger:
+    """Counts kept, not selected and bad rows, and lists the bad ones."""
+
+    def __init__(self) -> None:
+        self.not_selected: Counter[str] = Counter()
+        self.bad: list[dict[str, str]] = []
+        self.kept: Counter[str] = Counter()
+        self.kept_by: dict[str, dict[str, Counter[str]]] = {"view": {}, "label": {}}
+
+    def refuse(self, identity: str, error: Rejected | NotSelected) -> None:
+        """Books a row as bad or as not selected."""
+        if isinstance(error, NotSelected):
+            self.not_selected[str(error)] += 1
+        else:
+            self.bad.append({"id": identity, "reason": error.reason, "detail": error.detail})
+
+    def keep(self, candidate: Candidate) -> None:
+        """Books a row that became a record."""
+        self.kept[candidate.split] += 1
+        for kind, names in (("view", (candidate.view,)), ("label", candidate.labels)):
+            self.kept_by[kind].setdefault(candidate.split, Counter()).update(names)
+
+    def reasons(self) -> dict[str, int]:
+        """Returns the number of bad rows by reason."""
+        return dict(sorted(Counter(row["reason"] for row in self.bad).items()))
+
+    def bad_share(self) -> float:
+        """Returns bad rows over all rows that the settings did not leave out."""
+        return len(self.bad) / max(1, len(self.bad) + self.kept.total())
+
+    def check(self, source: Path, max_bad_share: float) -> None:
+        """Raises UserError if nothing was kept or too large a share of the rows is bad."""
+        bad = ", ".join(f"{reason} {count}" for reason, count in self.reasons().items()) or "none"
+        left = ", ".join(f"{reason} {count}" for reason, count in sorted(self.not_selected.items())) or "none"
+        if not self.kept:
+            raise UserError(f"{source}: no usable row; bad: {bad}; not selected: {left} (data.views, data.min_words)")
+        if self.bad_share() > max_bad_share:
+            raise UserError(
+                f"{source}: {self.bad_share():.1%} of the rows are bad ({bad}), more than data.max_bad_share "
+                f"{max_bad_share:.1%}: mend the source or raise the limit"
+            )
+
+    def write_quarantine(self, path: Path) -> None:
+        """Writes one JSON line {id, reason, detail} per bad row, in the order of ids."""
+        rows = sorted(self.bad, key=lambda row: (row["id"], row["reason"], row["detail"]))
+        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
+def check_view(view: str, settings: Settings) -> None:
+    """Raises NotSelected if the settings name views and this is none of them."""
+    if settings.views and view not in settings.views:
+        raise NotSelected(f"view {view}" if view else "view empty")
+
+
+def inside(root: Path, relative: str) -> Path:
+    """Joins a path that a table states to its root; raises Rejected if it leads out of the root.
+
+    The check is on the words of the path: links inside a tree, as data stores use them, may lead anywhere.
+    """
+    normal = os.path.normpath(relative)
+    if not relative or "\0" in relative or os.path.isabs(relative) or normal.split(os.sep)[0] == os.pardir:
+        raise Rejected("path_outside_tree")
+    return root / normal
+
+
+def check_patients(pairs: Iterable[tuple[str, str]], table: Path) -> None:
+    """Raises UserError if (patient, split) pairs put a patient into two splits, which leaks test images."""
+    splits: dict[str, set[str]] = {}
+    for patient, split in pairs:
+        splits.setdefault(patient, set()).add(split)
+    crossing = sum(len(found) > 1 for found in splits.values())
+    if crossing:
+        raise UserError(f"{table}: {crossing} patients are in more than one split: put each patient into one split")
+
+
+def make_record(candidate: Candidate, settings: Settings) -> dict[str, Any]:
+    """Reads a candidate's text and image into a record; see `builder.features` for its fields.
+
+    Raises:
+      Rejected: the text or the image is missing or damaged.
+      NotSelected: the prompt has fewer than `min_words` words.
+    """
+    text = candidate.read_text()
+    if len(text.split()) < settings.min_words:
+        raise NotSelected("too few words")
+    try:
+        if candidate.image.stat().st_size == 0:
+            raise Rejected("empty_image", candidate.image.name)
+        image = images.load_square(candidate.image, settings.size)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise Rejected("missing_image", candidate.image.name) from error
+    except (OSError, images.UnreadableImage) as error:
+        raise Rejected("unreadable_image", f"{candidate.image.name}: {error}") from error
+    return {
+        "image": images.encode_png(image),
+        "text": text,
+        "id": candidate.id,
+        "patient": candidate.patient,
+        "view": candidate.view,
+        "labels": list(candidate.labels),
+    }

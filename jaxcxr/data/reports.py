@@ -1,0 +1,74 @@
+"""Radiology reports in MIMIC-CXR's layout: from the text of a report to a prompt.
+
+A header is a newline, exactly one space, capitals and a colon; that is the rule of the section parser that
+MIMIC-CXR's authors publish (github.com/MIT-LCP/mimic-cxr), and the section texts made with it are what the
+literature trains on. Text stripped of its leading spaces is therefore a single section.
+"""
+
+import difflib
+import re
+from collections.abc import Sequence
+
+_HEADER = re.compile(r"\n ([A-Z ()/,-]+):\s")
+_SEPARATOR = re.compile(r"^[ \t]*_{10,}[ \t]*$", re.MULTILINE)
+_BLANK_LINE = "\n \n"
+
+LAST_PARAGRAPH = "last_paragraph"
+
+
+def _name(header: str) -> str:
+    """Maps a header to a section name, folding the plurals, combinations and misspellings seen in reports."""
+    name = " ".join(header.lower().split())
+    words = re.findall(r"[a-z]+", name)
+    for section, spellings in (("impression", ("impression", "conclusion")), ("findings", ("findings",))):
+        if any(difflib.get_close_matches(word, spellings, n=1, cutoff=0.85) for word in words):
+            return section
+    return name
+
+
+def parse(report: str) -> list[tuple[str, str]]:
+    """Splits a report into sections, in the order in which they stand.
+
+    Names are lower case, `preamble` for what precedes the first header and `full report` for a report without
+    one. Empty `impression` and `findings` are dropped. Where neither remains, what follows the first blank
+    line of the last section becomes `last_paragraph`. Bodies are as written; `fold` makes them one line.
+
+    A header that stands on the line directly below an empty header belongs to the body ("FINDINGS:" above
+    "CHEST, PA AND LATERAL: ..."). A line of underscores, which closes an addendum, ends its section.
+    """
+    text = report.replace("\r\n", "\n").replace("\r", "\n") + "\n"
+    header = _HEADER.search(text)
+    if header is None:
+        sections = [("full report", text)]
+    else:
+        sections = [("preamble", text[: header.start()])]
+    while header is not None:
+        following = _HEADER.search(text, max(text.find("\n", header.end()), header.end()))
+        body = text[header.end() : following.start() if following else len(text)]
+        sections.append((_name(header[1]), body))
+        header = following
+
+    remainder = sections[-1][1]
+    sections = [(name, _SEPARATOR.split(body)[0]) for name, body in sections]
+    sections = [(name, body) for name, body in sections if name not in ("impression", "findings") or fold(body)]
+    if not any(name in ("impression", "findings") for name, _ in sections) and _BLANK_LINE in remainder:
+        paragraphs = _SEPARATOR.split(remainder)[-1].split(_BLANK_LINE, 1)
+        sections.append((LAST_PARAGRAPH, paragraphs[-1]))
+    return sections
+
+
+def fold(text: str) -> str:
+    """Puts text on one line and drops the `___` of de-identification, with the brackets it leaves empty."""
+    text = re.sub(r"_{2,}", " ", text)
+    text = re.sub(r"\(\s*\)|\[\s*\]", " ", text)
+    return re.sub(r"\s+([.,;:])", r"\1", re.sub(r"\s+", " ", text)).strip()
+
+
+def prompt(report: str, sections: Sequence[str]) -> str | None:
+    """Returns the first of `sections` that the report has, folded; None if it has none of them.
+
+    Of several sections with one name the last is taken: addenda stand above the report that they amend.
+    `last_paragraph` may be named among `sections`, for reports with neither findings nor impression.
+    """
+    found = dict(parse(report))
+    return next((text for name in sections if (text := fold(found.get(name, "")))), None)

@@ -1,0 +1,146 @@
+"""CLIP tokenizers: load one, train one on prompts, encode prompts."""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxcxr.errors import UserError
+
+BOS, EOS = "<|startoftext|>", "<|endoftext|>"
+LENGTH = 77
+_WORD_END = "</w>"
+# CLIP's pre-tokenization, which CLIPTokenizer applies whatever its vocabulary.
+_WORDS = r"""<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
+_LEAST_VOCAB = 2 * 256 + 2
+
+
+def load(folder: str | Path) -> Any:
+    """Loads a folder of CLIPTokenizer files (`vocab.json` and `merges.txt`, or `tokenizer.json`), offline.
+
+    Raises:
+      UserError: the folder is absent or does not hold a tokenizer.
+    """
+    import transformers
+
+    folder = Path(folder)
+    has_pair = all((folder / name).is_file() for name in ("vocab.json", "merges.txt"))
+    if not (has_pair or (folder / "tokenizer.json").is_file()):
+        raise UserError(f"{folder}: no tokenizer here: give a folder with vocab.json and merges.txt")
+    # Transformers 4 has a slow tokenizer under the plain name; 5 has one tokenizer under both.
+    kind: Any = getattr(transformers, "CLIPTokenizerFast", None) or transformers.CLIPTokenizer
+    try:
+        return kind.from_pretrained(str(folder), local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder}: not a CLIP tokenizer ({type(error).__name__}): its files may be damaged") from error
+
+
+def length(tokenizer: Any) -> int:
+    """Returns the sequence length of a tokenizer, 77 for one that states none."""
+    # A tokenizer without a length carries a huge placeholder.
+    return tokenizer.model_max_length if tokenizer.model_max_length <= 100_000 else LENGTH
+
+
+def encode(tokenizer: Any, texts: Sequence[str], length: int) -> np.ndarray:
+    """Returns (len(texts), length) int32 ids: start, words, end, padding; long texts are cut, not their end id."""
+    coded = tokenizer(list(texts), padding="max_length", truncation=True, max_length=length)
+    return np.asarray(coded["input_ids"], np.int32).reshape(len(texts), length)
+
+
+def train(texts: Iterable[str], vocab_size: int, folder: Path) -> int:
+    """Trains a byte-pair tokenizer on prompts and writes it as CLIPTokenizer files; returns its size.
+
+    Ids are laid out as OpenAI's CLIP has them: the 256 bytes, the same ending a word, the merges by rank, the
+    start and the end id. So any text can be encoded, and the end id, at which CLIP's text encoder pools, is
+    the greatest. A corpus with few words has fewer merges, hence a smaller vocabulary than asked for.
+
+    Raises:
+      UserError: `vocab_size` has no room for the bytes.
+    """
+    if vocab_size < _LEAST_VOCAB:
+        raise UserError(f"data.tokenizer_vocab is {vocab_size}: give at least {_LEAST_VOCAB}, the bytes alone")
+    merges = _learn_merges(texts, vocab_size - _LEAST_VOCAB)
+    symbols = _byte_symbols()
+    names = [*symbols, *(s + _WORD_END for s in symbols), *dict.fromkeys(a + b for a, b in merges), BOS, EOS]
+    vocab = {name: number for number, name in enumerate(names)}
+    folder.mkdir(parents=True, exist_ok=True)
+    _pipeline(vocab, merges).save(str(folder / "tokenizer.json"))
+    lines = ["#version: 0.2", *(f"{a} {b}" for a, b in merges)]
+    (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    special = {"bos_token": BOS, "eos_token": EOS, "pad_token": EOS, "unk_token": EOS}
+    config = {
+        **special,
+        "tokenizer_class": "CLIPTokenizer",
+        "model_max_length": LENGTH,
+        "do_lower_case": True,
+        "add_prefix_space": False,
+        "errors": "replace",
+    }
+    for name, content in (
+        ("vocab.json", vocab),
+        ("special_tokens_map.json", special),
+        ("tokenizer_config.json", config),
+    ):
+        (folder / name).write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    return len(vocab)
+
+
+def _byte_symbols() -> list[str]:
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    return sorted(ByteLevel.alphabet())
+
+
+def _learn_merges(texts: Iterable[str], count: int) -> list[tuple[str, str]]:
+    """Returns up to `count` merges in the order in which they were learnt."""
+    from tokenizers import trainers
+
+    tokenizer = _pipeline(None, [])
+    trainer = trainers.BpeTrainer(
+        # The trainer counts only those word-ending bytes that occur; merges beyond `count` are cut below.
+        vocab_size=_LEAST_VOCAB + count,
+        initial_alphabet=_byte_symbols(),
+        end_of_word_suffix=_WORD_END,
+        min_frequency=2,
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    merges = json.loads(tokenizer.to_str())["model"]["merges"]
+    return [tuple(pair) for pair in merges][:count]
+
+
+def _pipeline(vocab: dict[str, int] | None, merges: list[tuple[str, str]]) -> Any:
+    """Builds CLIP's normalizer, pre-tokenizer, model and template; without a vocabulary, ready to train."""
+    from tokenizers import (
+        AddedToken,
+        Regex,
+        Tokenizer,
+        decoders,
+        models,
+        normalizers,
+        pre_tokenizers,
+        processors,
+    )
+
+    model = models.BPE(vocab=vocab or {}, merges=merges, end_of_word_suffix=_WORD_END, continuing_subword_prefix="")
+    if vocab:
+        model.unk_token = EOS
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_WORDS), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    if vocab:
+        tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in (BOS, EOS)])
+        tokenizer.post_processor = processors.RobertaProcessing(
+            (EOS, vocab[EOS]), (BOS, vocab[BOS]), trim_offsets=False, add_prefix_space=False
+        )
+    return tokenizer

@@ -1,0 +1,173 @@
+"""The three networks of a Stable Diffusion pipeline, with the files that go with them."""
+
+import dataclasses
+import functools
+import json
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxcxr.diffusion.schedule import Schedule
+from jaxcxr.errors import UserError
+from jaxcxr.models.clip import CLIPTextModel
+from jaxcxr.models.named import abstract, named_parameters, with_parameters
+from jaxcxr.models.unet import UNet2DConditionModel
+from jaxcxr.models.vae import AutoencoderKL
+
+NETWORKS: dict[str, type[nnx.Module]] = {
+    "unet": UNet2DConditionModel,
+    "vae": AutoencoderKL,
+    "text_encoder": CLIPTextModel,
+}
+"""The networks by the names of their folders, which begin the names of their parameters."""
+
+_CONFIG_HEADERS: dict[str, dict[str, Any]] = {
+    "unet": {"_class_name": "UNet2DConditionModel", "_diffusers_version": "0.35.0"},
+    "vae": {"_class_name": "AutoencoderKL", "_diffusers_version": "0.35.0"},
+    "text_encoder": {"architectures": ["CLIPTextModel"], "model_type": "clip_text_model", "dtype": "float32"},
+}
+_INDEX: dict[str, tuple[str, str]] = {
+    "scheduler": ("diffusers", "DDIMScheduler"),
+    "text_encoder": ("transformers", "CLIPTextModel"),
+    "tokenizer": ("transformers", "CLIPTokenizer"),
+    "unet": ("diffusers", "UNet2DConditionModel"),
+    "vae": ("diffusers", "AutoencoderKL"),
+}
+
+SCHEDULER_CONFIG = "scheduler/scheduler_config.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class StableDiffusion:
+    """One pipeline, or a part of one.
+
+    Attributes:
+      networks: the networks at hand, by the keys of `NETWORKS`.
+      files: every file of the diffusers folder but the weights, by its path in the folder.
+    """
+
+    networks: dict[str, Any]
+    files: dict[str, bytes]
+
+    @property
+    def unet(self) -> UNet2DConditionModel:
+        """The denoiser; a UserError says so if this checkpoint has none."""
+        return self._network("unet")
+
+    @property
+    def vae(self) -> AutoencoderKL:
+        """The autoencoder; a UserError says so if this checkpoint has none."""
+        return self._network("vae")
+
+    @property
+    def text_encoder(self) -> CLIPTextModel:
+        """The condition's encoder; a UserError says so if this checkpoint has none."""
+        return self._network("text_encoder")
+
+    @functools.cached_property
+    def schedule(self) -> Schedule:
+        """The noise schedule and the sampler's settings, from `scheduler/scheduler_config.json`."""
+        if SCHEDULER_CONFIG not in self.files:
+            raise UserError(f"this checkpoint has no {SCHEDULER_CONFIG}; a whole pipeline is needed here")
+        return Schedule.from_config(json.loads(self.files[SCHEDULER_CONFIG]))
+
+    @functools.cached_property
+    def tokenizer(self) -> Any:
+        """The `transformers` tokenizer made of the folder's `tokenizer/` files."""
+        from transformers import CLIPTokenizer
+
+        files = {name: data for name, data in self.files.items() if name.startswith("tokenizer/")}
+        if not files:
+            raise UserError("this checkpoint has no tokenizer/ folder; a whole pipeline is needed here")
+        with tempfile.TemporaryDirectory() as folder:
+            write_files(Path(folder), files)
+            return CLIPTokenizer.from_pretrained(Path(folder) / "tokenizer")
+
+    def parameters(self) -> dict[str, Any]:
+        """Every parameter by its full name, e.g. `unet.conv_in.kernel`."""
+        return {
+            f"{network}.{name}": value
+            for network, module in self.networks.items()
+            for name, value in named_parameters(module).items()
+        }
+
+    def with_parameters(self, parameters: Mapping[str, Any]) -> "StableDiffusion":
+        """The same pipeline on other weights; usable inside `jax.jit`."""
+        networks = {
+            network: with_parameters(module, _under(parameters, network)) for network, module in self.networks.items()
+        }
+        return StableDiffusion(networks, self.files)
+
+    def _network(self, name: str) -> Any:
+        if name not in self.networks:
+            raise UserError(f"this checkpoint has no {name}; it has {', '.join(self.networks) or 'no network'}")
+        return self.networks[name]
+
+
+def from_files(
+    files: Mapping[str, bytes], dtype: Any = jnp.float32, only: Iterable[str] | None = None
+) -> StableDiffusion:
+    """The pipeline that a folder's config files describe, its parameters shapes only (no memory)."""
+    networks = {}
+    for name, network in NETWORKS.items():
+        config = files.get(f"{name}/config.json")
+        if config is not None and (only is None or name in only):
+            networks[name] = abstract(network, json.loads(config), dtype)
+    return StableDiffusion(networks, dict(files))
+
+
+def initialize(pipeline: StableDiffusion, key: jax.Array) -> dict[str, jax.Array]:
+    """Fresh random parameters for every network of `pipeline`, by full name; float32."""
+    parameters = {}
+    for name, module in pipeline.networks.items():
+        rngs = nnx.Rngs(params=jax.random.fold_in(key, list(NETWORKS).index(name)))
+
+        @jax.jit
+        def fresh(rngs, network=NETWORKS[name], config=module.config):
+            return named_parameters(network(config, rngs=rngs))
+
+        parameters |= {f"{name}.{leaf}": value for leaf, value in fresh(rngs).items()}
+    return parameters
+
+
+def network_config(name: str, architecture: Mapping[str, Any]) -> bytes:
+    """The `config.json` of a network that a run config describes."""
+    return _json({**_CONFIG_HEADERS[name], **architecture})
+
+
+def model_index(files: Iterable[str]) -> bytes:
+    """The `model_index.json` that lets diffusers load a folder of these files as a pipeline."""
+    folders = {name.split("/")[0] for name in files}
+    absent: tuple[None, None] = (None, None)
+    return _json(
+        {
+            "_class_name": "StableDiffusionPipeline",
+            "_diffusers_version": "0.35.0",
+            "feature_extractor": absent,
+            "requires_safety_checker": False,
+            "safety_checker": absent,
+            **{part: library if part in folders else absent for part, library in _INDEX.items()},
+        }
+    )
+
+
+def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Writes `files` (relative path -> content) under `folder`."""
+    for name, data in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+
+
+def _under(parameters: Mapping[str, Any], network: str) -> dict[str, Any]:
+    prefix = network + "."
+    return {name.removeprefix(prefix): value for name, value in parameters.items() if name.startswith(prefix)}
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=2) + "\n").encode()

@@ -1,0 +1,20 @@
+"""The networks, as pure Flax NNX modules: no input or output, no sharding, no training."""
+
+from jaxcxr.models.clip import CLIPTextModel
+from jaxcxr.models.config import AutoencoderKLConfig, CLIPTextConfig, UNet2DConditionConfig
+from jaxcxr.models.named import abstract, named_parameters, with_parameters
+from jaxcxr.models.unet import UNet2DConditionModel
+from jaxcxr.models.vae import AutoencoderKL, split_moments
+
+__all__ = [
+    "AutoencoderKL",
+    "AutoencoderKLConfig",
+    "CLIPTextConfig",
+    "CLIPTextModel",
+    "UNet2DConditionConfig",
+    "UNet2DConditionModel",
+    "abstract",
+    "named_parameters",
+    "split_moments",
+    "with_parameters",
+]

@@ -1,0 +1,222 @@
+"""Attention: the kernel, and the transformer blocks built on it."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+from jaxcxr.models.layers import Identity, conv, group_norm, layer_norm, linear
+
+
+def attention(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    *,
+    mask: jax.Array | None = None,
+    causal: bool = False,
+) -> jax.Array:
+    """Scaled dot-product attention (arXiv 1706.03762), the one place that picks a kernel.
+
+    Scores and softmax are float32 whatever the inputs' dtype, which is what `upcast_attention` of a
+    diffusers configuration asks for; a kernel that cannot do that may not be picked here.
+
+    Args:
+        query: `(B, Lq, heads, head_dim)`.
+        key: `(B, Lk, heads, head_dim)`.
+        value: `(B, Lk, heads, head_dim)`.
+        mask: boolean, broadcastable to `(B, heads, Lq, Lk)`; True where a query may look.
+        causal: whether a query sees only the keys up to its own position.
+
+    Returns:
+        `(B, Lq, heads, head_dim)` in the dtype of `query`.
+    """
+    return jax.nn.dot_product_attention(
+        query, key, value, mask=mask, is_causal=causal, implementation="xla"
+    )
+
+
+class Attention(nnx.Module):
+    """Multi-head attention from tokens to themselves or to a context."""
+
+    def __init__(
+        self,
+        query_dim: int,
+        *,
+        heads: int,
+        head_dim: int,
+        context_dim: int | None = None,
+        bias: bool = False,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ):
+        self.heads = heads
+        inner_dim = heads * head_dim
+        context_dim = context_dim or query_dim
+        self.to_q = linear(query_dim, inner_dim, bias=bias, dtype=dtype, rngs=rngs)
+        self.to_k = linear(context_dim, inner_dim, bias=bias, dtype=dtype, rngs=rngs)
+        self.to_v = linear(context_dim, inner_dim, bias=bias, dtype=dtype, rngs=rngs)
+        self.to_out = nnx.List([linear(inner_dim, query_dim, dtype=dtype, rngs=rngs)])
+
+    def _split_heads(self, tokens: jax.Array) -> jax.Array:
+        return tokens.reshape(*tokens.shape[:-1], self.heads, -1)
+
+    def __call__(self, hidden_states: jax.Array, context: jax.Array | None = None) -> jax.Array:
+        """`(B, L, query_dim)`, looking at `(B, Lc, context_dim)` or at itself, to `(B, L, query_dim)`."""
+        context = hidden_states if context is None else context
+        mixed = attention(
+            self._split_heads(self.to_q(hidden_states)),
+            self._split_heads(self.to_k(context)),
+            self._split_heads(self.to_v(context)),
+        )
+        return self.to_out[0](mixed.reshape(*mixed.shape[:-2], -1))
+
+
+class SelfAttention2D(Attention):
+    """Self-attention between the pixels of a normalized image, added to the image."""
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        head_dim: int,
+        groups: int,
+        epsilon: float,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(
+            channels, heads=channels // head_dim, head_dim=head_dim, bias=True, dtype=dtype, rngs=rngs
+        )
+        self.group_norm = group_norm(channels, groups, epsilon=epsilon, dtype=dtype, rngs=rngs)
+
+    def __call__(self, hidden_states: jax.Array, context: jax.Array | None = None) -> jax.Array:
+        """`(B, H, W, C) -> (B, H, W, C)`; `context` is accepted, as by its sibling, and not looked at."""
+        batch, _, _, channels = hidden_states.shape
+        tokens = self.group_norm(hidden_states).reshape(batch, -1, channels)
+        return super().__call__(tokens).reshape(hidden_states.shape) + hidden_states
+
+
+class GEGLU(nnx.Module):
+    """A gated linear unit with GELU (arXiv 2002.05202): `(..., dim_in) -> (..., dim_out)`."""
+
+    def __init__(self, dim_in: int, dim_out: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
+        self.proj = linear(dim_in, 2 * dim_out, dtype=dtype, rngs=rngs)
+
+    def __call__(self, hidden_states: jax.Array) -> jax.Array:
+        """Returns the value half times the GELU of the gate half."""
+        value, gate = jnp.split(self.proj(hidden_states), 2, axis=-1)
+        return value * nnx.gelu(gate, approximate=False)
+
+
+class FeedForward(nnx.Module):
+    """The transformer's two-layer perceptron, four times as wide inside."""
+
+    def __init__(self, dim: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
+        self.net = nnx.List(
+            [
+                GEGLU(dim, 4 * dim, dtype=dtype, rngs=rngs),
+                Identity(),
+                linear(4 * dim, dim, dtype=dtype, rngs=rngs),
+            ]
+        )
+
+    def __call__(self, hidden_states: jax.Array) -> jax.Array:
+        """`(B, L, dim) -> (B, L, dim)`."""
+        for layer in self.net:
+            hidden_states = layer(hidden_states)
+        return hidden_states
+
+
+class BasicTransformerBlock(nnx.Module):
+    """Self-attention, cross-attention and a perceptron, each normalized before and added after."""
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        heads: int,
+        context_dim: int,
+        only_cross_attention: bool,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ):
+        self.only_cross_attention = only_cross_attention
+        head_dim = dim // heads
+        self.norm1 = layer_norm(dim, dtype=dtype, rngs=rngs)
+        self.attn1 = Attention(
+            dim,
+            heads=heads,
+            head_dim=head_dim,
+            context_dim=context_dim if only_cross_attention else None,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.norm2 = layer_norm(dim, dtype=dtype, rngs=rngs)
+        self.attn2 = Attention(
+            dim, heads=heads, head_dim=head_dim, context_dim=context_dim, dtype=dtype, rngs=rngs
+        )
+        self.norm3 = layer_norm(dim, dtype=dtype, rngs=rngs)
+        self.ff = FeedForward(dim, dtype=dtype, rngs=rngs)
+
+    def __call__(self, hidden_states: jax.Array, context: jax.Array) -> jax.Array:
+        """`(B, L, dim)` and `(B, Lc, context_dim)` to `(B, L, dim)`."""
+        first_context = context if self.only_cross_attention else None
+        hidden_states = hidden_states + self.attn1(self.norm1(hidden_states), first_context)
+        hidden_states = hidden_states + self.attn2(self.norm2(hidden_states), context)
+        return hidden_states + self.ff(self.norm3(hidden_states))
+
+
+class Transformer2DModel(nnx.Module):
+    """Transformer blocks over the pixels of an image, added to it (arXiv 2112.10752).
+
+    The projections in and out are 1×1 convolutions or, with `use_linear_projection`, dense layers: the
+    same map under a kernel of another shape.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        heads: int,
+        num_layers: int,
+        context_dim: int,
+        groups: int,
+        use_linear_projection: bool,
+        only_cross_attention: bool,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ):
+        # As in diffusers, heads that do not divide the channels leave the remainder out.
+        inner_dim = heads * (channels // heads)
+
+        def projection(features_in: int, features_out: int) -> nnx.Module:
+            if use_linear_projection:
+                return linear(features_in, features_out, dtype=dtype, rngs=rngs)
+            return conv(features_in, features_out, 1, dtype=dtype, rngs=rngs)
+
+        self.norm = group_norm(channels, groups, epsilon=1e-6, dtype=dtype, rngs=rngs)
+        self.proj_in = projection(channels, inner_dim)
+        self.transformer_blocks = nnx.List(
+            BasicTransformerBlock(
+                inner_dim,
+                heads=heads,
+                context_dim=context_dim,
+                only_cross_attention=only_cross_attention,
+                dtype=dtype,
+                rngs=rngs,
+            )
+            for _ in range(num_layers)
+        )
+        self.proj_out = projection(inner_dim, channels)
+
+    def __call__(self, hidden_states: jax.Array, context: jax.Array) -> jax.Array:
+        """`(B, H, W, C)` and `(B, Lc, context_dim)` to `(B, H, W, C)`."""
+        batch, height, width, _ = hidden_states.shape
+        projected = self.proj_in(self.norm(hidden_states))
+        tokens = projected.reshape(batch, height * width, -1)
+        for block in self.transformer_blocks:
+            tokens = block(tokens, context)
+        return self.proj_out(tokens.reshape(projected.shape)) + hidden_states

@@ -1,0 +1,227 @@
+"""Configurations of the networks, under the names diffusers and transformers write to `config.json`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
+
+from jaxcxr.errors import UserError
+
+
+def _frozen(value: Any) -> Any:
+    """JSON lists as tuples, so that a configuration is hashable and can be static under `jax.jit`."""
+    return tuple(_frozen(item) for item in value) if isinstance(value, list | tuple) else value
+
+
+@dataclasses.dataclass(frozen=True)
+class _Config:
+    """The fields a network reads; subclasses say what it tolerates besides them.
+
+    `only` maps a key that asks for an architecture variant to the values that ask for none of it;
+    `ignored` lists keys that do not touch the architecture.
+    """
+
+    only: ClassVar[dict[str, tuple]] = {}
+    ignored: ClassVar[frozenset[str]] = frozenset()
+
+    @classmethod
+    def from_dict(cls, config: Mapping[str, Any] | Self) -> Self:
+        """Reads a `config.json`; absent keys take the library's default, keys with a leading `_` are ignored.
+
+        Raises:
+            UserError: a key is unknown, or its value asks for something that is not implemented.
+        """
+        if isinstance(config, cls):
+            return config
+        names = {field.name for field in dataclasses.fields(cls)}
+        kept = {}
+        for key, raw in config.items():
+            value = _frozen(raw)
+            if key in cls.only and value not in cls.only[key]:
+                raise UserError(f"{cls.__name__}: {key} = {raw!r} is not supported (only {cls.only[key]})")
+            if key in names:
+                kept[key] = value
+            elif not (key.startswith("_") or key in cls.only or key in cls.ignored):
+                raise UserError(f"{cls.__name__}: unknown key {key} = {raw!r}; remove it or check its spelling")
+        return cls(**kept)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain values, ready for `config.json`."""
+        return {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in dataclasses.asdict(self).items()
+        }
+
+    def _refuse(self, key: str, why: str) -> None:
+        raise UserError(f"{type(self).__name__}: {key} = {getattr(self, key)!r} {why}")
+
+    def _divides(self, key: str, channels: tuple[int, ...]) -> None:
+        divisor = getattr(self, key)
+        if not isinstance(divisor, int) or divisor < 1 or any(width % divisor for width in channels):
+            self._refuse(key, f"must be a whole number that divides every one of {channels}")
+
+
+@dataclasses.dataclass(frozen=True)
+class UNet2DConditionConfig(_Config):
+    """Configuration of `UNet2DConditionModel`, with the defaults of diffusers."""
+
+    sample_size: int | tuple[int, int] | None = None
+    in_channels: int = 4
+    out_channels: int = 4
+    center_input_sample: bool = False
+    flip_sin_to_cos: bool = True
+    freq_shift: int = 0
+    down_block_types: tuple[str, ...] = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
+    mid_block_type: str = "UNetMidBlock2DCrossAttn"
+    up_block_types: tuple[str, ...] = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
+    only_cross_attention: bool | tuple[bool, ...] = False
+    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    layers_per_block: int | tuple[int, ...] = 2
+    downsample_padding: int = 1
+    mid_block_scale_factor: float = 1.0
+    act_fn: str = "silu"
+    norm_num_groups: int = 32
+    norm_eps: float = 1e-5
+    cross_attention_dim: int | tuple[int, ...] = 1280
+    transformer_layers_per_block: int | tuple[int, ...] = 1
+    encoder_hid_dim: int | None = None
+    encoder_hid_dim_type: str | None = None
+    attention_head_dim: int | tuple[int, ...] = 8
+    use_linear_projection: bool = False
+    num_class_embeds: int | None = None
+    upcast_attention: bool = False
+    resnet_time_scale_shift: str = "default"
+    time_embedding_dim: int | None = None
+    conv_in_kernel: int = 3
+    conv_out_kernel: int = 3
+
+    only: ClassVar[dict[str, tuple]] = {
+        "mid_block_type": ("UNetMidBlock2DCrossAttn", "UNetMidBlock2D"),
+        "downsample_padding": (0, 1),
+        "act_fn": ("silu", "swish"),
+        "encoder_hid_dim_type": (None, "text_proj"),
+        "resnet_time_scale_shift": ("default", "scale_shift"),
+        "dropout": (0.0,),
+        "dual_cross_attention": (False,),
+        "num_attention_heads": (None,),
+        "class_embed_type": (None,),
+        "class_embeddings_concat": (False,),
+        "projection_class_embeddings_input_dim": (None,),
+        "reverse_transformer_layers_per_block": (None,),
+        "addition_embed_type": (None,),
+        "addition_time_embed_dim": (None,),
+        "resnet_skip_time_act": (False,),
+        "resnet_out_scale_factor": (1.0,),
+        "time_embedding_type": ("positional",),
+        "time_embedding_act_fn": (None,),
+        "timestep_post_act": (None,),
+        "time_cond_proj_dim": (None,),
+        "attention_type": ("default",),
+        "mid_block_only_cross_attention": (None, False),
+        "cross_attention_norm": (None,),
+    }
+    ignored: ClassVar[frozenset[str]] = frozenset({"addition_embed_type_num_heads"})
+
+    def __post_init__(self) -> None:
+        for key, suffix in (("down_block_types", "DownBlock2D"), ("up_block_types", "UpBlock2D")):
+            known = {suffix, f"CrossAttn{suffix}", f"Attn{suffix}"}
+            if not set(getattr(self, key)) <= known:
+                self._refuse(key, f"is not supported (only {sorted(known)})")
+        levels = len(self.block_out_channels)
+        for key in (
+            "down_block_types",
+            "up_block_types",
+            "only_cross_attention",
+            "layers_per_block",
+            "cross_attention_dim",
+            "transformer_layers_per_block",
+            "attention_head_dim",
+        ):
+            value = getattr(self, key)
+            if isinstance(value, tuple) and len(value) != levels:
+                self._refuse(key, f"must have as many items as block_out_channels, {levels}")
+            if value is None or (isinstance(value, tuple) and any(isinstance(v, tuple | None) for v in value)):
+                self._refuse(key, "is not supported (only one value, or one per block)")
+        self._divides("norm_num_groups", self.block_out_channels)
+
+    def per_block(self, key: str) -> tuple:
+        """The values of `key` for every down block, from the outermost inwards."""
+        value = getattr(self, key)
+        return value if isinstance(value, tuple) else (value,) * len(self.block_out_channels)
+
+    @property
+    def time_embed_dim(self) -> int:
+        """Width of the time embedding, four times the outermost block unless `time_embedding_dim` says so."""
+        return self.time_embedding_dim or 4 * self.block_out_channels[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class AutoencoderKLConfig(_Config):
+    """Configuration of `AutoencoderKL`, with the defaults of diffusers."""
+
+    in_channels: int = 3
+    out_channels: int = 3
+    down_block_types: tuple[str, ...] = ("DownEncoderBlock2D",)
+    up_block_types: tuple[str, ...] = ("UpDecoderBlock2D",)
+    block_out_channels: tuple[int, ...] = (64,)
+    layers_per_block: int = 1
+    act_fn: str = "silu"
+    latent_channels: int = 4
+    norm_num_groups: int = 32
+    sample_size: int | tuple[int, int] = 32
+    scaling_factor: float = 0.18215
+    shift_factor: float | None = None
+    latents_mean: tuple[float, ...] | None = None
+    latents_std: tuple[float, ...] | None = None
+    force_upcast: bool = True
+    use_quant_conv: bool = True
+    use_post_quant_conv: bool = True
+    mid_block_add_attention: bool = True
+
+    only: ClassVar[dict[str, tuple]] = {"act_fn": ("silu", "swish")}
+
+    def __post_init__(self) -> None:
+        levels = len(self.block_out_channels)
+        for key, known in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
+            if getattr(self, key) != (known,) * levels:
+                self._refuse(key, f"is not supported (only {known}, one for each of block_out_channels)")
+        self._divides("norm_num_groups", self.block_out_channels)
+
+
+@dataclasses.dataclass(frozen=True)
+class CLIPTextConfig(_Config):
+    """Configuration of `CLIPTextModel`, with the defaults of transformers."""
+
+    vocab_size: int = 49408
+    hidden_size: int = 512
+    intermediate_size: int = 2048
+    projection_dim: int | None = 512
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 8
+    max_position_embeddings: int = 77
+    hidden_act: str = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+    initializer_range: float = 0.02
+    initializer_factor: float = 1.0
+    pad_token_id: int | None = 1
+    bos_token_id: int | None = 49406
+    eos_token_id: int | None = 49407
+
+    only: ClassVar[dict[str, tuple]] = {
+        "hidden_act": ("quick_gelu", "gelu"),
+        "attention_dropout": (0.0,),
+        "model_type": ("clip_text_model", "clip"),
+        "is_decoder": (False,),
+        "add_cross_attention": (False,),
+        "pruned_heads": ({},),
+    }
+    # What `PretrainedConfig` of transformers 4 and 5 writes for every model.
+    ignored: ClassVar[frozenset[str]] = frozenset(
+        "architectures chunk_size_feed_forward dropout dtype id2label label2id name_or_path output_attentions "
+        "output_hidden_states problem_type return_dict tie_encoder_decoder tie_word_embeddings torch_dtype "
+        "torchscript transformers_version use_bfloat16 use_cache".split()
+    )
+
+    def __post_init__(self) -> None:
+        self._divides("num_attention_heads", (self.hidden_size,))

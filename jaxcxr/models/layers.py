@@ -1,0 +1,192 @@
+"""The layers that the U-Net and the autoencoder are made of. Images are NHWC throughout.
+
+Parameters are float32 whatever the compute `dtype`. Kernels start as PyTorch starts them, uniform within
+±1/sqrt(fan_in); biases start at zero, where PyTorch draws them from the same range.
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+from jaxcxr.errors import UserError
+
+torch_kernel_init = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+def linear(
+    in_features: int, out_features: int, *, bias: bool = True, dtype: DTypeLike, rngs: nnx.Rngs
+) -> nnx.Linear:
+    """A dense layer `(..., in_features) -> (..., out_features)` with PyTorch's initial kernel."""
+    return nnx.Linear(
+        in_features, out_features, use_bias=bias, kernel_init=torch_kernel_init, dtype=dtype, rngs=rngs
+    )
+
+
+def conv(
+    in_channels: int,
+    out_channels: int,
+    kernel_size: int = 3,
+    *,
+    stride: int = 1,
+    padding: tuple[int, int] | None = None,
+    dtype: DTypeLike,
+    rngs: nnx.Rngs,
+) -> nnx.Conv:
+    """A 2D convolution `(B, H, W, in) -> (B, H', W', out)`; `padding` is (before, after) on both axes."""
+    before, after = padding if padding is not None else ((kernel_size - 1) // 2,) * 2
+    return nnx.Conv(
+        in_channels,
+        out_channels,
+        (kernel_size, kernel_size),
+        strides=stride,
+        padding=((before, after), (before, after)),
+        kernel_init=torch_kernel_init,
+        dtype=dtype,
+        rngs=rngs,
+    )
+
+
+def group_norm(
+    channels: int, num_groups: int, *, epsilon: float, dtype: DTypeLike, rngs: nnx.Rngs
+) -> nnx.GroupNorm:
+    """Group normalization (arXiv 1803.08494) with float32 statistics."""
+    # The one-pass variance E[x²] - E[x]² cancels when a group's mean is large beside its spread.
+    return nnx.GroupNorm(
+        channels, num_groups, epsilon=epsilon, use_fast_variance=False, dtype=dtype, rngs=rngs
+    )
+
+
+def layer_norm(
+    features: int, *, epsilon: float = 1e-5, dtype: DTypeLike, rngs: nnx.Rngs
+) -> nnx.LayerNorm:
+    """Layer normalization (arXiv 1607.06450) with float32 statistics."""
+    return nnx.LayerNorm(features, epsilon=epsilon, use_fast_variance=False, dtype=dtype, rngs=rngs)
+
+
+class Identity(nnx.Module):
+    """Holds the place of a layer without parameters, so that the indices after it are diffusers'."""
+
+    def __call__(self, hidden_states: jax.Array, *_: jax.Array | None) -> jax.Array:
+        """Returns `hidden_states` as it is."""
+        return hidden_states
+
+
+def timestep_embedding(
+    timesteps: jax.Array, dim: int, *, flip_sin_to_cos: bool, freq_shift: float
+) -> jax.Array:
+    """Sinusoidal features of the timesteps (arXiv 2006.11239): `(B,) -> (B, dim)`, float32."""
+    half = dim // 2
+    frequencies = jnp.exp(-math.log(10_000) * jnp.arange(half, dtype=jnp.float32) / (half - freq_shift))
+    angles = timesteps.astype(jnp.float32)[:, None] * frequencies
+    waves = (jnp.cos(angles), jnp.sin(angles)) if flip_sin_to_cos else (jnp.sin(angles), jnp.cos(angles))
+    return jnp.pad(jnp.concatenate(waves, axis=-1), ((0, 0), (0, dim % 2)))
+
+
+class TimestepEmbedding(nnx.Module):
+    """Two dense layers on the sinusoidal features: `(B, in_channels) -> (B, time_embed_dim)`."""
+
+    def __init__(self, in_channels: int, time_embed_dim: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
+        self.linear_1 = linear(in_channels, time_embed_dim, dtype=dtype, rngs=rngs)
+        self.linear_2 = linear(time_embed_dim, time_embed_dim, dtype=dtype, rngs=rngs)
+
+    def __call__(self, sample: jax.Array) -> jax.Array:
+        """Returns the embedding `(B, time_embed_dim)`."""
+        return self.linear_2(nnx.silu(self.linear_1(sample)))
+
+
+class ResnetBlock2D(nnx.Module):
+    """Two normalized convolutions beside a shortcut, shifted (and scaled) by the time embedding.
+
+    `time_scale_shift` is "default" (the embedding is added before the second norm) or "scale_shift"
+    (it scales and shifts after it, arXiv 2102.09672); without `temb_channels` there is no embedding.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        temb_channels: int | None = None,
+        groups: int,
+        epsilon: float,
+        time_scale_shift: str = "default",
+        output_scale_factor: float = 1.0,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+    ):
+        self.scale_shift = time_scale_shift == "scale_shift"
+        self.output_scale_factor = output_scale_factor
+        self.norm1 = group_norm(in_channels, groups, epsilon=epsilon, dtype=dtype, rngs=rngs)
+        self.conv1 = conv(in_channels, out_channels, dtype=dtype, rngs=rngs)
+        self.time_emb_proj = (
+            linear(temb_channels, out_channels * (1 + self.scale_shift), dtype=dtype, rngs=rngs)
+            if temb_channels
+            else None
+        )
+        self.norm2 = group_norm(out_channels, groups, epsilon=epsilon, dtype=dtype, rngs=rngs)
+        self.conv2 = conv(out_channels, out_channels, dtype=dtype, rngs=rngs)
+        self.conv_shortcut = (
+            conv(in_channels, out_channels, 1, dtype=dtype, rngs=rngs)
+            if in_channels != out_channels
+            else None
+        )
+
+    def __call__(self, hidden_states: jax.Array, temb: jax.Array | None = None) -> jax.Array:
+        """`(B, H, W, in)` and `(B, temb_channels)` to `(B, H, W, out)`."""
+        shortcut = hidden_states if self.conv_shortcut is None else self.conv_shortcut(hidden_states)
+        hidden_states = self.conv1(nnx.silu(self.norm1(hidden_states)))
+        if self.time_emb_proj is None:
+            hidden_states = self.norm2(hidden_states)
+        else:
+            shift = self.time_emb_proj(nnx.silu(temb))[:, None, None, :]
+            if self.scale_shift:
+                scale, shift = jnp.split(shift, 2, axis=-1)
+                hidden_states = self.norm2(hidden_states) * (1 + scale) + shift
+            else:
+                hidden_states = self.norm2(hidden_states + shift)
+        hidden_states = self.conv2(nnx.silu(hidden_states))
+        return (shortcut + hidden_states) / self.output_scale_factor
+
+
+class Downsample2D(nnx.Module):
+    """A convolution of stride 2; padding 0 stands for diffusers' one row and column at the far edges."""
+
+    def __init__(self, channels: int, *, padding: int, dtype: DTypeLike, rngs: nnx.Rngs):
+        edges = (padding, padding) if padding else (0, 1)
+        self.conv = conv(channels, channels, stride=2, padding=edges, dtype=dtype, rngs=rngs)
+
+    def __call__(self, hidden_states: jax.Array) -> jax.Array:
+        """`(B, H, W, C) -> (B, ⌈H/2⌉, ⌈W/2⌉, C)` (rounded down with padding 0)."""
+        return self.conv(hidden_states)
+
+
+class Upsample2D(nnx.Module):
+    """Nearest-neighbour doubling and a convolution."""
+
+    def __init__(self, channels: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
+        self.conv = conv(channels, channels, dtype=dtype, rngs=rngs)
+
+    def __call__(self, hidden_states: jax.Array, size: tuple[int, int] | None = None) -> jax.Array:
+        """`(B, H, W, C) -> (B, 2H, 2W, C)`, or `size` where an odd size was halved on the way down.
+
+        Raises:
+            UserError: `size` is more than double, as after an unpadded halving of an odd size.
+        """
+        batch, height, width, channels = hidden_states.shape
+        # A broadcast: its gradient is a plain sum, where that of `jax.image.resize` is a scatter.
+        doubled = jnp.broadcast_to(
+            hidden_states[:, :, None, :, None, :], (batch, height, 2, width, 2, channels)
+        ).reshape(batch, 2 * height, 2 * width, channels)
+        if size is not None:
+            if size[0] > 2 * height or size[1] > 2 * width:
+                raise UserError(
+                    f"latent size {size} cannot be halved and doubled again; use even sizes or downsample_padding 1"
+                )
+            # Nearest-neighbour from n to 2n-1 is the doubled image less its last row.
+            doubled = doubled[:, : size[0], : size[1]]
+        return self.conv(doubled)

@@ -1,0 +1,60 @@
+"""A network's parameters as a flat dictionary under their names in a checkpoint.
+
+The name is the path through the module, dotted, with Flax's name for the leaf:
+`down_blocks.0.resnets.0.conv1.kernel`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+from jaxcxr.errors import UserError
+
+M = TypeVar("M", bound=nnx.Module)
+
+
+def _named(state: nnx.State) -> dict[str, nnx.Variable]:
+    return {".".join(map(str, path)): variable for path, variable in nnx.to_flat_state(state)}
+
+
+def named_parameters(module: nnx.Module) -> dict[str, Any]:
+    """Every parameter of `module` by name, in an order that depends on the architecture alone.
+
+    The values are arrays, or `jax.ShapeDtypeStruct` where the module is abstract.
+    """
+    return {name: variable.get_value() for name, variable in _named(nnx.state(module, nnx.Param)).items()}
+
+
+def with_parameters(module: M, params: Mapping[str, jax.Array]) -> M:
+    """A module like `module` that computes with `params`; `module` itself, which may be abstract, is untouched.
+
+    Pure, so it may be called under `jax.jit`, `jax.grad` and the like.
+
+    Raises:
+        UserError: a parameter is missing, unexpected or of another shape.
+    """
+    graphdef, state = nnx.split(module)
+    own = _named(state)
+    if missing := [name for name in own if name not in params]:
+        raise UserError(f"{len(missing)} parameters are missing, the first is {missing[0]}")
+    if unexpected := [name for name in params if name not in own]:
+        raise UserError(f"{len(unexpected)} parameters are unexpected, the first is {unexpected[0]}")
+    leaves = []
+    for path, variable in nnx.to_flat_state(state):
+        name = ".".join(map(str, path))
+        value, expected = params[name], variable.get_value().shape
+        if value.shape != expected:
+            raise UserError(f"{name} has shape {tuple(value.shape)}, expected {tuple(expected)}")
+        leaves.append((path, variable.replace(value)))
+    return nnx.merge(graphdef, nnx.from_flat_state(leaves))
+
+
+def abstract(cls: type[M], config: Any, dtype: DTypeLike = jnp.float32) -> M:
+    """`cls(config, dtype=dtype)` with shapes in place of arrays: nothing is allocated."""
+    return nnx.eval_shape(lambda: cls(config, dtype=dtype, rngs=nnx.Rngs(0)))  # type: ignore[call-arg]

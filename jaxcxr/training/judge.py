@@ -1,0 +1,102 @@
+"""How a run is judged on its way: a validation loss and a sheet of pictures, the same noise each time."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+from PIL import Image
+
+from jaxcxr.data import tokens
+from jaxcxr.data.loader import Batches, open_split
+from jaxcxr.diffusion.sampling import ddim
+from jaxcxr.generate import initial_noise, latent_shape, make_generate, to_gray
+from jaxcxr.interop.pipeline import StableDiffusion
+from jaxcxr.models.vae import split_moments
+from jaxcxr.parallel import mesh as meshes
+from jaxcxr.training.objectives import Loss, normalize
+
+
+class Judge:
+    """Judges weights on the validation split, by the run's own loss and by eye.
+
+    The training loss of diffusion is flat and noisy, because timestep and noise decide most of it; with both
+    fixed, as here, the loss of two moments of a run can be compared.
+    """
+
+    def __init__(self, pipeline: StableDiffusion, loss: Loss, config: ConfigDict, mesh: Mesh, tokenizer: Any):
+        self._config, self._mesh = config, mesh
+        validation = Batches(
+            open_split(config.data.path, "validate"),
+            tokenizer=tokenizer,
+            seed=config.seed,
+            batch_size=config.batch_size,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            shuffle=False,
+        )
+        self._batches = [validation.batch(step) for step in range(config.eval_batches)]
+        self._loss = jax.jit(loss)
+        diffusion = config.objective.name == "diffusion"
+        self._draw = _prompted(pipeline, config) if diffusion else _reconstructed(pipeline, self._batches[0])
+
+    def validate(self, parameters: Mapping[str, jax.Array]) -> dict[str, float]:
+        """The mean loss over the validation batches, each under its own fixed key."""
+        key = jax.random.key(self._config.seed)
+        losses = [
+            self._loss(parameters, meshes.to_global(batch, self._mesh), jax.random.fold_in(key, index))[0]
+            for index, batch in enumerate(self._batches)
+        ]
+        return {"validation_loss": float(jnp.stack(losses).mean())}
+
+    def picture(self, parameters: Mapping[str, jax.Array], path: Path) -> np.ndarray:
+        """Draws the sheet, uint8 (H, W), and writes it to `path` from the first process."""
+        sheet = self._draw(parameters)
+        if jax.process_index() == 0:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(sheet).save(path)
+        return sheet
+
+
+def tile(pictures: np.ndarray, columns: int) -> np.ndarray:
+    """uint8 (N, H, W) -> one picture, `columns` across, row by row."""
+    rows = -(-len(pictures) // columns)
+    pictures = np.pad(pictures, ((0, rows * columns - len(pictures)), (0, 0), (0, 0)))
+    height, width = pictures.shape[1:]
+    return pictures.reshape(rows, columns, height, width).swapaxes(1, 2).reshape(rows * height, columns * width)
+
+
+def _prompted(pipeline: StableDiffusion, config: ConfigDict):
+    """Pictures of the fixed prompts, a row a prompt, the same noise in every row."""
+    samples = config.samples
+    generate = make_generate(pipeline, ddim(pipeline.schedule, samples.steps), samples.guidance)
+    shape = latent_shape(pipeline, config.data.size)
+    ids = tokens.encode(pipeline.tokenizer, samples.prompts, tokens.length(pipeline.tokenizer))
+    ids = np.repeat(ids, samples.per_prompt, axis=0)
+    noise = np.stack([initial_noise(config.seed, index, shape) for index in range(samples.per_prompt)])
+    noise = np.concatenate([noise] * len(samples.prompts))
+
+    def draw(parameters: Mapping[str, jax.Array]) -> np.ndarray:
+        return tile(to_gray(generate(parameters, ids, noise, jax.random.key(0))), samples.per_prompt)
+
+    return draw
+
+
+def _reconstructed(pipeline: StableDiffusion, batch: Mapping[str, np.ndarray]):
+    """Validation images above their reconstructions from the posterior's mean."""
+    images = batch["image"][:8]
+
+    @jax.jit
+    def reconstruct(parameters):
+        vae = pipeline.with_parameters(parameters).vae
+        mean, _ = split_moments(vae.encode(normalize(images, vae.config.in_channels)))
+        return jnp.clip(vae.decode(mean).astype(jnp.float32) / 2 + 0.5, 0, 1)
+
+    def draw(parameters: Mapping[str, jax.Array]) -> np.ndarray:
+        return tile(np.concatenate([images[..., 0], to_gray(reconstruct(parameters))]), len(images))
+
+    return draw

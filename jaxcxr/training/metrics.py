@@ -1,0 +1,71 @@
+"""Metrics to `metrics.jsonl` and TensorBoard."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+import jax
+import numpy as np
+
+
+class Metrics:
+    """Writes scalars and pictures of one run that goes on after `start`, from the first process alone.
+
+    Scalars may still be on their way from the device: each `write` puts the one before on the disk, so that
+    the train step is never waited for.
+    """
+
+    def __init__(self, workdir: Path, start: int):
+        self._pending: tuple[int, Mapping[str, Any]] | None = None
+        self._file = self._board = None
+        if jax.process_index() == 0:
+            from tensorboardX import SummaryWriter
+
+            self._file = _open_after(workdir / "metrics.jsonl", start)
+            self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
+
+    def write(self, step: int, values: Mapping[str, Any]) -> dict[str, float]:
+        """Takes scalars of `step`; returns those written now, of an earlier step."""
+        written = self.flush()
+        self._pending = (step, values)
+        return written
+
+    def flush(self) -> dict[str, float]:
+        """Writes what is pending and returns it.
+
+        Raises:
+          FloatingPointError: the pending loss is not finite, naming its step.
+        """
+        if self._pending is None:
+            return {}
+        step, values = self._pending
+        self._pending = None
+        scalars = {name: float(value) for name, value in values.items()}
+        if self._file and self._board:
+            self._file.write(json.dumps({"step": step, **scalars}) + "\n")
+            for name, value in scalars.items():
+                self._board.add_scalar(name, value, step)
+        if not np.isfinite(scalars.get("loss", 0.0)):
+            raise FloatingPointError(f"the loss is {scalars['loss']} at step {step}; the last checkpoint is kept")
+        return scalars
+
+    def picture(self, step: int, name: str, pixels: np.ndarray) -> None:
+        """A uint8 picture (H, W) for TensorBoard."""
+        if self._board:
+            self._board.add_image(name, pixels, step, dataformats="HW")
+
+    def close(self) -> None:
+        """Writes what is pending and closes the files."""
+        self.flush()
+        if self._file and self._board:
+            self._file.close()
+            self._board.close()
+
+
+def _open_after(file: Path, start: int) -> TextIO:
+    """Opens `file` for appending, less the lines of steps that will be done again."""
+    lines = file.read_text().splitlines(keepends=True) if file.is_file() else []
+    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= start]
+    file.write_text("".join(kept))
+    return file.open("a", buffering=1)

@@ -1,0 +1,98 @@
+"""What a run starts from: the pipeline that its config describes, and its first weights."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from jaxcxr import interop
+from jaxcxr.data import tokens
+from jaxcxr.errors import UserError
+from jaxcxr.interop.pipeline import (
+    NETWORKS,
+    SCHEDULER_CONFIG,
+    StableDiffusion,
+    from_files,
+    initialize,
+    model_index,
+    network_config,
+)
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+def make_model(config: ConfigDict, key: jax.Array) -> tuple[StableDiffusion, dict[str, jax.Array]]:
+    """The pipeline, its parameters as shapes, and the weights before the first step, by full name.
+
+    A network that `config.model` describes starts at random; one that it leaves empty is that of the
+    checkpoint `config.model.base`. So is the tokenizer, unless the text encoder is new: then it is the data's.
+
+    Raises:
+      UserError: a network that the objective needs is neither described nor in the base, the description is
+        not one of a network, or the base cannot be read.
+    """
+    model, dtype = config.model, compute_dtype(config)
+    needed = ("vae",) if config.objective.name == "autoencoder" else tuple(NETWORKS)
+    described = {name: model[name].to_dict() for name in needed if model[name]}
+    inherited = tuple(name for name in needed if name not in described)
+    base = interop.load(model.base, dtype=dtype, only=inherited) if model.base else StableDiffusion({}, {})
+    for name in inherited:
+        if name not in base.networks:
+            raise UserError(
+                f"config.model.{name}: describe it, or set config.model.base to a checkpoint with {name}/"
+                f" (it is {model.base!r})"
+            )
+    files = {
+        name: data
+        for name, data in base.files.items()
+        if name.split("/")[0] in inherited or (name.startswith("scheduler/") and not model.scheduler)
+    }
+    if config.objective.name == "diffusion":
+        if model.scheduler:
+            files[SCHEDULER_CONFIG] = _scheduler_config(model.scheduler.to_dict())
+        if "text_encoder" in described:
+            folder = Path(config.data.path) / "tokenizer"
+            described["text_encoder"] |= _vocabulary(tokens.load(folder))
+            files |= {f"tokenizer/{file.name}": file.read_bytes() for file in sorted(folder.iterdir())}
+        else:
+            files |= {name: data for name, data in base.files.items() if name.startswith("tokenizer/")}
+    files |= {f"{name}/config.json": network_config(name, text) for name, text in described.items()}
+    files["model_index.json"] = model_index(files)
+
+    pipeline = from_files(files, dtype)
+    fresh = initialize(StableDiffusion({name: pipeline.networks[name] for name in described}, {}), key)
+    return pipeline, fresh | base.parameters()
+
+
+def compute_dtype(config: ConfigDict) -> Any:
+    """The dtype that `config.dtype` names; weights are float32 whatever it is."""
+    if config.dtype not in DTYPES:
+        raise UserError(f"config.dtype={config.dtype!r}: may be {' or '.join(DTYPES)}")
+    return DTYPES[config.dtype]
+
+
+def with_scaling_factor(pipeline: StableDiffusion, factor: float, dtype: Any) -> StableDiffusion:
+    """The same pipeline with `factor` in its autoencoder's config."""
+    config = json.loads(pipeline.files["vae/config.json"]) | {"scaling_factor": factor}
+    text = (json.dumps(config, indent=2) + "\n").encode()
+    return from_files(pipeline.files | {"vae/config.json": text}, dtype)
+
+
+def _vocabulary(tokenizer: Any) -> dict[str, int]:
+    """What a text encoder's config says of its tokenizer."""
+    return {
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": tokens.length(tokenizer),
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+
+
+def _scheduler_config(settings: dict[str, Any]) -> bytes:
+    from jaxcxr.diffusion.schedule import Schedule
+
+    return (json.dumps(Schedule.from_config(settings).to_config(), indent=2) + "\n").encode()

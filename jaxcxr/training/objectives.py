@@ -1,0 +1,119 @@
+"""The two things a run can learn, each one loss function of (parameters, batch, key)."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxcxr.data import tokens
+from jaxcxr.diffusion.objective import ERRORS, denoising_target, kl_to_standard_normal, per_example
+from jaxcxr.diffusion.schedule import add_noise
+from jaxcxr.errors import UserError
+from jaxcxr.interop.pipeline import StableDiffusion
+from jaxcxr.models.vae import split_moments
+
+Loss = Callable[[Mapping[str, jax.Array], Mapping[str, jax.Array], jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
+"""(parameters by full name, batch, key) -> (scalar, further scalars to log)."""
+
+PERCEPTUAL: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {}
+"""Perceptual terms by name: (reconstruction, image), both (B, H, W, C) in [−1, 1] -> (B,)."""
+
+
+def make_loss(pipeline: StableDiffusion, config: ConfigDict) -> Loss:
+    """The loss of `config.objective.name`.
+
+    Raises:
+      UserError: the objective, its error or one of its perceptual terms is unknown.
+    """
+    objective = config.objective
+    if objective.error not in ERRORS:
+        raise UserError(f"config.objective.error={objective.error!r}: may be {', '.join(ERRORS)}")
+    if objective.name == "autoencoder":
+        return autoencoder(pipeline, objective)
+    if objective.name == "diffusion":
+        return diffusion(pipeline, objective)
+    raise UserError(f"config.objective.name={objective.name!r}: may be autoencoder or diffusion")
+
+
+def autoencoder(pipeline: StableDiffusion, objective: ConfigDict) -> Loss:
+    """Reconstruction + KL + perceptual terms (Rombach et al. 2022, arXiv 2112.10752, section 3.1 without the GAN)."""
+    for term in objective.perceptual:
+        if term not in PERCEPTUAL:
+            known = ", ".join(PERCEPTUAL) or "none yet"
+            raise UserError(f"config.objective.perceptual.{term}: no such term; there are {known}")
+
+    def loss(parameters, batch, key):
+        vae = pipeline.with_parameters(parameters).vae
+        image = normalize(batch["image"], vae.config.in_channels)
+        mean, logvar = split_moments(vae.encode(image))
+        reconstruction = vae.decode(_sample_normal(mean, logvar, key))
+        error = per_example(objective.error, reconstruction, image).mean()
+        kl = kl_to_standard_normal(mean, logvar).mean()
+        metrics = {"reconstruction": error, "kl": kl}
+        total = error + objective.kl_weight * kl
+        for term, weight in objective.perceptual.items():
+            metrics[term] = PERCEPTUAL[term](reconstruction.astype(jnp.float32), image).mean()
+            total = total + weight * metrics[term]
+        return total, metrics
+
+    return loss
+
+
+def diffusion(pipeline: StableDiffusion, objective: ConfigDict) -> Loss:
+    """Denoising of the autoencoder's latents under the report's encoding, some reports dropped for guidance."""
+    schedule = pipeline.schedule
+    alphas_cumprod = jnp.asarray(schedule.alphas_cumprod())
+    empty = tokens.encode(pipeline.tokenizer, [""], tokens.length(pipeline.tokenizer))
+
+    def loss(parameters, batch, key):
+        networks = pipeline.with_parameters(parameters)
+        posterior_key, noise_key, time_key, drop_key = jax.random.split(key, 4)
+        latents = encode_image(networks, batch["image"], posterior_key)
+        examples = len(latents)
+
+        dropped = jax.random.bernoulli(drop_key, objective.caption_dropout, (examples, 1))
+        states = networks.text_encoder(jnp.where(dropped, empty, batch["input_ids"]))
+
+        noise = jax.random.normal(noise_key, latents.shape)
+        timesteps = jax.random.randint(time_key, (examples,), 0, schedule.num_train_timesteps)
+        output = networks.unet(add_noise(alphas_cumprod, latents, noise, timesteps), timesteps, states)
+        target = denoising_target(schedule.prediction_type, alphas_cumprod, latents, noise, timesteps)
+        return per_example(objective.error, output, target).mean(), {}
+
+    return loss
+
+
+def normalize(image: jax.Array, channels: int) -> jax.Array:
+    """uint8 (B, H, W, 1) -> float32 (B, H, W, channels) in [−1, 1], the gray repeated."""
+    return jnp.repeat(image.astype(jnp.float32) / 127.5 - 1, channels, axis=-1)
+
+
+def encode_image(networks: StableDiffusion, image: jax.Array, key: jax.Array) -> jax.Array:
+    """A draw of the scaled latents of uint8 images (B, H, W, 1): float32 (B, h, w, latent_channels)."""
+    vae = networks.vae
+    mean, logvar = split_moments(vae.encode(normalize(image, vae.config.in_channels)))
+    return _sample_normal(mean, logvar, key) * vae.config.scaling_factor
+
+
+def _sample_normal(mean: jax.Array, logvar: jax.Array, key: jax.Array) -> jax.Array:
+    mean, logvar = mean.astype(jnp.float32), logvar.astype(jnp.float32)
+    return mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
+
+
+def measure_scaling_factor(pipeline: StableDiffusion, parameters: Any, images: np.ndarray) -> float:
+    """1 / the standard deviation of the latents of uint8 images (N, H, W, 1), which makes theirs 1.
+
+    Rombach et al. 2022, arXiv 2112.10752, appendix G. Rounded to five digits, as configs are read by people.
+    """
+
+    @jax.jit
+    def latents(parameters, image):
+        networks = pipeline.with_parameters(parameters)
+        mean, logvar = split_moments(networks.vae.encode(normalize(image, networks.vae.config.in_channels)))
+        return _sample_normal(mean, logvar, jax.random.key(0))
+
+    deviation = np.std([np.asarray(latents(parameters, image[None])) for image in images])
+    return float(f"{1 / deviation:.5g}")

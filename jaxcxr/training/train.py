@@ -1,0 +1,158 @@
+"""The train loop; every run is this one, read from top to bottom."""
+
+import signal
+import time
+from pathlib import Path
+from types import FrameType
+
+import jax
+from ml_collections import ConfigDict
+from tqdm.auto import tqdm
+
+from jaxcxr.data.loader import Batches, open_split
+from jaxcxr.data.tokens import load as load_tokenizer
+from jaxcxr.errors import UserError
+from jaxcxr.files import new_folder
+from jaxcxr.interop.diffusers import read_files
+from jaxcxr.interop.orbax import MODEL
+from jaxcxr.interop.pipeline import from_files, write_files
+from jaxcxr.parallel import mesh as meshes
+from jaxcxr.parallel import rules
+from jaxcxr.training.checkpoint import Checkpoints, claim
+from jaxcxr.training.judge import Judge
+from jaxcxr.training.metrics import Metrics
+from jaxcxr.training.model import compute_dtype, make_model, with_scaling_factor
+from jaxcxr.training.objectives import make_loss, measure_scaling_factor
+from jaxcxr.training.optimizer import make_optimizer
+from jaxcxr.training.step import averaged, init_state, make_step
+
+
+def train(config: ConfigDict, workdir: Path, stop_at: int | None = None) -> None:
+    """Trains in `workdir`, or goes on where it stopped, to `config.steps`.
+
+    Args:
+      config: as in `configs/base.py`.
+      workdir: holds this config's run or nothing; gets `config.json`, `model/`, `checkpoints/`,
+        `metrics.jsonl`, `tensorboard/` and `samples/`.
+      stop_at: saves and returns at this step, as SIGTERM and Ctrl-C do at theirs.
+
+    Raises:
+      UserError: config, data, base checkpoint or workdir will not do; nothing is overwritten.
+      FloatingPointError: the loss is not finite.
+    """
+    # --- Devices and data -------------------------------------------------------------------------------
+    mesh = meshes.make_mesh(tuple(config.mesh))
+    if config.batch_size % mesh.size:
+        raise UserError(f"config.batch_size={config.batch_size}: is not a multiple of the {mesh.size} devices")
+    tokenizer = load_tokenizer(Path(config.data.path) / "tokenizer")
+    claim(workdir, config)
+    first_time = not (workdir / MODEL).is_dir()
+
+    # --- Model: described by the config the first time, by the workdir from then on ----------------------
+    dtype, key = compute_dtype(config), jax.random.key(config.seed)
+    if first_time:
+        pipeline, parameters = make_model(config, key)
+        if config.model.measure_scaling_factor:
+            train_split = open_split(config.data.path, "train")
+            images = Batches(train_split, tokenizer=tokenizer, seed=config.seed, batch_size=256).batch(0)["image"]
+            factor = measure_scaling_factor(pipeline, parameters, images)
+            pipeline = with_scaling_factor(pipeline, factor, dtype)
+    else:
+        pipeline = from_files(read_files(workdir / MODEL), dtype)
+        parameters = None
+    tokenizer = pipeline.tokenizer if "text_encoder" in pipeline.networks else tokenizer
+    batches = Batches(
+        open_split(config.data.path, "train"),
+        tokenizer=tokenizer,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+    # --- Step --------------------------------------------------------------------------------------------
+    loss, tx = make_loss(pipeline, config), make_optimizer(config.optimizer, config.steps)
+    learns = rules.select(pipeline.parameters(), config.trainable)
+    shapes = jax.eval_shape(lambda p: init_state(p, learns, tx), pipeline.parameters())
+    shardings = rules.shard(shapes, config.sharding, mesh)
+    step_fn = jax.jit(
+        make_step(loss, tx, learns, config.ema_decay, config.seed),
+        in_shardings=(shardings, meshes.batch_sharding(mesh)),
+        out_shardings=(shardings, meshes.replicated(mesh)),
+        donate_argnums=0,
+    )
+
+    # --- State: restored, or made anew --------------------------------------------------------------------
+    checkpoints = Checkpoints(workdir, config.keep)
+    if checkpoints.latest() is not None:
+        state = checkpoints.restore(
+            jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+        )
+    else:
+        if parameters is None:  # stopped before the first checkpoint: the same seed gives the same weights
+            _, parameters = make_model(config, key)
+        state = jax.jit(lambda p: init_state(p, learns, tx), out_shardings=shardings)(parameters)
+        if first_time and jax.process_index() == 0:
+            with new_folder(workdir / MODEL) as folder:
+                write_files(folder, pipeline.files)
+    del parameters
+    start = int(state["step"])
+    stop_at = min(config.steps, stop_at if stop_at is not None else config.steps)
+    if start >= stop_at:
+        print(f"{workdir}: already trained to step {start}")
+        checkpoints.close()
+        return
+
+    # --- Loop ----------------------------------------------------------------------------------------------
+    judge = Judge(pipeline, loss, config, mesh, tokenizer)
+    metrics = Metrics(workdir, start)
+    stopping = _on_signal()
+    quiet = jax.process_index() > 0
+    bar = tqdm(total=config.steps, initial=start, desc=f"train {workdir.name}", unit="step", disable=quiet)
+    since, since_step, waited = time.perf_counter(), start, 0.0
+    stream = batches.iterate(start)
+    for step in range(start + 1, stop_at + 1):
+        asked = time.perf_counter()
+        batch = meshes.to_global(next(stream), mesh)
+        waited += time.perf_counter() - asked
+        state, values = step_fn(state, batch)
+        bar.update()
+        last = step == stop_at or bool(stopping)
+
+        if step % config.log_every == 0 or last:
+            jax.block_until_ready(values)
+            seconds = time.perf_counter() - since
+            rate = (step - since_step) * config.batch_size / seconds
+            metrics.write(step, {**values, "images_per_second": rate, "data_wait": waited / seconds})
+            bar.set_postfix_str(f"loss {float(values['loss']):.4f}, {rate:.1f} img/s")
+            since, since_step, waited = time.perf_counter(), step, 0.0
+        if step % config.eval_every == 0 or step == config.steps:
+            metrics.write(step, judge.validate(averaged(state)))
+        if step % config.sample_every == 0 or step == config.steps:
+            metrics.picture(step, "samples", judge.picture(averaged(state), workdir / "samples" / f"{step:08d}.png"))
+        if step % config.checkpoint_every == 0 or last:
+            metrics.flush()  # a loss that is not finite stops the run before its state is kept
+            checkpoints.save(state)
+        if config.eval_every and (step % config.eval_every == 0 or step % config.sample_every == 0):
+            since = time.perf_counter()  # what judging took is not the step's
+        if last:
+            break
+    stream.close()
+    bar.close()
+    metrics.close()
+    checkpoints.close()
+    print(f"{workdir}: at step {step} of {config.steps}" + ("; run again to go on" if step < config.steps else ""))
+
+
+def _on_signal() -> list[int]:
+    """A list that gets the signal when SIGTERM (preemption) or SIGINT (Ctrl-C) asks the run to stop."""
+    caught: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if caught:
+            raise KeyboardInterrupt  # asked twice: now
+        caught.append(number)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, note)
+    return caught

@@ -1,0 +1,37 @@
+"""Write synthetic chest radiographs with reports, laid out like MIMIC-CXR-JPG."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from jaxcxr.data.phantom import KINDS
+from jaxcxr.data.phantom_tree import TRUTH, write_tree
+
+EXAMPLE = "jaxcxr phantoms --out runs/phantoms --patients 2000 --size 64"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add this verb's options."""
+    parser.add_argument("--out", type=Path, required=True, help="folder to write; must not hold anything else")
+    parser.add_argument("--patients", type=int, default=2000, help="number of patients, one to three studies each")
+    parser.add_argument("--size", type=int, default=64, help="image side in pixels, 64 to 512")
+    parser.add_argument("--seed", type=int, default=0, help="equal seeds give equal bytes")
+    parser.add_argument(
+        "--findings", default=",".join(KINDS), metavar="LIST", help=f"comma list out of {', '.join(KINDS)}"
+    )
+    parser.add_argument("--masks", action="store_true", help="also write each finding's mask as PNG under masks/")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write the tree and say what is where; see `write_tree` for the errors."""
+    kinds = [kind.strip() for kind in args.findings.split(",") if kind.strip()]
+    tree = write_tree(args.out, args.patients, args.size, args.seed, kinds, args.masks, progress=True)
+    if not tree.fresh:
+        print(f"{tree.out} already holds these phantoms ({tree.images} images); nothing written")
+        return
+    print(f"{tree.images} images of {tree.studies} studies of {tree.patients} patients: {tree.out / 'files'}")
+    print(f"split, metadata and label tables: {tree.out}/mimic-cxr-2.*")
+    print(f"ground truth, one line an image: {tree.out / TRUTH}")
+    if args.masks:
+        print(f"masks: {tree.out / 'masks'}")

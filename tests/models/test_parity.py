@@ -1,0 +1,284 @@
+"""Our networks against diffusers and transformers: same weights, same outputs, same gradients."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxcxr.interop.layout import from_torch
+from jaxcxr.models import (
+    AutoencoderKL,
+    CLIPTextModel,
+    UNet2DConditionModel,
+    abstract,
+    split_moments,
+    with_parameters,
+)
+
+torch = pytest.importorskip("torch")
+diffusers = pytest.importorskip("diffusers")
+transformers = pytest.importorskip("transformers")
+
+OUTPUT_TOLERANCE = 1e-5
+GRADIENT_TOLERANCE = 1e-4
+# A gradient that is zero in exact arithmetic is rounding noise in both, so it is held to the whole's norm.
+NOISE = 1e-7
+
+UNETS = {
+    "sd1": {
+        "block_out_channels": [16, 16, 32],
+        "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
+        "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
+        "layers_per_block": 1,
+        "attention_head_dim": 4,
+        "cross_attention_dim": 12,
+        "norm_num_groups": 8,
+    },
+    "sd2": {
+        "in_channels": 9,
+        "out_channels": 3,
+        "block_out_channels": [16, 32],
+        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
+        "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
+        "layers_per_block": [1, 2],
+        "attention_head_dim": [2, 4],
+        "cross_attention_dim": [12, 12],
+        "transformer_layers_per_block": [1, 2],
+        "use_linear_projection": True,
+        "upcast_attention": True,
+        "only_cross_attention": [False, True],
+        "num_class_embeds": 5,
+        "resnet_time_scale_shift": "scale_shift",
+        "center_input_sample": True,
+        "flip_sin_to_cos": False,
+        "freq_shift": 1,
+        "mid_block_scale_factor": 1.5,
+        "time_embedding_dim": 24,
+        "conv_in_kernel": 5,
+        "conv_out_kernel": 1,
+        "norm_num_groups": 4,
+        "norm_eps": 1e-4,
+    },
+    "attention without text": {
+        "block_out_channels": [16, 32],
+        "down_block_types": ["AttnDownBlock2D", "CrossAttnDownBlock2D"],
+        "mid_block_type": "UNetMidBlock2D",
+        "up_block_types": ["CrossAttnUpBlock2D", "AttnUpBlock2D"],
+        "layers_per_block": 1,
+        "attention_head_dim": 8,
+        "cross_attention_dim": 12,
+        "encoder_hid_dim": 7,
+        "encoder_hid_dim_type": "text_proj",
+        "downsample_padding": 0,
+        "norm_num_groups": 8,
+        "act_fn": "swish",
+    },
+}
+LATENT_SIZES = {"sd1": (7, 5), "sd2": (8, 4), "attention without text": (4, 6)}
+
+VAES = {
+    "three levels": {
+        "block_out_channels": [16, 16, 32],
+        "down_block_types": ["DownEncoderBlock2D"] * 3,
+        "up_block_types": ["UpDecoderBlock2D"] * 3,
+        "layers_per_block": 2,
+        "norm_num_groups": 8,
+    },
+    "grey, bare": {
+        "in_channels": 1,
+        "out_channels": 1,
+        "latent_channels": 3,
+        "block_out_channels": [16, 32],
+        "down_block_types": ["DownEncoderBlock2D"] * 2,
+        "up_block_types": ["UpDecoderBlock2D"] * 2,
+        "norm_num_groups": 4,
+        "use_quant_conv": False,
+        "use_post_quant_conv": False,
+        "mid_block_add_attention": False,
+    },
+}
+
+CLIPS = {
+    act: {
+        "vocab_size": 40,
+        "hidden_size": 24,
+        "intermediate_size": 36,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 3,
+        "max_position_embeddings": 13,
+        "hidden_act": act,
+        "eos_token_id": eos,
+    }
+    for act, layers, eos in (("quick_gelu", 3, 39), ("gelu", 2, 2))
+}
+
+
+def randomize(module):
+    """Draws every parameter, also those a fresh network has at 0 or 1, and returns them in our layout."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if parameter.ndim == 1:
+                parameter.copy_(0.2 * noise + name.endswith("weight"))
+            else:
+                parameter.copy_(noise / parameter[0].numel() ** 0.5)
+    return in_our_layout(module, lambda parameter: parameter)
+
+
+def in_our_layout(module, value: Callable) -> dict[str, np.ndarray]:
+    prefix = "text_model." if isinstance(module, transformers.CLIPTextModel) else ""
+    named = {
+        prefix + name.removeprefix("text_model."): value(parameter).detach().numpy()
+        for name, parameter in module.named_parameters()
+    }
+    return dict(from_torch(name, array) for name, array in named.items())
+
+
+def nchw(array: np.ndarray):
+    return torch.from_numpy(np.ascontiguousarray(array.transpose(0, 3, 1, 2))).requires_grad_()
+
+
+def nhwc(tensor) -> np.ndarray:
+    return tensor.detach().permute(0, 2, 3, 1).numpy()
+
+
+def draw(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape, np.float32)
+
+
+def relative(ours, theirs) -> float:
+    return float(np.linalg.norm(np.asarray(ours) - theirs) / np.linalg.norm(theirs))
+
+
+def assert_gradients_match(ours: dict, theirs: dict) -> None:
+    assert ours.keys() == theirs.keys()
+    total = np.sqrt(sum(np.linalg.norm(gradient) ** 2 for gradient in theirs.values()))
+    for name, expected in theirs.items():
+        error = np.linalg.norm(np.asarray(ours[name]) - expected)
+        assert error <= GRADIENT_TOLERANCE * np.linalg.norm(expected) + NOISE * total, name
+
+
+@dataclasses.dataclass
+class Side:
+    """One library's answer: the output, and the gradients of a random projection of it."""
+
+    output: np.ndarray
+    gradients: dict[str, np.ndarray]
+
+
+def run_ours(call: Callable, params: dict, inputs: dict, weights: np.ndarray) -> Side:
+    def loss(params, inputs):
+        output = call(params, inputs)
+        return jnp.sum(output * weights), output
+
+    both = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
+    (_, output), (of_params, of_inputs) = both(params, inputs)
+    return Side(output, of_params | of_inputs)
+
+
+def compare(ours: Side, theirs: Side) -> None:
+    assert relative(ours.output, theirs.output) <= OUTPUT_TOLERANCE
+    assert_gradients_match(ours.gradients, theirs.gradients)
+
+
+@pytest.mark.parametrize("name", UNETS)
+def test_unet(name: str):
+    config, size = UNETS[name], LATENT_SIZES[name]
+    theirs = diffusers.UNet2DConditionModel(**config)
+    params = randomize(theirs)
+    model = abstract(UNet2DConditionModel, config)
+    channels = model.config.in_channels
+    sample, context = draw(2, *size, channels), draw(2, 5, config.get("encoder_hid_dim", 12), seed=1)
+    timesteps = np.array([3, 871])
+    labels = np.array([4, 0]) if "num_class_embeds" in config else None
+    weights = draw(2, *size, model.config.out_channels, seed=2)
+
+    torch_sample, torch_context = nchw(sample), torch.from_numpy(context).requires_grad_()
+    torch_labels = None if labels is None else torch.from_numpy(labels)
+    output = theirs(
+        torch_sample, torch.from_numpy(timesteps), torch_context, class_labels=torch_labels
+    ).sample
+    (output * nchw(weights)).sum().backward()
+    gradients = in_our_layout(theirs, lambda parameter: parameter.grad)
+    gradients |= {"sample": nhwc(torch_sample.grad), "context": torch_context.grad.numpy()}
+
+    def call(params, inputs):
+        return with_parameters(model, params)(inputs["sample"], timesteps, inputs["context"], labels)
+
+    ours = run_ours(call, params, {"sample": sample, "context": context}, weights)
+    compare(ours, Side(nhwc(output), gradients))
+
+
+@pytest.mark.parametrize("name", VAES)
+def test_vae(name: str):
+    config = VAES[name]
+    theirs = diffusers.AutoencoderKL(**config)
+    params = randomize(theirs)
+    model = abstract(AutoencoderKL, config)
+    # An odd height meets the padding at the far edges alone.
+    image = draw(2, 18, 12, model.config.in_channels)
+    image_weights = None
+
+    torch_image = nchw(image)
+    posterior = theirs.encode(torch_image).latent_dist
+    decoded = theirs.decode(posterior.mean).sample
+    image_weights = draw(*nhwc(decoded).shape, seed=1)
+    moment_weights = draw(*nhwc(posterior.logvar).shape, seed=2)
+    loss = (decoded * nchw(image_weights)).sum() + (posterior.logvar * nchw(moment_weights)).sum()
+    loss.backward()
+    gradients = in_our_layout(theirs, lambda parameter: parameter.grad)
+    gradients |= {"image": nhwc(torch_image.grad)}
+
+    def call(params, inputs):
+        vae = with_parameters(model, params)
+        mean, logvar = split_moments(vae.encode(inputs["image"]))
+        return jnp.concatenate([vae.decode(mean).ravel(), logvar.ravel()])
+
+    weights = np.concatenate([image_weights.ravel(), moment_weights.ravel()])
+    expected = np.concatenate([nhwc(decoded).ravel(), nhwc(posterior.logvar).ravel()])
+    compare(run_ours(call, params, {"image": image}, weights), Side(expected, gradients))
+
+
+@pytest.mark.parametrize("name", CLIPS)
+@pytest.mark.parametrize("length", [4, 13])
+def test_clip(name: str, length: int):
+    config = CLIPS[name]
+    theirs = transformers.CLIPTextModel(transformers.CLIPTextConfig(**config))
+    params = randomize(theirs)
+    model = abstract(CLIPTextModel, config)
+    ids = np.random.default_rng(0).integers(3, 38, (2, length))
+    ids[:, -2:] = 39
+
+    answer = theirs(torch.from_numpy(ids), output_hidden_states=True)
+    weights = draw(2, length, 24)
+    (answer.last_hidden_state * torch.from_numpy(weights)).sum().backward()
+    gradients = in_our_layout(theirs, lambda parameter: parameter.grad)
+
+    ours = run_ours(lambda params, _: with_parameters(model, params)(ids), params, {}, weights)
+    compare(ours, Side(answer.last_hidden_state.detach().numpy(), gradients))
+
+    encoder = with_parameters(model, params)
+    pooled = encoder.pool(ours.output, ids)
+    assert relative(pooled, answer.pooler_output.detach().numpy()) <= OUTPUT_TOLERANCE
+    norm = getattr(theirs, "text_model", theirs).final_layer_norm
+    skipped = norm(answer.hidden_states[-2]).detach().numpy()
+    assert relative(encoder(ids, clip_skip=1), skipped) <= OUTPUT_TOLERANCE
+
+
+def test_clip_with_no_special_end_pools_at_the_highest_token():
+    config = CLIPS["gelu"]
+    model = abstract(CLIPTextModel, config)
+    states = draw(1, 4, 24)
+    assert np.array_equal(model.pool(states, np.array([[5, 9, 38, 7]]))[0], states[0, 2])
+
+
+def test_moments_are_clipped_as_in_diffusers():
+    moments = 40 * draw(1, 2, 2, 8)
+    posterior = diffusers.models.autoencoders.vae.DiagonalGaussianDistribution(nchw(moments))
+    mean, logvar = split_moments(jnp.asarray(moments))
+    assert np.array_equal(mean, nhwc(posterior.mean))
+    assert np.array_equal(logvar, nhwc(posterior.logvar))
