@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import tensorflow_datasets as tfds
 from tqdm import tqdm
@@ -31,6 +31,7 @@ class RadiographBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True)
     """Writes the candidates that a source lists; a subclass lists them."""
 
     VERSION = tfds.core.Version("1.0.0")
+    url_infos: ClassVar[dict[str, Any]] = {}  # TFDS need not look for checksums of downloads
 
     def __init__(self, *, source: Path, settings: Settings, ledger: Ledger, data_dir: Path, workers: int):
         self.source, self.settings, self.ledger, self.workers = source, settings, ledger, workers
@@ -41,7 +42,8 @@ class RadiographBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True)
         raise NotImplementedError
 
     def _info(self) -> tfds.core.DatasetInfo:
-        return self.dataset_info_from_configs(
+        return tfds.core.DatasetInfo(
+            builder=self,
             features=features(self.settings.size),
             description=f"{type(self).__name__}: gray radiographs and prompts.",
         )

@@ -42,7 +42,8 @@ def open_split(path: str | Path, split: str) -> Sequence[dict[str, Any]]:
     try:
         summary = json.loads((path / "summary.json").read_text(encoding="utf-8"))
         folder = path / summary["records"]
-    except (OSError, ValueError, KeyError) as error:
+        (folder / "dataset_info.json").stat()
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not a prepared folder: make one with jaxcxr prepare") from error
     return open_records(folder, split)
 
@@ -70,10 +71,10 @@ class Batches:
             raise UserError(f"batch size {batch_size} is not a multiple of the {process_count} processes")
         if not 0 <= process_index < process_count:
             raise UserError(f"process index {process_index} is not below the process count {process_count}")
-        dataset = grain.MapDataset.source(source).seed(seed)
+        order = grain.MapDataset.range(len(source)).seed(seed)
         if shuffle:
-            dataset = dataset.shuffle()
-        self._records = dataset.repeat(_EPOCHS)
+            order = order.shuffle()
+        self._source, self._order = source, order.repeat(_EPOCHS)
         self._tokenizer, self._length = tokenizer, tokens.length(tokenizer)
         self._coded: dict[str, np.ndarray] = {}
         self._global, self._local = batch_size, batch_size // process_count
@@ -81,7 +82,10 @@ class Batches:
 
     def _read(self, step: int) -> list[dict[str, Any]]:
         start = step * self._global + self._offset
-        return [self._records[index] for index in range(start, start + self._local)]
+        places = [int(self._order[index]) for index in range(start, start + self._local)]
+        # ArrayRecord reads a list of places in parallel; a plain sequence reads one at a time.
+        many = getattr(self._source, "__getitems__", None)
+        return list(many(places)) if many else [self._source[place] for place in places]
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
         """Returns `image`, (local batch, S, S, 1) uint8, and `input_ids`, (local batch, length) int32."""
@@ -95,7 +99,7 @@ class Batches:
     def _encode(self, texts: list[str]) -> list[np.ndarray]:
         """Returns a row of ids per text, from memory where possible: tokenizing costs more than decoding."""
         fresh = [text for text in dict.fromkeys(texts) if text not in self._coded]
-        rows = dict(zip(fresh, tokens.encode(self._tokenizer, fresh, self._length), strict=True)) if fresh else {}
+        rows = dict(zip(fresh, tokens.encode(self._tokenizer, fresh, self._length), strict=True))
         found = [rows[text] if text in rows else self._coded[text] for text in texts]
         if len(self._coded) < _REMEMBERED:
             self._coded.update(rows)

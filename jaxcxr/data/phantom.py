@@ -24,11 +24,13 @@ from jaxcxr.data.phantom_anatomy import (
     Chest,
     Pose,
     bump,
+    draw_airway,
     draw_girdle,
     draw_ribs,
     draw_vessels,
     norm,
     soft,
+    spine_density,
 )
 from jaxcxr.errors import UserError
 
@@ -114,15 +116,15 @@ def draw(
     key = [patient.seed, patient.number, study]
     rng = np.random.default_rng([*key, 1000 + exposure])
     pose = Pose.sample(rng, portable=view == "AP")
-    # Small images are averaged down from twice their size; larger ones rely on one-pixel soft edges.
-    factor = 2 if size <= 128 else 1
-    chest = Chest(patient.anatomy, pose, size * factor, heart_scale=_heart_scale(key, findings))
+    # Small images are averaged down from half as many pixels again; larger ones rely on one-pixel soft edges.
+    side = size if size >= 128 else 3 * size // 2
+    chest = Chest(patient.anatomy, pose, side, heart_scale=_heart_scale(key, findings))
     scene = _Scene(chest, Canvas(pose, chest.side))
     soft_masks = [_DRAWERS[f.kind](scene, f, _finding_rng(key, f)) for f in _in_drawing_order(findings)]
     by_finding = dict(zip(_in_drawing_order(findings), soft_masks, strict=True))
-    image = Image.fromarray(np.uint8(255 * _expose(scene, rng) + 0.5)).reduce(factor)
-    masks = tuple(_binary(by_finding[f], factor) for f in findings)
-    return Drawing(np.asarray(image), masks, tuple(_box(mask) for mask in masks))
+    image = (_average(255 * _expose(scene, rng), size) + 0.5).astype(np.uint8)
+    masks = tuple(_binary(_average(by_finding[f], size)) for f in findings)
+    return Drawing(image, masks, tuple(_box(mask) for mask in masks))
 
 
 class _Scene:
@@ -278,8 +280,8 @@ def _draw_device(scene: _Scene, finding: Finding, rng: np.random.Generator) -> A
         if finding.device == "pacemaker":
             (sign,) = finding.signs()
             rounded = np.stack([np.sign(np.cos(turn)) * np.abs(np.cos(turn)) ** 0.6 * 0.046, 0.036 * np.sin(turn)], -1)
-            canvas.polygons((rounded + (sign * 0.255, -0.255))[None], 1.0)
-    return soft(alone.layer(), 0.5)
+            canvas.polygons((rounded + np.array([sign * 0.255, -0.255]))[None], 1.0)
+    return soft(alone.layer() - 0.25, 0.5)
 
 
 _DRAWERS = {
@@ -301,33 +303,9 @@ def _texture(rng: np.random.Generator, chest: Chest, cells: int) -> Array:
 
 def _grain(rng: np.random.Generator, side: int) -> Array:
     """Quantum noise in [-1, 1], float32 [side, side]: one 256-cell field however large the image."""
-    field = Image.fromarray(rng.integers(0, 256, (256, 256), np.uint8))
-    return np.asarray(field.resize((side, side), Image.Resampling.BILINEAR), np.float32) / 127.5 - 1.0
-
-
-def _spine(chest: Chest) -> Array:
-    """Vertebral column: a bright strip stepped by darker discs, with pedicles and spinous processes."""
-    near = np.flatnonzero((chest.ax < 0.06).any(0))
-    columns = slice(near[0], near[-1] + 1)
-    x, y = chest.x[:, columns], chest.y[:, columns]
-    off = np.abs(x - chest.anatomy.scoliosis * np.sin(6.0 * y))
-    pitch = 0.050 + 0.012 * np.clip(y + 0.4, 0, 1)
-    phase = y / pitch
-    along = np.abs(phase - np.round(phase))
-    body = soft(0.036 + 0.006 * along - off, chest.edge(0.008))
-    plates = bump(along - 0.36, 0.09)
-    pedicle = bump(norm(off - 0.021, (along - 0.12) * pitch), 0.009)
-    process = bump(norm(off, (along - 0.05) * pitch * 0.6), 0.009)
-    spine = np.zeros_like(chest.x)
-    spine[:, columns] = body * (0.72 + 0.28 * plates - 0.22 * (along > 0.44)) + 0.3 * pedicle + 0.4 * process
-    return spine
-
-
-def _airway(chest: Chest, canvas: Canvas) -> None:
-    """Trachea and main bronchi."""
-    canvas.lines(np.array([[(0.0, -0.60), (0.002, -0.35), (-0.004, CARINA_Y)]]), 0.030, 0.8)
-    bronchi = [[(-0.004, CARINA_Y - 0.01), (reach, CARINA_Y + 0.065)] for reach in (-0.062, 0.075)]
-    canvas.lines(np.array(bronchi), 0.018, 0.5)
+    field = Image.frombytes("L", (256, 256), rng.bytes(256 * 256))
+    grain = field.resize((side, side), Image.Resampling.BILINEAR, reducing_gap=1.0)
+    return np.asarray(grain) * np.float32(1 / 127.5) - 1.0
 
 
 def _expose(scene: _Scene, rng: np.random.Generator) -> Array:
@@ -337,24 +315,24 @@ def _expose(scene: _Scene, rng: np.random.Generator) -> Array:
     draw_ribs(chest, posterior, anterior)
     draw_girdle(chest, girdle)
     draw_vessels(chest, vessels)
-    _airway(chest, airway)
+    draw_airway(chest, airway)
     torso, fat = chest.torso, chest.anatomy.habitus
     below = soft(-chest.dome, 0.02) * soft(chest.wall + 0.03, 0.05)
     below = np.maximum(below, 0.9 * scene.fluid * chest.cavity)
     density = (0.50 + 0.05 * fat) * torso + 0.15 * below + scene.extra
     density += 0.10 * chest.silhouette * (1.0 - 0.9 * below)
     density -= (0.44 - 0.06 * fat) * scene.air
-    bone = 0.12 * posterior.layer() + 0.07 * anterior.layer() + 0.17 * girdle.layer() * (1.0 - 0.5 * chest.silhouette)
-    bone += _spine(chest) * (0.12 - 0.04 * chest.heart)
+    bone = posterior.layer(0.12) + anterior.layer(0.07)
+    bone += girdle.layer(0.17) * (1.0 - 0.5 * chest.silhouette)
+    bone += spine_density(chest) * (0.12 - 0.04 * chest.heart)
     density += bone * (1.0 - 0.5 * below) * torso
-    density += 0.19 * vessels.layer() * scene.vessel_gain * scene.lung - 0.10 * airway.layer()
+    density += vessels.layer(0.19) * scene.vessel_gain * scene.lung - airway.layer(0.10)
     density += _soft_parts(scene, rng)
     density += 0.012 * _texture(rng, chest, 48) * torso
     contrast, brightness = rng.uniform(1.02, 1.22), rng.uniform(-0.03, 0.03)
     shown = 0.56 + brightness + contrast * (density - 0.47)
     shown += 0.035 * _grain(rng, chest.side) * (0.3 + 0.7 * torso)
-    metal = scene.hardware.layer()
-    shown += metal * (0.98 - shown) * 0.9
+    shown += scene.hardware.layer(0.9) * (0.98 - shown)
     return np.clip(_collimate(shown, chest, rng), 0.0, 1.0)
 
 
@@ -376,22 +354,36 @@ def _soft_parts(scene: _Scene, rng: np.random.Generator) -> Array:
 
 def _collimate(shown: Array, chest: Chest, rng: np.random.Generator) -> Array:
     """Black collimator borders on some images and the side marker at the patient's left shoulder."""
-    at = (np.arange(chest.side) + 0.5) / chest.side
-    left, right, top, bottom = rng.uniform(0.0, 0.03, 4) * (rng.random(4) < 0.3)
-    shown = shown * ((at > left) & (at < 1 - right))[None, :] * ((at > top) & (at < 1 - bottom))[:, None]
+    at = (np.arange(chest.side, dtype=np.float32) + 0.5) / chest.side
+    left, right, top, bottom = (rng.uniform(0.0, 0.03, 4) * (rng.random(4) < 0.3)).tolist()
+    columns = _between(at, left, 1 - right)
+    rows = _between(at, top, 1 - bottom)[:, None]
+    shown = shown * columns * rows
     if rng.random() < 0.7:
         u, v, tall = 0.925, rng.uniform(0.06, 0.12), 0.035
-        stem = (np.abs(at - u) < 0.004)[None, :] & ((at > v) & (at < v + tall))[:, None]
-        foot = ((at > u - 0.004) & (at < u + 0.02))[None, :] & (np.abs(at - v - tall) < 0.004)[:, None]
-        shown = np.where(stem | foot, np.float32(0.97), shown)
+        stem = _between(at, u - 0.004, u + 0.004) * _between(at, v, v + tall)[:, None]
+        foot = _between(at, u - 0.004, u + 0.020) * _between(at, v + tall - 0.004, v + tall + 0.004)[:, None]
+        shown += np.maximum(stem, foot) * (0.97 - shown)
     return shown
 
 
-def _binary(mask: Array, factor: int) -> Array:
-    """Soft mask to bool at image size; a mark too thin to half-fill any pixel keeps its brightest ones."""
-    side = mask.shape[0] // factor
-    mean = mask.reshape(side, factor, side, factor).mean((1, 3))
-    return mean > 0.5 * min(1.0, float(mean.max())) if mean.max() > 0 else mean > 0
+def _between(at: Array, low: float, high: float) -> Array:
+    """How much of each pixel, centred at `at` in the unit interval, lies between `low` and `high`."""
+    side = len(at)
+    return np.clip(np.minimum(at + 0.5 / side, high) - np.maximum(at - 0.5 / side, low), 0.0, None) * side
+
+
+def _average(layer: Array, size: int) -> Array:
+    """Average of a float32 layer over each pixel of a [size, size] grid."""
+    if layer.shape[0] == size:
+        return layer
+    # Pillow's BOX takes whole source pixels, which shifts edges when the ratio is not an integer.
+    return np.asarray(Image.fromarray(layer.astype(np.float32)).resize((size, size), Image.Resampling.HAMMING))
+
+
+def _binary(mask: Array) -> Array:
+    """Soft mask to bool; a mark too thin to half-fill any pixel keeps its fullest ones."""
+    return mask > 0.5 * min(1.0, max(float(mask.max()), 1e-3))
 
 
 def _box(mask: Array) -> tuple[int, int, int, int]:

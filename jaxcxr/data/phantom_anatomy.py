@@ -8,6 +8,7 @@ one-pixel floor on edge widths, so a patient drawn at two sizes is one picture s
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -26,24 +27,37 @@ Array = np.ndarray
 
 def soft(distance: Array, width: float) -> Array:
     """Smoothstep from 0 (distance ≤ -width/2) to 1 (distance ≥ width/2); `distance` in body units."""
-    t = np.clip(distance * (1.0 / width) + 0.5, 0.0, 1.0)
-    return t * t * (3.0 - 2.0 * t)
+    t = distance * (1.0 / width)
+    t += 0.5
+    np.maximum(t, 0.0, out=t)
+    np.minimum(t, 1.0, out=t)
+    smooth = t * -2.0
+    smooth += 3.0
+    smooth *= t
+    smooth *= t
+    return smooth
 
 
 def bump(distance: Array, width: float) -> Array:
     """Smooth unit bump of half-width `width` centred where `distance` is 0."""
-    t = np.clip(1.0 - (distance * (1.0 / width)) ** 2, 0.0, 1.0)
-    return t * t
+    t = distance * (1.0 / width)
+    t *= t
+    np.subtract(1.0, t, out=t)
+    np.maximum(t, 0.0, out=t)
+    t *= t
+    return t
 
 
 def norm(dx: Array, dy: Array) -> Array:
     """Euclidean length; several times faster than np.hypot, whose overflow guard is not needed here."""
-    return np.sqrt(dx * dx + dy * dy)
+    squared = dx * dx
+    squared += dy * dy
+    return np.sqrt(squared, out=squared)
 
 
 def fillet(a: Array, b: Array, radius: float) -> Array:
     """Union of two signed distances with a rounded inner corner."""
-    near = np.clip(radius - np.abs(a - b), 0.0, None)
+    near = np.maximum(radius - np.abs(a - b), 0.0)
     return np.maximum(a, b) + near * near * (0.25 / radius)
 
 
@@ -121,9 +135,16 @@ class Pose:
 
     def to_image(self, points: Array) -> Array:
         """Body points [..., 2] to image coordinates [..., 2] in the unit square."""
+        return points @ self._turn + self._origin
+
+    @cached_property
+    def _turn(self) -> Array:
         c, s = np.cos(self.angle), np.sin(self.angle)
-        turned = np.stack([c * points[..., 0] - s * points[..., 1], s * points[..., 0] + c * points[..., 1]], -1)
-        return 0.5 + np.asarray(self.shift) + self.scale * turned
+        return self.scale * np.array([[c, s], [-s, c]])
+
+    @cached_property
+    def _origin(self) -> Array:
+        return 0.5 + np.array(self.shift)
 
     def body_grid(self, side: int) -> tuple[Array, Array]:
         """Body coordinates (x, y) of the pixel centres, two float32 arrays [side, side]."""
@@ -143,7 +164,8 @@ class Canvas:
         self.pen = ImageDraw.Draw(self.image)
 
     def _pixels(self, points: Array) -> list[list[float]]:
-        at = self.pose.to_image(points) * self.side
+        # Pillow puts integer coordinates at pixel centres.
+        at = self.pose.to_image(points) * self.side - 0.5
         flat: list[list[float]] = at.reshape(len(points), -1).tolist()
         return flat
 
@@ -157,7 +179,7 @@ class Canvas:
             return
         drawn = max(1, round(pixels))
         fill = int(255 * value * min(1.0, pixels / drawn))
-        joint = "curve" if drawn > 3 else None
+        joint = "curve" if drawn > 5 else None
         for line in self._pixels(points):
             self.pen.line(line, fill=fill, width=drawn, joint=joint)
 
@@ -172,12 +194,13 @@ class Canvas:
         step[:, 1:-1] = centre[:, 2:] - centre[:, :-2]
         step[:, 0], step[:, -1] = centre[:, 1] - centre[:, 0], centre[:, -1] - centre[:, -2]
         normal = step[..., ::-1] * (-1.0, 1.0) / (norm(step[..., 0], step[..., 1])[..., None] + 1e-9)
-        half = normal * (width[..., None] / 2)
+        # Pillow also fills the pixels that the outline touches, half a pixel on either side.
+        half = normal * (np.maximum(width[..., None] - 1 / (self.pose.scale * self.side), 0.0) / 2)
         self.polygons(np.concatenate([centre + half, (centre - half)[:, ::-1]], 1), value)
 
-    def layer(self) -> Array:
-        """The drawing as float32 [render side, render side] in [0, 1]."""
-        return np.asarray(self.image.reduce(2), np.float32) / 255.0
+    def layer(self, gain: float = 1.0) -> Array:
+        """The drawing as float32 [render side, render side] in [0, gain]."""
+        return np.asarray(self.image.reduce(2)) * np.float32(gain / 255.0)
 
 
 @dataclass
@@ -214,8 +237,8 @@ class Chest:
     def outer(self, y: float) -> float:
         """Half-width of the chest cavity at level y, the zero of `wall`."""
         a = self.anatomy
-        t = np.clip((WIDEST_Y - y) / (WIDEST_Y - a.apex_y), 0.0, 1.0)
-        return float(APEX_X + (a.half_width - APEX_X) * np.sqrt(1.0 - t * t))
+        t = min(max((WIDEST_Y - y) / (WIDEST_Y - a.apex_y), 0.0), 1.0)
+        return APEX_X + (a.half_width - APEX_X) * math.sqrt(1.0 - t * t)
 
     @cached_property
     def _up(self) -> Array:
@@ -311,7 +334,7 @@ def draw_girdle(chest: Chest, canvas: Canvas) -> None:
     inward = 0.075 if chest.pose.portable else 0.0
     sides = np.array([[[-1.0, 1.0]], [[1.0, 1.0]]])
     blade = np.array([(0.29, -0.28), (0.40, -0.32), (0.415, -0.20), (0.375, -0.05), (0.35, -0.05), (0.33, -0.14)])
-    canvas.polygons((blade - (inward, 0)) * sides, 0.26)
+    canvas.polygons((blade - (inward, 0)) * sides, 0.42 if inward else 0.26)
     ridge = np.array([(0.27, -0.25), (0.35, -0.305), (0.44, -0.345)]) - (inward, 0)
     canvas.lines(ridge * sides, 0.012, 0.50)
     turn = np.linspace(0, 2 * np.pi, 24)
@@ -346,3 +369,28 @@ def draw_vessels(chest: Chest, canvas: Canvas) -> None:
         at, sign = both[0][keep], both[1][keep]
         heading = np.concatenate([bent + fork, bent - fork])[keep]
         width, value, length = width * 0.66, value * 0.88, length * 0.98
+
+
+def spine_density(chest: Chest) -> Array:
+    """Vertebral column: a bright strip stepped by darker discs, with pedicles and spinous processes."""
+    near = np.flatnonzero((chest.ax < 0.06).any(0))
+    columns = slice(near[0], near[-1] + 1)
+    x, y = chest.x[:, columns], chest.y[:, columns]
+    off = np.abs(x - chest.anatomy.scoliosis * np.sin(6.0 * y))
+    pitch = 0.050 + 0.012 * np.clip(y + 0.4, 0, 1)
+    phase = y / pitch
+    along = np.abs(phase - np.round(phase))
+    body = soft(0.036 + 0.006 * along - off, chest.edge(0.008))
+    plates = bump(along - 0.36, 0.09)
+    pedicle = bump(norm(off - 0.021, (along - 0.12) * pitch), 0.009)
+    process = bump(norm(off, (along - 0.05) * pitch * 0.6), 0.009)
+    spine = np.zeros_like(chest.x)
+    spine[:, columns] = body * (0.72 + 0.28 * plates - 0.22 * (along > 0.44)) + 0.3 * pedicle + 0.4 * process
+    return spine
+
+
+def draw_airway(chest: Chest, canvas: Canvas) -> None:
+    """Trachea and main bronchi."""
+    canvas.lines(np.array([[(0.0, -0.60), (0.002, -0.35), (-0.004, CARINA_Y)]]), 0.030, 0.8)
+    bronchi = [[(-0.004, CARINA_Y - 0.01), (reach, CARINA_Y + 0.065)] for reach in (-0.062, 0.075)]
+    canvas.lines(np.array(bronchi), 0.018, 0.5)

@@ -6,7 +6,7 @@ The impression states every positive finding with its side and size, so it can s
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -197,12 +197,13 @@ NEGATIVE = {
     ),
 }
 
-NORMAL = (
+ACUTE = (
     "No acute cardiopulmonary process.",
     "No acute cardiopulmonary abnormality.",
     "No acute intrathoracic process.",
-    "Normal chest radiograph.",
+    "No acute findings.",
 )
+NORMAL = (*ACUTE, "Normal chest radiograph.")
 BONES = (
     "The osseous structures are intact.",
     "No acute osseous abnormality.",
@@ -265,7 +266,7 @@ def write_impression(findings: Sequence[Finding], rng: np.random.Generator) -> t
     kinds = {f.kind for f in findings}
     positive = [_word(IMPRESSION, findings[i], rng) for i in rng.permutation(len(findings))]
     denial, denied = _deny_pleural(kinds, rng, both=0.75, one=0.75 if "effusion" not in kinds else 0.3)
-    clear = [_pick(NORMAL, rng)] if not kinds - {"device"} else []
+    clear = [_pick(ACUTE if kinds else NORMAL, rng)] if kinds <= {"device"} else []
     return " ".join([*positive, *(clear + denial if rng.random() < 0.5 else denial + clear)]), denied
 
 
@@ -337,7 +338,7 @@ def _deny_pleural(kinds: set[str], rng: np.random.Generator, both: float, one: f
     return [_pick(NEGATIVE["effusion and pneumothorax"], rng)], absent
 
 
-def _word(table: dict[str, tuple[str, ...]], finding: Finding, rng: np.random.Generator) -> str:
+def _word(table: Mapping[str, tuple[str, ...]], finding: Finding, rng: np.random.Generator) -> str:
     key = finding.device or ("bilateral effusion" if finding.side == "bilateral" else finding.kind)
     words = {"side": finding.side, "size": finding.size, "zone": finding.zone}
     capital = {name.capitalize(): word.capitalize() for name, word in words.items()}

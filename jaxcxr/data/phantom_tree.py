@@ -12,7 +12,6 @@ import hashlib
 import io
 import json
 import os
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +24,7 @@ from tqdm import tqdm
 from jaxcxr.data.phantom import DEVICES, KINDS, MAX_SIZE, MIN_SIZE, Drawing, Finding, Patient, draw
 from jaxcxr.data.phantom_reports import LABELS, mentioned_labels, report_text, true_labels, write_report
 from jaxcxr.errors import UserError
+from jaxcxr.files import new_folder
 
 REVISION = 1
 """Raised when the same settings would give other pictures or words."""
@@ -158,17 +158,12 @@ def write_tree(
     there = _already_there(out, settings)
     if there:
         return there
-    building = out.with_name(f"{out.name}.tmp{os.getpid()}")
-    building.mkdir(parents=True)
-    try:
+    with new_folder(out) as building:
         tree = _Tree(building, settings)
         for number in tqdm(range(patients), "phantoms", unit="patient", disable=not progress):
             tree.add_patient(number)
         written = Written(out, patients, tree.studies, len(tree.metadata), True)
         tree.close(written)
-        building.rename(out)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
     return written
 
 
@@ -242,10 +237,11 @@ class _Tree:
         patient = Patient(self.seed, number)
         rng = np.random.default_rng([self.seed, number, 2**31])
         subject = 10_000_000 + _scatter(number, self.seed)
+        first_year = int(rng.integers(2110, 2190))
         for study in range(1 + int(rng.choice(len(STUDIES_PER_PATIENT), p=STUDIES_PER_PATIENT))):
-            self._add_study(patient, study, subject)
+            self._add_study(patient, study, subject, first_year + study)
 
-    def _add_study(self, patient: Patient, study: int, subject: int) -> None:
+    def _add_study(self, patient: Patient, study: int, subject: int, year: int) -> None:
         rng = np.random.default_rng([self.seed, patient.number, study, 2**31])
         findings = sample_findings(rng, self.settings["findings"], self.settings["prevalence"])
         report = write_report(findings, rng, impression=rng.random() >= FINDINGS_ONLY)
@@ -256,7 +252,7 @@ class _Tree:
         comparison = "Chest radiograph ___." if study else "None."
         text = report_text(report, VIEWS[views[0]][0], comparison, rng)
         (folder / f"s{study_id}.txt").write_text(text, encoding="utf-8", newline="\n")
-        date = 21_100_101 + 10_000 * int(rng.integers(90)) + 100 * study + int(rng.integers(28))
+        date = 10_000 * year + 100 * int(rng.integers(1, 13)) + int(rng.integers(1, 29))
         time = 10_000 * int(rng.integers(24)) + 100 * int(rng.integers(60)) + int(rng.integers(60)) + 0.875
         for exposure, view in enumerate(views):
             drawing = draw(patient, study, findings, self.settings["size"], view, exposure)

@@ -87,6 +87,7 @@ def prepare(config_data: ConfigDict, source: Path, out: Path) -> Summary:
     if settings.tokenizer:
         tokens.load(settings.tokenizer)  # before the long work, not after it
 
+    failed = out.with_name(f"{out.name}.quarantine.jsonl")
     with new_folder(out) as partial:
         ledger = Ledger()
         started = time.perf_counter()
@@ -94,11 +95,12 @@ def prepare(config_data: ConfigDict, source: Path, out: Path) -> Summary:
             records = _write_records(builder_class, source, settings, ledger, partial)
         except UserError:
             if ledger.bad:  # the folder will be gone, and what is to be mended must be known
-                ledger.write_quarantine(out.with_name(f"{out.name}.quarantine.jsonl"))
+                ledger.write_quarantine(failed)
             raise
         seconds = time.perf_counter() - started
         ledger.write_quarantine(partial / "quarantine.jsonl")
         summary = _finish(partial, builder_class.__name__, records, fingerprint, settings, ledger)
+    failed.unlink(missing_ok=True)
     print(f"{out}: {summary}\n{(len(ledger.bad) + ledger.kept.total()) / seconds:.0f} images/s")
     return summary
 
@@ -150,7 +152,7 @@ def _finish(partial: Path, builder: str, records: str, fingerprint: str, setting
         builder=builder,
         records=records,
         fingerprint=fingerprint,
-        settings=dataclasses.asdict(settings),
+        settings=json.loads(json.dumps(dataclasses.asdict(settings))),  # as it will be read back
         splits={split: ledger.kept[split] for split in SPLITS},
         views=_sorted(ledger.kept_by["view"]),
         labels=_sorted(ledger.kept_by["label"]),

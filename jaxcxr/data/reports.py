@@ -1,8 +1,8 @@
 """Radiology reports in MIMIC-CXR's layout: from the text of a report to a prompt.
 
-A header is a newline, exactly one space, capitals and a colon; that is the rule of the section parser that
-MIMIC-CXR's authors publish (github.com/MIT-LCP/mimic-cxr), and the section texts made with it are what the
-literature trains on. Text stripped of its leading spaces is therefore a single section.
+A header is a newline, a space, capitals and a colon; that is the rule of the section parser that MIMIC-CXR's
+authors publish (github.com/MIT-LCP/mimic-cxr, txt/section_parser.py), and the section texts made with it are
+what the literature trains on. Text stripped of its leading spaces is therefore a single section.
 """
 
 import difflib
@@ -11,18 +11,27 @@ from collections.abc import Sequence
 
 _HEADER = re.compile(r"\n ([A-Z ()/,-]+):\s")
 _SEPARATOR = re.compile(r"^[ \t]*_{10,}[ \t]*$", re.MULTILINE)
+_STATES_VIEW = re.compile(
+    r"chest|portable|ribs|bone window|frontal (and|view|upright|semi)|(one|two|pa|ap|lateral) views?\b|"
+    r"lateral and (pa|ap)|(pa|ap) and lat"
+)
 _BLANK_LINE = "\n \n"
 
 LAST_PARAGRAPH = "last_paragraph"
 
 
 def _name(header: str) -> str:
-    """Maps a header to a section name, folding the plurals, combinations and misspellings seen in reports."""
+    """Maps a header to a section name, folding the plurals, combinations and misspellings seen in reports.
+
+    A header that states the view, such as "PORTABLE CHEST", opens findings.
+    """
     name = " ".join(header.lower().split())
     words = re.findall(r"[a-z]+", name)
     for section, spellings in (("impression", ("impression", "conclusion")), ("findings", ("findings",))):
         if any(difflib.get_close_matches(word, spellings, n=1, cutoff=0.85) for word in words):
             return section
+    if _STATES_VIEW.search(name) and not any(word in name for word in ("history", "comparison", "addendum")):
+        return "findings"
     return name
 
 

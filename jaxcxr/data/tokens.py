@@ -1,6 +1,7 @@
 """CLIP tokenizers: load one, train one on prompts, encode prompts."""
 
 import json
+import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from jaxcxr.errors import UserError
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 LENGTH = 77
 _WORD_END = "</w>"
+# A call sets the tokenizer's padding and length before it encodes, so calls from two threads would mix.
+_ONE_AT_A_TIME = threading.Lock()
 # CLIP's pre-tokenization, which CLIPTokenizer applies whatever its vocabulary.
 _WORDS = r"""<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
 _LEAST_VOCAB = 2 * 256 + 2
@@ -45,8 +48,11 @@ def length(tokenizer: Any) -> int:
 
 def encode(tokenizer: Any, texts: Sequence[str], length: int) -> np.ndarray:
     """Returns (len(texts), length) int32 ids: start, words, end, padding; long texts are cut, not their end id."""
-    coded = tokenizer(list(texts), padding="max_length", truncation=True, max_length=length)
-    return np.asarray(coded["input_ids"], np.int32).reshape(len(texts), length)
+    if not texts:
+        return np.zeros((0, length), np.int32)
+    with _ONE_AT_A_TIME:
+        coded = tokenizer(list(texts), padding="max_length", truncation=True, max_length=length)
+    return np.asarray(coded["input_ids"], np.int32)
 
 
 def train(texts: Iterable[str], vocab_size: int, folder: Path) -> int:
@@ -97,11 +103,13 @@ def _learn_merges(texts: Iterable[str], count: int) -> list[tuple[str, str]]:
     """Returns up to `count` merges in the order in which they were learnt."""
     from tokenizers import trainers
 
-    tokenizer = _pipeline(None, [])
+    tokenizer, symbols = _pipeline(None, []), _byte_symbols()
     trainer = trainers.BpeTrainer(
-        # The trainer counts only those word-ending bytes that occur; merges beyond `count` are cut below.
-        vocab_size=_LEAST_VOCAB + count,
-        initial_alphabet=_byte_symbols(),
+        vocab_size=2 * len(symbols) + count,
+        # Ties between merges fall by id. The trainer numbers word-ending bytes in the order of a hash table,
+        # so that two runs would differ, unless they are numbered beforehand.
+        special_tokens=[symbol + _WORD_END for symbol in symbols],
+        initial_alphabet=symbols,
         end_of_word_suffix=_WORD_END,
         min_frequency=2,
         show_progress=False,

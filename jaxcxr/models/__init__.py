@@ -2,7 +2,7 @@
 
 from jaxcxr.models.clip import CLIPTextModel
 from jaxcxr.models.config import AutoencoderKLConfig, CLIPTextConfig, UNet2DConditionConfig
-from jaxcxr.models.named import abstract, named_parameters, with_parameters
+from jaxcxr.models.named import abstract, initial_parameters, named_parameters, with_parameters
 from jaxcxr.models.unet import UNet2DConditionModel
 from jaxcxr.models.vae import AutoencoderKL, split_moments
 
@@ -14,6 +14,7 @@ __all__ = [
     "UNet2DConditionConfig",
     "UNet2DConditionModel",
     "abstract",
+    "initial_parameters",
     "named_parameters",
     "split_moments",
     "with_parameters",

@@ -33,9 +33,7 @@ def attention(
     Returns:
         `(B, Lq, heads, head_dim)` in the dtype of `query`.
     """
-    return jax.nn.dot_product_attention(
-        query, key, value, mask=mask, is_causal=causal, implementation="xla"
-    )
+    return jax.nn.dot_product_attention(query, key, value, mask=mask, is_causal=causal, implementation="xla")
 
 
 class Attention(nnx.Module):
@@ -87,9 +85,7 @@ class SelfAttention2D(Attention):
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
-        super().__init__(
-            channels, heads=channels // head_dim, head_dim=head_dim, bias=True, dtype=dtype, rngs=rngs
-        )
+        super().__init__(channels, heads=channels // head_dim, head_dim=head_dim, bias=True, dtype=dtype, rngs=rngs)
         self.group_norm = group_norm(channels, groups, epsilon=epsilon, dtype=dtype, rngs=rngs)
 
     def __call__(self, hidden_states: jax.Array, context: jax.Array | None = None) -> jax.Array:
@@ -155,9 +151,7 @@ class BasicTransformerBlock(nnx.Module):
             rngs=rngs,
         )
         self.norm2 = layer_norm(dim, dtype=dtype, rngs=rngs)
-        self.attn2 = Attention(
-            dim, heads=heads, head_dim=head_dim, context_dim=context_dim, dtype=dtype, rngs=rngs
-        )
+        self.attn2 = Attention(dim, heads=heads, head_dim=head_dim, context_dim=context_dim, dtype=dtype, rngs=rngs)
         self.norm3 = layer_norm(dim, dtype=dtype, rngs=rngs)
         self.ff = FeedForward(dim, dtype=dtype, rngs=rngs)
 

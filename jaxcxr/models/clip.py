@@ -16,12 +16,8 @@ from jaxcxr.models.config import CLIPTextConfig
 from jaxcxr.models.layers import layer_norm
 
 
-def _linear(
-    in_features: int, out_features: int, std: float, dtype: DTypeLike, rngs: nnx.Rngs
-) -> nnx.Linear:
-    return nnx.Linear(
-        in_features, out_features, kernel_init=nnx.initializers.normal(std), dtype=dtype, rngs=rngs
-    )
+def _linear(in_features: int, out_features: int, std: float, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.Linear:
+    return nnx.Linear(in_features, out_features, kernel_init=nnx.initializers.normal(std), dtype=dtype, rngs=rngs)
 
 
 def _activation(name: str, hidden_states: jax.Array) -> jax.Array:
@@ -123,9 +119,7 @@ class CLIPTextTransformer(nnx.Module):
     def __init__(self, config: CLIPTextConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.embeddings = CLIPTextEmbeddings(config, dtype=dtype, rngs=rngs)
         self.encoder = CLIPEncoder(config, dtype=dtype, rngs=rngs)
-        self.final_layer_norm = layer_norm(
-            config.hidden_size, epsilon=config.layer_norm_eps, dtype=dtype, rngs=rngs
-        )
+        self.final_layer_norm = layer_norm(config.hidden_size, epsilon=config.layer_norm_eps, dtype=dtype, rngs=rngs)
 
     def __call__(self, input_ids: jax.Array, num_layers: int) -> jax.Array:
         """`(B, L) -> (B, L, hidden_size)`."""

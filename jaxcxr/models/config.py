@@ -26,7 +26,7 @@ class _Config:
     ignored: ClassVar[frozenset[str]] = frozenset()
 
     @classmethod
-    def from_dict(cls, config: Mapping[str, Any] | Self) -> Self:
+    def from_dict(cls, config: Mapping[str, Any] | _Config) -> Self:
         """Reads a `config.json`; absent keys take the library's default, keys with a leading `_` are ignored.
 
         Raises:
@@ -34,6 +34,8 @@ class _Config:
         """
         if isinstance(config, cls):
             return config
+        if isinstance(config, _Config):
+            raise UserError(f"{type(config).__name__} was given where a {cls.__name__} is needed")
         names = {field.name for field in dataclasses.fields(cls)}
         kept = {}
         for key, raw in config.items():
@@ -49,8 +51,7 @@ class _Config:
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain values, ready for `config.json`."""
         return {
-            key: list(value) if isinstance(value, tuple) else value
-            for key, value in dataclasses.asdict(self).items()
+            key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(self).items()
         }
 
     def _refuse(self, key: str, why: str) -> None:
@@ -213,14 +214,32 @@ class CLIPTextConfig(_Config):
         "attention_dropout": (0.0,),
         "model_type": ("clip_text_model", "clip"),
         "is_decoder": (False,),
+        "is_encoder_decoder": (False,),
         "add_cross_attention": (False,),
         "pruned_heads": ({},),
     }
     # What `PretrainedConfig` of transformers 4 and 5 writes for every model.
     ignored: ClassVar[frozenset[str]] = frozenset(
-        "architectures chunk_size_feed_forward dropout dtype id2label label2id name_or_path output_attentions "
-        "output_hidden_states problem_type return_dict tie_encoder_decoder tie_word_embeddings torch_dtype "
-        "torchscript transformers_version use_bfloat16 use_cache".split()
+        {
+            "architectures",
+            "chunk_size_feed_forward",
+            "dropout",
+            "dtype",
+            "id2label",
+            "label2id",
+            "name_or_path",
+            "output_attentions",
+            "output_hidden_states",
+            "problem_type",
+            "return_dict",
+            "tie_encoder_decoder",
+            "tie_word_embeddings",
+            "torch_dtype",
+            "torchscript",
+            "transformers_version",
+            "use_bfloat16",
+            "use_cache",
+        }
     )
 
     def __post_init__(self) -> None:

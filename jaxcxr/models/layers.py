@@ -18,13 +18,9 @@ from jaxcxr.errors import UserError
 torch_kernel_init = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
-def linear(
-    in_features: int, out_features: int, *, bias: bool = True, dtype: DTypeLike, rngs: nnx.Rngs
-) -> nnx.Linear:
+def linear(in_features: int, out_features: int, *, bias: bool = True, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.Linear:
     """A dense layer `(..., in_features) -> (..., out_features)` with PyTorch's initial kernel."""
-    return nnx.Linear(
-        in_features, out_features, use_bias=bias, kernel_init=torch_kernel_init, dtype=dtype, rngs=rngs
-    )
+    return nnx.Linear(in_features, out_features, use_bias=bias, kernel_init=torch_kernel_init, dtype=dtype, rngs=rngs)
 
 
 def conv(
@@ -51,19 +47,13 @@ def conv(
     )
 
 
-def group_norm(
-    channels: int, num_groups: int, *, epsilon: float, dtype: DTypeLike, rngs: nnx.Rngs
-) -> nnx.GroupNorm:
+def group_norm(channels: int, num_groups: int, *, epsilon: float, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.GroupNorm:
     """Group normalization (arXiv 1803.08494) with float32 statistics."""
     # The one-pass variance E[x²] - E[x]² cancels when a group's mean is large beside its spread.
-    return nnx.GroupNorm(
-        channels, num_groups, epsilon=epsilon, use_fast_variance=False, dtype=dtype, rngs=rngs
-    )
+    return nnx.GroupNorm(channels, num_groups, epsilon=epsilon, use_fast_variance=False, dtype=dtype, rngs=rngs)
 
 
-def layer_norm(
-    features: int, *, epsilon: float = 1e-5, dtype: DTypeLike, rngs: nnx.Rngs
-) -> nnx.LayerNorm:
+def layer_norm(features: int, *, epsilon: float = 1e-5, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.LayerNorm:
     """Layer normalization (arXiv 1607.06450) with float32 statistics."""
     return nnx.LayerNorm(features, epsilon=epsilon, use_fast_variance=False, dtype=dtype, rngs=rngs)
 
@@ -76,9 +66,7 @@ class Identity(nnx.Module):
         return hidden_states
 
 
-def timestep_embedding(
-    timesteps: jax.Array, dim: int, *, flip_sin_to_cos: bool, freq_shift: float
-) -> jax.Array:
+def timestep_embedding(timesteps: jax.Array, dim: int, *, flip_sin_to_cos: bool, freq_shift: float) -> jax.Array:
     """Sinusoidal features of the timesteps (arXiv 2006.11239): `(B,) -> (B, dim)`, float32."""
     half = dim // 2
     frequencies = jnp.exp(-math.log(10_000) * jnp.arange(half, dtype=jnp.float32) / (half - freq_shift))
@@ -131,16 +119,14 @@ class ResnetBlock2D(nnx.Module):
         self.norm2 = group_norm(out_channels, groups, epsilon=epsilon, dtype=dtype, rngs=rngs)
         self.conv2 = conv(out_channels, out_channels, dtype=dtype, rngs=rngs)
         self.conv_shortcut = (
-            conv(in_channels, out_channels, 1, dtype=dtype, rngs=rngs)
-            if in_channels != out_channels
-            else None
+            conv(in_channels, out_channels, 1, dtype=dtype, rngs=rngs) if in_channels != out_channels else None
         )
 
     def __call__(self, hidden_states: jax.Array, temb: jax.Array | None = None) -> jax.Array:
         """`(B, H, W, in)` and `(B, temb_channels)` to `(B, H, W, out)`."""
         shortcut = hidden_states if self.conv_shortcut is None else self.conv_shortcut(hidden_states)
         hidden_states = self.conv1(nnx.silu(self.norm1(hidden_states)))
-        if self.time_emb_proj is None:
+        if temb is None:
             hidden_states = self.norm2(hidden_states)
         else:
             shift = self.time_emb_proj(nnx.silu(temb))[:, None, None, :]

@@ -55,6 +55,29 @@ def with_parameters(module: M, params: Mapping[str, jax.Array]) -> M:
     return nnx.merge(graphdef, nnx.from_flat_state(leaves))
 
 
+class _Keys:
+    """Stands in for `nnx.Rngs` while tracing, where the time its counters take grows as their square."""
+
+    def __init__(self, key: jax.Array):
+        self._key = key
+        self._count = 0
+
+    def params(self) -> jax.Array:
+        """The next key."""
+        self._count += 1
+        return jax.random.fold_in(self._key, self._count)
+
+
 def abstract(cls: type[M], config: Any, dtype: DTypeLike = jnp.float32) -> M:
     """`cls(config, dtype=dtype)` with shapes in place of arrays: nothing is allocated."""
-    return nnx.eval_shape(lambda: cls(config, dtype=dtype, rngs=nnx.Rngs(0)))  # type: ignore[call-arg]
+    build: Any = cls
+    return nnx.eval_shape(lambda: build(config, dtype=dtype, rngs=_Keys(jax.random.key(0))))
+
+
+def initial_parameters(cls: type[nnx.Module], config: Any, key: jax.Array) -> dict[str, jax.Array]:
+    """Fresh float32 parameters of `cls(config)` by name, a pure function of `key`.
+
+    Under `jax.jit` with `out_shardings` every device draws only its own part.
+    """
+    build: Any = cls
+    return named_parameters(build(config, rngs=_Keys(key)))

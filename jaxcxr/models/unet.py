@@ -62,6 +62,10 @@ class UNet2DConditionModel(nnx.Module):
 
     def _embed_time(self, timesteps: jax.Array, class_labels: jax.Array | None) -> jax.Array:
         config = self.config
+        if (class_labels is None) != (self.class_embedding is None):
+            raise UserError(
+                f"class_labels must be given exactly when num_class_embeds is set; it is {config.num_class_embeds}"
+            )
         waves = timestep_embedding(
             timesteps,
             config.block_out_channels[0],
@@ -69,11 +73,7 @@ class UNet2DConditionModel(nnx.Module):
             freq_shift=config.freq_shift,
         )
         temb = self.time_embedding(waves.astype(self.dtype))
-        if (class_labels is None) != (self.class_embedding is None):
-            raise UserError(
-                f"class_labels must be given exactly when num_class_embeds is set; it is {config.num_class_embeds}"
-            )
-        return temb if self.class_embedding is None else temb + self.class_embedding(class_labels)
+        return temb if class_labels is None else temb + self.class_embedding(class_labels)
 
     def __call__(
         self,
@@ -112,9 +112,7 @@ class UNet2DConditionModel(nnx.Module):
         return self.conv_out(nnx.silu(self.conv_norm_out(hidden_states)))
 
 
-def _spec(
-    config: UNet2DConditionConfig, block_type: str, level: int, num_layers: int, dtype: DTypeLike
-) -> BlockSpec:
+def _spec(config: UNet2DConditionConfig, block_type: str, level: int, num_layers: int, dtype: DTypeLike) -> BlockSpec:
     return BlockSpec(
         block_type=block_type,
         num_layers=num_layers,
@@ -132,9 +130,7 @@ def _spec(
     )
 
 
-def _down_blocks(
-    config: UNet2DConditionConfig, dtype: DTypeLike, rngs: nnx.Rngs
-) -> tuple[nnx.List, list[int]]:
+def _down_blocks(config: UNet2DConditionConfig, dtype: DTypeLike, rngs: nnx.Rngs) -> tuple[nnx.List, list[int]]:
     """The down blocks, and the channels of every skip in the order they arise."""
     channels = config.block_out_channels
     blocks, skip_channels = [], [channels[0]]
@@ -166,9 +162,7 @@ def _mid_block(config: UNet2DConditionConfig, dtype: DTypeLike, rngs: nnx.Rngs) 
     )
 
 
-def _up_blocks(
-    config: UNet2DConditionConfig, skip_channels: list[int], dtype: DTypeLike, rngs: nnx.Rngs
-) -> nnx.List:
+def _up_blocks(config: UNet2DConditionConfig, skip_channels: list[int], dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.List:
     channels = config.block_out_channels
     remaining = list(skip_channels)
     blocks, width = [], channels[-1]

@@ -101,9 +101,7 @@ class DownBlock2D(nnx.Module):
         self.downsamplers = (
             None
             if downsample_padding is None
-            else nnx.List(
-                [Downsample2D(out_channels, padding=downsample_padding, dtype=spec.dtype, rngs=rngs)]
-            )
+            else nnx.List([Downsample2D(out_channels, padding=downsample_padding, dtype=spec.dtype, rngs=rngs)])
         )
 
     def __call__(
@@ -160,9 +158,7 @@ class UpBlock2D(nnx.Module):
             spec.resnet(width + skip, out_channels, rngs=rngs)
             for width, skip in zip(widths, skip_channels, strict=True)
         )
-        self.upsamplers = (
-            nnx.List([Upsample2D(out_channels, dtype=spec.dtype, rngs=rngs)]) if upsample else None
-        )
+        self.upsamplers = nnx.List([Upsample2D(out_channels, dtype=spec.dtype, rngs=rngs)]) if upsample else None
 
     def __call__(
         self, hidden_states: jax.Array, skips: list[jax.Array], temb: jax.Array, context: jax.Array
@@ -173,5 +169,6 @@ class UpBlock2D(nnx.Module):
             if hasattr(self, "attentions"):
                 hidden_states = self.attentions[index](hidden_states, context)
         if self.upsamplers is not None:
-            hidden_states = self.upsamplers[0](hidden_states, size=skips[-1].shape[1:3])
+            _, height, width, _ = skips[-1].shape
+            hidden_states = self.upsamplers[0](hidden_states, size=(height, width))
         return hidden_states

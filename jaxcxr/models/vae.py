@@ -51,9 +51,7 @@ def _mid_block(config: AutoencoderKLConfig, dtype: DTypeLike, rngs: nnx.Rngs) ->
 class DownEncoderBlock2D(nnx.Module):
     """Residual blocks, then halving except in the last block."""
 
-    def __init__(
-        self, config: AutoencoderKLConfig, level: int, *, dtype: DTypeLike, rngs: nnx.Rngs
-    ):
+    def __init__(self, config: AutoencoderKLConfig, level: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         width = config.block_out_channels[level]
         widths = [config.block_out_channels[max(level - 1, 0)]] + [width] * (config.layers_per_block - 1)
         self.resnets = nnx.List(_resnet(config, before, width, dtype, rngs) for before in widths)
@@ -73,16 +71,12 @@ class DownEncoderBlock2D(nnx.Module):
 class UpDecoderBlock2D(nnx.Module):
     """Residual blocks, one more than in the encoder, then doubling except in the last block."""
 
-    def __init__(
-        self, config: AutoencoderKLConfig, level: int, *, dtype: DTypeLike, rngs: nnx.Rngs
-    ):
+    def __init__(self, config: AutoencoderKLConfig, level: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         channels = config.block_out_channels
         width = channels[level]
         widths = [channels[min(level + 1, len(channels) - 1)]] + [width] * config.layers_per_block
         self.resnets = nnx.List(_resnet(config, before, width, dtype, rngs) for before in widths)
-        self.upsamplers = (
-            nnx.List([Upsample2D(width, dtype=dtype, rngs=rngs)]) if level > 0 else None
-        )
+        self.upsamplers = nnx.List([Upsample2D(width, dtype=dtype, rngs=rngs)]) if level > 0 else None
 
     def __call__(self, hidden_states: jax.Array) -> jax.Array:
         """`(B, H, W, in) -> (B, 2H, 2W, out)`."""
@@ -164,12 +158,8 @@ class AutoencoderKL(nnx.Module):
         latent = config.latent_channels
         self.encoder = Encoder(config, dtype=dtype, rngs=rngs)
         self.decoder = Decoder(config, dtype=dtype, rngs=rngs)
-        self.quant_conv = (
-            conv(2 * latent, 2 * latent, 1, dtype=dtype, rngs=rngs) if config.use_quant_conv else None
-        )
-        self.post_quant_conv = (
-            conv(latent, latent, 1, dtype=dtype, rngs=rngs) if config.use_post_quant_conv else None
-        )
+        self.quant_conv = conv(2 * latent, 2 * latent, 1, dtype=dtype, rngs=rngs) if config.use_quant_conv else None
+        self.post_quant_conv = conv(latent, latent, 1, dtype=dtype, rngs=rngs) if config.use_post_quant_conv else None
 
     def encode(self, sample: jax.Array) -> jax.Array:
         """Images `(B, H, W, in_channels)` to the posterior's moments `(B, h, w, 2 * latent_channels)`.

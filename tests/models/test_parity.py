@@ -29,9 +29,9 @@ NOISE = 1e-7
 
 UNETS = {
     "sd1": {
-        "block_out_channels": [16, 16, 32],
-        "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
-        "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
+        "block_out_channels": [16, 32],
+        "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+        "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
         "layers_per_block": 1,
         "attention_head_dim": 4,
         "cross_attention_dim": 12,
@@ -43,7 +43,7 @@ UNETS = {
         "block_out_channels": [16, 32],
         "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
         "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
-        "layers_per_block": [1, 2],
+        "layers_per_block": [2, 1],
         "attention_head_dim": [2, 4],
         "cross_attention_dim": [12, 12],
         "transformer_layers_per_block": [1, 2],
@@ -80,10 +80,10 @@ UNETS = {
 LATENT_SIZES = {"sd1": (7, 5), "sd2": (8, 4), "attention without text": (4, 6)}
 
 VAES = {
-    "three levels": {
-        "block_out_channels": [16, 16, 32],
-        "down_block_types": ["DownEncoderBlock2D"] * 3,
-        "up_block_types": ["UpDecoderBlock2D"] * 3,
+    "colour": {
+        "block_out_channels": [16, 32],
+        "down_block_types": ["DownEncoderBlock2D"] * 2,
+        "up_block_types": ["UpDecoderBlock2D"] * 2,
         "layers_per_block": 2,
         "norm_num_groups": 8,
     },
@@ -163,24 +163,28 @@ def assert_gradients_match(ours: dict, theirs: dict) -> None:
 
 
 @dataclasses.dataclass
-class Side:
+class Answer:
     """One library's answer: the output, and the gradients of a random projection of it."""
 
     output: np.ndarray
     gradients: dict[str, np.ndarray]
 
 
-def run_ours(call: Callable, params: dict, inputs: dict, weights: np.ndarray) -> Side:
+def run_ours(call: Callable, params: dict, inputs: dict, weights: np.ndarray) -> Answer:
     def loss(params, inputs):
         output = call(params, inputs)
         return jnp.sum(output * weights), output
 
-    both = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
+    # Each network runs once, so compiling must be quick and running need not be.
+    both = jax.jit(
+        jax.value_and_grad(loss, argnums=(0, 1), has_aux=True),
+        compiler_options={"xla_backend_optimization_level": "0"},
+    )
     (_, output), (of_params, of_inputs) = both(params, inputs)
-    return Side(output, of_params | of_inputs)
+    return Answer(output, of_params | of_inputs)
 
 
-def compare(ours: Side, theirs: Side) -> None:
+def compare(ours: Answer, theirs: Answer) -> None:
     assert relative(ours.output, theirs.output) <= OUTPUT_TOLERANCE
     assert_gradients_match(ours.gradients, theirs.gradients)
 
@@ -199,9 +203,7 @@ def test_unet(name: str):
 
     torch_sample, torch_context = nchw(sample), torch.from_numpy(context).requires_grad_()
     torch_labels = None if labels is None else torch.from_numpy(labels)
-    output = theirs(
-        torch_sample, torch.from_numpy(timesteps), torch_context, class_labels=torch_labels
-    ).sample
+    output = theirs(torch_sample, torch.from_numpy(timesteps), torch_context, class_labels=torch_labels).sample
     (output * nchw(weights)).sum().backward()
     gradients = in_our_layout(theirs, lambda parameter: parameter.grad)
     gradients |= {"sample": nhwc(torch_sample.grad), "context": torch_context.grad.numpy()}
@@ -210,7 +212,7 @@ def test_unet(name: str):
         return with_parameters(model, params)(inputs["sample"], timesteps, inputs["context"], labels)
 
     ours = run_ours(call, params, {"sample": sample, "context": context}, weights)
-    compare(ours, Side(nhwc(output), gradients))
+    compare(ours, Answer(nhwc(output), gradients))
 
 
 @pytest.mark.parametrize("name", VAES)
@@ -219,9 +221,8 @@ def test_vae(name: str):
     theirs = diffusers.AutoencoderKL(**config)
     params = randomize(theirs)
     model = abstract(AutoencoderKL, config)
-    # An odd height meets the padding at the far edges alone.
-    image = draw(2, 18, 12, model.config.in_channels)
-    image_weights = None
+    # Halving 9 meets no padding at the far edge, halving 6 does.
+    image = draw(2, 9, 6, model.config.in_channels)
 
     torch_image = nchw(image)
     posterior = theirs.encode(torch_image).latent_dist
@@ -240,11 +241,10 @@ def test_vae(name: str):
 
     weights = np.concatenate([image_weights.ravel(), moment_weights.ravel()])
     expected = np.concatenate([nhwc(decoded).ravel(), nhwc(posterior.logvar).ravel()])
-    compare(run_ours(call, params, {"image": image}, weights), Side(expected, gradients))
+    compare(run_ours(call, params, {"image": image}, weights), Answer(expected, gradients))
 
 
-@pytest.mark.parametrize("name", CLIPS)
-@pytest.mark.parametrize("length", [4, 13])
+@pytest.mark.parametrize(("name", "length"), [("quick_gelu", 13), ("gelu", 4)])
 def test_clip(name: str, length: int):
     config = CLIPS[name]
     theirs = transformers.CLIPTextModel(transformers.CLIPTextConfig(**config))
@@ -259,7 +259,7 @@ def test_clip(name: str, length: int):
     gradients = in_our_layout(theirs, lambda parameter: parameter.grad)
 
     ours = run_ours(lambda params, _: with_parameters(model, params)(ids), params, {}, weights)
-    compare(ours, Side(answer.last_hidden_state.detach().numpy(), gradients))
+    compare(ours, Answer(answer.last_hidden_state.detach().numpy(), gradients))
 
     encoder = with_parameters(model, params)
     pooled = encoder.pool(ours.output, ids)

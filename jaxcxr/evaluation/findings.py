@@ -1,0 +1,352 @@
+"""Whether phantoms show what was asked for: a small classifier of pleural effusion, and what it counts.
+
+It answers two questions, fluid on the patient's right and on the left, from a gray image of 64 by 64 pixels. It
+learns from phantoms drawn for the purpose, of patients that no other tree holds, blurred, shifted and relit as
+samples of a latent diffusion model are, so that it judges the finding and not the picture's finish.
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+from tqdm.auto import tqdm
+
+from jaxcxr.data.phantom import KINDS, Patient, draw
+from jaxcxr.data.phantom_reports import effusion_prompt
+from jaxcxr.data.phantom_tree import PREVALENCE, sample_findings
+from jaxcxr.errors import UserError
+from jaxcxr.evaluation.pictures import EFFUSIONS, Picture, read_generated
+from jaxcxr.models.layers import conv, linear
+
+SIDE = 64
+"""Pixels of a side of the classifier's images; others are resized to it."""
+_REVISION = 1  # raised when the same settings would give another classifier
+_MARK = "jaxcxr effusion classifier"
+_SIDES = ("right", "left")
+_LABEL = {(False, False): "none", (False, True): "left", (True, False): "right", (True, True): "both"}
+_EQUAL_SIDES = {**PREVALENCE, "left effusion": 0.25, "right effusion": 0.25, "bilateral effusion": 0.25}
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What decides a classifier.
+
+    `size` is the side that phantoms are drawn at, `seed` that of the patients and of the training; the first
+    `patients` of them are learnt from and the next `held_out` tested on, an image each.
+    """
+
+    seed: int
+    size: int = SIDE
+    patients: int = 5000
+    held_out: int = 1000
+    steps: int = 2000
+    batch_size: int = 64
+    learning_rate: float = 2e-3
+    revision: int = _REVISION
+
+
+@dataclasses.dataclass(frozen=True)
+class Classifier:
+    """A trained classifier: its settings, its weights by name and its answers on held-out phantoms."""
+
+    settings: Settings
+    parameters: Mapping[str, np.ndarray]
+    held_out: "Table"
+    held_out_degraded: "Table"
+    """The same phantoms blurred, shifted and relit as in training."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Counts of what was asked for (rows) against what is shown (columns), int (4, 4) in the order of `EFFUSIONS`."""
+
+    counts: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def of(cls, asked: Sequence[str], shown: Sequence[str]) -> "Table":
+        """Counts pairs of labels.
+
+        Raises:
+          ValueError: the lengths differ, or a label is none of `EFFUSIONS`.
+        """
+        counts = np.zeros((len(EFFUSIONS),) * 2, int)
+        for row, column in zip(asked, shown, strict=True):
+            counts[EFFUSIONS.index(row), EFFUSIONS.index(column)] += 1
+        return cls(tuple(tuple(row) for row in counts.tolist()))
+
+    @property
+    def total(self) -> int:
+        """How many images were judged."""
+        return sum(map(sum, self.counts))
+
+    @property
+    def correct(self) -> int:
+        """How many show what was asked for."""
+        return sum(self.counts[i][i] for i in range(len(EFFUSIONS)))
+
+    @property
+    def accuracy(self) -> float:
+        """The share of images that show what was asked for; NaN of none."""
+        return self.correct / self.total if self.total else math.nan
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % Wilson interval of the accuracy."""
+        return wilson(self.correct, self.total)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The table as JSON values."""
+        return {
+            "accuracy": self.accuracy,
+            "interval_95": list(self.interval),
+            "correct": self.correct,
+            "total": self.total,
+            "labels": list(EFFUSIONS),
+            "confusion": [list(row) for row in self.counts],
+        }
+
+
+def wilson(correct: int, total: int, z: float = 1.959964) -> tuple[float, float]:
+    """Score interval of a proportion (Wilson, J. Am. Stat. Assoc. 22:209, 1927); (0, 1) of no trials."""
+    if not total:
+        return 0.0, 1.0
+    share, square = correct / total, z * z / total
+    centre = (share + square / 2) / (1 + square)
+    half = z * math.sqrt(share * (1 - share) / total + square / (4 * total)) / (1 + square)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+class Network(nnx.Module):
+    """Four strided convolutions and a dense layer that still knows where things are: sides must not be pooled away."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        channels = (1, 16, 32, 64, 64)
+        self.convs = nnx.List(
+            conv(before, after, stride=2, dtype=jnp.float32, rngs=rngs)
+            for before, after in zip(channels, channels[1:], strict=False)
+        )
+        self.hidden = linear((SIDE // 16) ** 2 * channels[-1], 64, dtype=jnp.float32, rngs=rngs)
+        self.out = linear(64, len(_SIDES), dtype=jnp.float32, rngs=rngs)
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """float32 (B, 64, 64) in [0, 1] to logits of fluid on the patient's right and left, (B, 2)."""
+        hidden = 4 * (images[..., None] - 0.5)
+        for layer in self.convs:
+            hidden = nnx.relu(layer(hidden))
+        return self.out(nnx.relu(self.hidden(hidden.reshape(len(hidden), -1))))
+
+
+def train_classifier(settings: Settings, progress: bool = False) -> Classifier:
+    """Draws phantoms, trains on them and tests on patients that were not trained on; a function of the settings."""
+    pictures = list(_draw_phantoms(settings, progress))
+    learnt, held_out = pictures[: settings.patients], pictures[settings.patients :]
+    parameters = _fit(settings, *_arrays(learnt), progress)
+    truth = [picture.effusion for picture in held_out]
+    pixels, _ = _arrays(held_out)
+    degraded = _degrade(jax.random.key(settings.seed + 1), jnp.asarray(pixels, jnp.float32) / 255)
+    return Classifier(
+        settings,
+        parameters,
+        Table.of(truth, _labels(parameters, pixels)),
+        Table.of(truth, _labels(parameters, np.asarray(255 * jnp.clip(degraded, 0, 1)).astype(np.uint8))),
+    )
+
+
+def classify(classifier: Classifier, images: np.ndarray) -> list[str]:
+    """Says of uint8 (N, H, W) images where each shows an effusion: N labels out of `EFFUSIONS`."""
+    return _labels(classifier.parameters, np.stack([_shrink(image) for image in images]))
+
+
+def asked_and_shown(generated: Path, classifier: Classifier) -> Table:
+    """The table of a folder that `jaxcxr sample` wrote from prompts with an `effusion` field.
+
+    Raises:
+      UserError: the folder is not such a one, or an image of it says nothing of effusion.
+    """
+    pictures = read_generated(generated, classifier.settings.size)
+    require_asked(pictures, generated)
+    return judge(pictures, classifier)
+
+
+def judge(pictures: Sequence[Picture], classifier: Classifier) -> Table:
+    """The table of pictures whose `effusion` is known."""
+    shown = classify(classifier, np.stack([picture.pixels for picture in pictures]))
+    return Table.of([picture.effusion for picture in pictures], shown)
+
+
+def require_asked(pictures: Sequence[Picture], folder: Path) -> None:
+    """Raises UserError where a generated picture does not say which effusion was asked for."""
+    silent = sum(not picture.effusion for picture in pictures)
+    if silent:
+        raise UserError(
+            f"{folder}: {silent} of {len(pictures)} images have no `effusion` field in the manifest; "
+            "sample from prompts that `jaxcxr prompts` wrote"
+        )
+
+
+def write_prompts(path: Path, count: int, seed: int = 0) -> bool:
+    """Writes `count` prompts as JSON lines {"prompt", "effusion"}, in equal parts for the four of `EFFUSIONS`.
+
+    They are worded as the impressions of phantom reports, in turn, so that any beginning of the file is
+    balanced too. Returns False where the file already holds them.
+
+    Raises:
+      UserError: the file holds something else or cannot be written, or `count` or `seed` is out of range.
+    """
+    if count < 1 or seed < 0:
+        raise UserError(f"--count {count} --seed {seed}: give at least 1 prompt and a seed of 0 or more")
+    rng = np.random.default_rng(seed)
+    sides = [EFFUSIONS[index % len(EFFUSIONS)] for index in range(count)]
+    rows = [{"prompt": effusion_prompt(side, rng), "effusion": side} for side in sides]
+    data = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    try:
+        if path.exists():
+            if path.read_bytes() == data:
+                return False
+            raise UserError(f"{path}: holds something else; name another file or remove this one")
+        replace_file(path, data)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); name another file") from error
+    return True
+
+
+def cached_classifier(file: Path, settings: Settings, progress: bool = False) -> Classifier:
+    """Reads the classifier of these settings from `file`, or trains it and writes it there.
+
+    A classifier of other settings is replaced.
+
+    Raises:
+      UserError: `file` is something else than a classifier, or cannot be written.
+    """
+    if file.exists() and (found := read_classifier(file)).settings == settings:
+        return found
+    classifier = train_classifier(settings, progress)
+    about = {
+        "settings": dataclasses.asdict(settings),
+        "held_out": classifier.held_out.counts,
+        "held_out_degraded": classifier.held_out_degraded.counts,
+    }
+    try:
+        replace_file(file, save(dict(classifier.parameters), {_MARK: json.dumps(about)}))
+    except OSError as error:
+        raise UserError(f"{file}: cannot be written ({error.strerror}); name another file") from error
+    return classifier
+
+
+def read_classifier(file: Path) -> Classifier:
+    """Reads a classifier.
+
+    Raises:
+      UserError: `file` is not one.
+    """
+    try:
+        with safe_open(file, "numpy") as tensors:
+            about = json.loads((tensors.metadata() or {})[_MARK])
+            parameters = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
+        tables = [Table(tuple(map(tuple, about[name]))) for name in ("held_out", "held_out_degraded")]
+        return Classifier(Settings(**about["settings"]), parameters, *tables)
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
+        raise UserError(f"{file}: is not an effusion classifier; name another file or remove this one") from error
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Writes a file that appears whole or stays as it was, with its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_bytes(data)
+    partial.replace(path)
+
+
+def _draw_phantoms(settings: Settings, progress: bool) -> Iterator[Picture]:
+    """One image of each patient, at `SIDE`; the four effusions are equally frequent, other findings as in a tree."""
+    count = settings.patients + settings.held_out
+    for number in tqdm(range(count), "draw phantoms", unit="img", disable=not progress):
+        rng = np.random.default_rng([settings.seed, number, 1])
+        findings = sample_findings(rng, KINDS, _EQUAL_SIDES)
+        view = "AP" if rng.random() < 0.3 else "PA"
+        sides = [finding.side for finding in findings if finding.kind == "effusion"]
+        pixels = draw(Patient(settings.seed, number), 0, findings, settings.size, view).image
+        yield Picture(_shrink(pixels), "", {"": "none", "bilateral": "both"}.get("".join(sides), "".join(sides)))
+
+
+def _shrink(image: np.ndarray) -> np.ndarray:
+    """uint8 (H, W) to uint8 (`SIDE`, `SIDE`), with the filter of `data.images`."""
+    if image.shape == (SIDE, SIDE):
+        return image
+    return np.asarray(Image.fromarray(image).resize((SIDE, SIDE), Image.Resampling.LANCZOS))
+
+
+def _arrays(pictures: Sequence[Picture]) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels uint8 (N, H, W) and targets float32 (N, 2): fluid on the patient's right, on the left."""
+    targets = [[picture.effusion in (side, "both") for side in _SIDES] for picture in pictures]
+    return np.stack([picture.pixels for picture in pictures]), np.array(targets, np.float32)
+
+
+def _fit(settings: Settings, pixels: np.ndarray, targets: np.ndarray, progress: bool) -> dict[str, np.ndarray]:
+    """Trains on pixels uint8 (N, 64, 64) and targets (N, 2); returns the parameters by name."""
+    graph, state = nnx.split(Network(nnx.Rngs(settings.seed)), nnx.Param)
+    tx = optax.adamw(optax.cosine_decay_schedule(settings.learning_rate, settings.steps), weight_decay=0.01)
+
+    def loss(state, images, targets):
+        return optax.sigmoid_binary_cross_entropy(nnx.merge(graph, state)(images), targets).mean()
+
+    @jax.jit
+    def update(state, moments, images, targets, step):
+        images = _degrade(jax.random.fold_in(jax.random.key(settings.seed), step), images.astype(jnp.float32) / 255)
+        updates, moments = tx.update(jax.grad(loss)(state, images, targets), moments, state)
+        return optax.apply_updates(state, updates), moments
+
+    moments, rng = tx.init(state), np.random.default_rng(settings.seed)
+    for step in tqdm(range(settings.steps), "train classifier", unit="step", disable=not progress):
+        rows = rng.integers(len(pixels), size=settings.batch_size)
+        state, moments = update(state, moments, pixels[rows], targets[rows], step)
+    return {".".join(map(str, path)): np.asarray(leaf[...]) for path, leaf in nnx.to_flat_state(state)}
+
+
+def _degrade(key: jax.Array, images: jax.Array) -> jax.Array:
+    """What generation may do to an image without changing what it shows: float32 (B, H, W) to the same.
+
+    Each image is moved by up to 3 pixels, zoomed by up to 5 %, blurred by up to 1.3 pixels (σ) and given another
+    contrast, brightness and noise. One Gaussian matrix an axis does the first three. Never mirrored: a side is
+    what is asked for.
+    """
+    batch, side = images.shape[:2]
+    sigma, zoom, down, right, contrast, brightness, noise, grain = jax.random.split(key, 8)
+
+    def uniform(key, low, high):
+        return jax.random.uniform(key, (batch, 1, 1), minval=low, maxval=high)
+
+    at = jnp.arange(side) - (side - 1) / 2
+    width, scale = uniform(sigma, 0.3, 1.3), uniform(zoom, 0.95, 1.05)
+
+    def matrix(key):
+        distance = at[None, :, None] * scale + uniform(key, -3.0, 3.0) - at[None, None, :]
+        return jax.nn.softmax(-0.5 * (distance / width) ** 2, axis=-1)
+
+    moved = jnp.einsum("bij,bjk,blk->bil", matrix(down), images, matrix(right))
+    relit = 0.5 + uniform(contrast, 0.8, 1.2) * (moved - 0.5) + uniform(brightness, -0.08, 0.08)
+    return relit + uniform(noise, 0.0, 0.05) * jax.random.normal(grain, images.shape)
+
+
+def _labels(parameters: Mapping[str, np.ndarray], pixels: np.ndarray) -> list[str]:
+    """uint8 (N, 64, 64) to N labels."""
+    network = Network(nnx.Rngs(0))
+    state = nnx.state(network, nnx.Param)
+    for path, leaf in nnx.to_flat_state(state):
+        leaf.set_value(jnp.asarray(parameters[".".join(map(str, path))]))
+    nnx.update(network, state)
+    forward = jax.jit(lambda images: network(images.astype(jnp.float32) / 255))
+    batches = (pixels[first : first + 256] for first in range(0, len(pixels), 256))
+    logits = np.concatenate([np.asarray(forward(batch)) for batch in batches])
+    return [_LABEL[bool(right), bool(left)] for right, left in logits > 0]

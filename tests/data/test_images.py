@@ -1,0 +1,115 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxcxr.data import images
+
+
+def save(tmp_path, array, name="x.png", **options):
+    Image.fromarray(array).save(tmp_path / name, **options)
+    return tmp_path / name
+
+
+@pytest.mark.parametrize("name", ["x.png", "x.jpg"])
+def test_portrait_is_padded_left_and_right_with_black_and_keeps_every_side(tmp_path, name):
+    height, width = 400, 200
+    picture = np.full((height, width), 100, np.uint8)
+    picture[:80, :40] = 250  # top left
+    picture[-80:, -40:] = 20  # bottom right
+    out = images.load_square(save(tmp_path, picture, name), 40)[..., 0]
+    assert out.shape == (40, 40)
+    assert out.dtype == np.uint8
+    assert not out[:, :10].any()
+    assert not out[:, 30:].any()
+    inside = out[:, 10:30].astype(int)
+    assert abs(inside[:7, :3] - 250).max() <= 6
+    assert abs(inside[-7:, -3:] - 20).max() <= 6
+    assert abs(inside[:7, -3:] - 100).max() <= 6
+    assert abs(inside[-7:, :3] - 100).max() <= 6
+
+
+def test_landscape_is_padded_above_and_below(tmp_path):
+    out = images.load_square(save(tmp_path, np.full((30, 90), 200, np.uint8)), 30)[..., 0]
+    assert not out[:10].any()
+    assert not out[20:].any()
+    assert (out[10:20] == 200).all()
+
+
+def test_one_pixel_border_of_a_large_picture_survives_as_a_mean(tmp_path):
+    picture = np.zeros((1024, 1024), np.uint8)
+    picture[:, :16] = 255  # exactly one output column
+    out = images.load_square(save(tmp_path, picture, "x.jpg", quality=100), 64)[..., 0]
+    assert out[:, 0].min() > 220
+    assert out[:, 3:].max() < 12
+
+
+def test_resizing_is_antialiased(tmp_path):
+    stripes = np.zeros((512, 512), np.uint8)
+    stripes[:, ::2] = 255
+    for name in ("x.png", "x.jpg"):
+        out = images.load_square(save(tmp_path, stripes, name), 64)[4:-4, 4:-4].astype(int)
+        assert abs(out - 127).max() < 10
+
+
+def test_intensity_is_absolute(tmp_path):
+    low = np.full((20, 20), 60, np.uint8)
+    low[5:15] = 80
+    out = images.load_square(save(tmp_path, low), 20)
+    assert (out.min(), out.max()) == (60, 80)
+
+
+def test_sixteen_bit_png_is_scaled_by_its_depth_not_by_its_range(tmp_path):
+    picture = np.array([[0, 257], [257 * 128, 65535]], np.uint16).repeat(8, 0).repeat(8, 1)
+    out = images.load_square(save(tmp_path, picture), 16)[..., 0]
+    assert [out[2, 2], out[2, 13], out[13, 2], out[13, 13]] == [0, 1, 128, 255]
+
+
+def test_colour_alpha_and_palette_become_gray(tmp_path):
+    gray = np.full((8, 8), 90, np.uint8)
+    for number, image in enumerate(
+        (Image.fromarray(gray).convert(mode) for mode in ("RGB", "RGBA", "LA", "P", "L")),
+    ):
+        image.save(tmp_path / f"{number}.png")
+        assert (images.load_square(tmp_path / f"{number}.png", 8) == 90).all()
+
+
+def test_orientation_tag_is_obeyed(tmp_path):
+    picture = np.zeros((16, 16), np.uint8)
+    picture[:8] = 200
+    exif = Image.Exif()
+    exif[0x0112] = 3  # turned by 180 degrees
+    out = images.load_square(save(tmp_path, picture, "x.jpg", exif=exif, quality=100), 16)
+    assert out[:6].max() < 30
+    assert out[10:].min() > 170
+
+
+def test_damaged_files_are_unreadable(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 255, (200, 200), np.uint8)
+    for name in ("x.jpg", "x.png"):
+        path = save(tmp_path, noise, name)
+        path.write_bytes(path.read_bytes()[:3000])
+        with pytest.raises(images.UnreadableImage):
+            images.load_square(path, 16)
+    for content in (b"", b"not an image"):
+        (tmp_path / "y.jpg").write_bytes(content)
+        with pytest.raises(images.UnreadableImage):
+            images.load_square(tmp_path / "y.jpg", 16)
+    with pytest.raises(FileNotFoundError):
+        images.load_square(tmp_path / "absent.jpg", 16)
+
+
+def test_float_pictures_have_no_known_depth(tmp_path):
+    Image.fromarray(np.full((8, 8), 0.5, np.float32)).save(tmp_path / "x.tif")
+    with pytest.raises(images.UnreadableImage, match="gray"):
+        images.load_square(tmp_path / "x.tif", 8)
+
+
+def test_png_round_trip_is_exact():
+    image = np.random.default_rng(1).integers(0, 256, (31, 17, 1), np.uint8)
+    assert np.array_equal(images.decode_png(images.encode_png(image)), image)
+
+
+def test_extreme_aspect_ratio_keeps_a_pixel(tmp_path):
+    out = images.load_square(save(tmp_path, np.full((2, 2000), 255, np.uint8)), 16)
+    assert out.max() == 255
+    assert np.count_nonzero(out.any(axis=(1, 2))) == 1

@@ -1,0 +1,380 @@
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from trees import LABELS, image_folder, mimic_tree, picture, report, rows, small_config, write_table
+
+from jaxcxr.data import images, records
+from jaxcxr.data.loader import open_split
+from jaxcxr.data.prepare import Summary, prepare
+from jaxcxr.errors import UserError
+
+
+def quarantine(out: Path) -> list[tuple[str, str]]:
+    listed = [json.loads(line) for line in (out / "quarantine.jsonl").read_text().splitlines()]
+    assert all(row.keys() == {"id", "reason", "detail"} for row in listed)
+    return [(row["id"], row["reason"]) for row in listed]
+
+
+def everything(out: Path, split: str) -> dict[str, dict]:
+    return {record["id"].decode(): record for record in open_split(out, split)}
+
+
+def test_mimic_tree_becomes_records(tmp_path):
+    members = rows()
+    tree = mimic_tree(tmp_path / "raw", members)
+    summary = prepare(small_config(), tree, tmp_path / "out")
+    assert summary.splits == {"train": 12, "validate": 4, "test": 4}
+    assert summary.views["train"] == {"AP": 6, "PA": 6}
+    assert summary.labels["train"] == dict.fromkeys(sorted(LABELS), 3)
+    assert summary.bad == summary.not_selected == {}
+    assert Summary.read(tmp_path / "out") == summary
+    assert quarantine(tmp_path / "out") == []
+    train = everything(tmp_path / "out", "train")
+    assert train.keys() == {row.dicom for row in members[:12]}
+    record = train[members[5].dicom]
+    assert record["text"].decode() == "Image number 5 is clear."
+    assert record["view"] == b"AP"
+    assert record["patient"] == members[5].subject.encode()
+    assert [label.decode() for label in record["labels"]] == []
+    assert [label.decode() for label in train[members[4].dicom]["labels"]] == ["Cardiomegaly"]
+    image = images.decode_png(record["image"])
+    expected = picture(5).reshape(16, 5, 12, 5).mean((1, 3))
+    assert image.shape == (16, 16, 1)
+    assert abs(image[2:-2, 4:-4, 0] - expected[2:-2, 2:-2]).max() < 3
+    with Image.open(tmp_path / "out" / "contact_sheet.png") as sheet:
+        assert sheet.width > 1000
+        assert np.asarray(sheet.convert("L")).std() > 20
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "raw"]
+
+
+def test_bad_rows_are_listed_with_their_reason_and_the_rest_goes_on(tmp_path):
+    members = rows(train=20)
+    sound = mimic_tree(tmp_path / "sound", members[:1]) / "mimic-cxr-jpg/2.1.0" / members[0].folder
+    faults = [
+        ("unreadable_image", {"image": next(sound.glob("*/*.jpg")).read_bytes()[:700]}),
+        ("empty_image", {"image": b""}),
+        ("missing_image", {"write_image": False}),
+        ("missing_report", {"write_report": False}),
+        ("empty_report", {"text": b" \n"}),
+        ("no_usable_section", {"text": report(None).encode()}),
+        ("report_not_utf8", {"text": report("Café clear.").encode("latin-1")}),
+        ("view LATERAL", {"view": "LATERAL"}),
+        ("view empty", {"view": ""}),
+        ("too few words", {"text": report("Normal.").encode()}),
+        ("unknown_split", {"split": "holdout"}),
+        ("unknown_split", {"split": ""}),
+    ]
+    for row, (_, change) in zip(members, faults, strict=False):
+        for key, value in change.items():
+            setattr(row, key, value)
+    members[11].number = 90  # a patient of its own
+    members[12].text = report("", "Findings stand in.").encode()
+    tree = mimic_tree(tmp_path / "raw", [*members, members[14]])
+    summary = prepare(small_config(max_bad_share=0.5), tree, tmp_path / "out")
+    bad = {(row.dicom, reason) for row, (reason, _) in zip(members, faults, strict=False) if " " not in reason}
+    assert set(quarantine(tmp_path / "out")) == bad | {(members[14].dicom, "duplicate_id")}
+    assert sum(summary.bad.values()) == len(bad) + 1
+    assert summary.not_selected == {"too few words": 1, "view LATERAL": 1, "view empty": 1}
+    assert summary.splits == {"train": 8, "validate": 4, "test": 4}
+    assert everything(tmp_path / "out", "train")[members[12].dicom]["text"] == b"Findings stand in."
+
+
+def test_too_many_bad_rows_stop_and_leave_the_list(tmp_path):
+    members = rows()
+    for row in members[:3]:
+        row.write_image = False
+    tree = mimic_tree(tmp_path / "raw", members)
+    with pytest.raises(UserError, match=r"15\.0% of the rows are bad \(missing_image 3\).*max_bad_share 14"):
+        prepare(small_config(max_bad_share=0.14), tree, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    listed = (tmp_path / "out.quarantine.jsonl").read_text().splitlines()
+    assert [json.loads(line)["id"] for line in listed] == [row.dicom for row in members[:3]]
+    assert sum(prepare(small_config(max_bad_share=0.15), tree, tmp_path / "out").splits.values()) == 17
+    assert not (tmp_path / "out.quarantine.jsonl").exists()
+
+
+def test_nothing_left_stops(tmp_path):
+    tree = mimic_tree(tmp_path / "raw", rows())
+    with pytest.raises(UserError, match=r"no usable row; bad: none; not selected: view AP 10, view PA 10"):
+        prepare(small_config(views=("LL",)), tree, tmp_path / "out")
+    for path in (tree / "mimic-cxr").rglob("*.txt"):
+        path.unlink()
+    with pytest.raises(UserError, match="no usable row; bad: missing_report 20"):
+        prepare(small_config(), tree, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_selection_follows_the_config(tmp_path):
+    members = rows()
+    members[0].view = ""
+    tree = mimic_tree(tmp_path / "raw", members)
+    assert prepare(small_config(views=()), tree, tmp_path / "a").splits["train"] == 12
+    assert prepare(small_config(views=("PA",)), tree, tmp_path / "b").splits["train"] == 5
+    members[1].text = report("Six words are in this one.").encode()
+    mimic_tree(tree, members)
+    assert prepare(small_config(min_words=6), tree, tmp_path / "c").splits == {"train": 1, "validate": 0, "test": 0}
+    prepare(small_config(sections=("findings",)), tree, tmp_path / "d")
+    assert {record["text"] for record in open_split(tmp_path / "d", "train")} == {b"Lungs are clear."}
+
+
+def test_empty_split_is_counted_and_said(tmp_path, capsys):
+    summary = prepare(small_config(), mimic_tree(tmp_path / "raw", rows(validate=0)), tmp_path / "out")
+    assert summary.splits == {"train": 12, "validate": 0, "test": 4}
+    assert "split validate is empty" in capsys.readouterr().out
+    with pytest.raises(UserError, match="'validate'"):
+        open_split(tmp_path / "out", "validate")
+
+
+def test_split_whose_rows_are_all_bad_is_empty(tmp_path):
+    members = rows()
+    for row in members[12:16]:
+        row.write_image = False
+    summary = prepare(small_config(max_bad_share=0.3), mimic_tree(tmp_path / "raw", members), tmp_path / "out")
+    assert summary.splits == {"train": 12, "validate": 0, "test": 4}
+
+
+def test_patient_in_two_splits_stops(tmp_path):
+    members = rows()
+    members[1].split = "test"  # shares its patient with members[0]
+    with pytest.raises(UserError, match="1 patients are in more than one split"):
+        prepare(small_config(), mimic_tree(tmp_path / "raw", members), tmp_path / "out")
+    lines = [{"file_name": f"{n}.png", "text": "clear lungs", "view": "PA", "patient": 7} for n in range(2)]
+    lines[1]["split"] = "test"
+    with pytest.raises(UserError, match="1 patients are in more than one split"):
+        prepare(small_config(), image_folder(tmp_path / "folder", lines), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_tables_that_are_missing_or_wrong_are_named(tmp_path):
+    tree = mimic_tree(tmp_path / "raw", rows())
+    table = tree / "mimic-cxr-jpg/2.1.0/mimic-cxr-2.0.0-split.csv.gz"
+    write_table(table, ["dicom", "study_id", "split"], [["a", "b", "train"]])
+    with pytest.raises(UserError, match=r"split\.csv\.gz: no column dicom_id, subject_id; it has dicom, study_id"):
+        prepare(small_config(), tree, tmp_path / "out")
+    table.write_bytes(table.read_bytes()[:20])
+    with pytest.raises(UserError, match=r"split\.csv\.gz: not a readable table"):
+        prepare(small_config(), tree, tmp_path / "out")
+    table.unlink()
+    with pytest.raises(UserError, match=r"no mimic-cxr-2\.0\.0-split\.csv\.gz"):
+        prepare(small_config(), tree, tmp_path / "out")
+    with pytest.raises(UserError, match=r"neither mimic-cxr-2\.0\.0-metadata\.csv\.gz"):
+        prepare(small_config(), tmp_path, tmp_path / "out")
+    with pytest.raises(UserError, match="no such folder"):
+        prepare(small_config(), tmp_path / "absent", tmp_path / "out")
+
+
+def test_paths_out_of_the_tree_are_rejected(tmp_path):
+    for path in ("../x.jpg", "a/../../x.jpg", "/etc/passwd", "", "a\0b", ".."):
+        with pytest.raises(records.Rejected) as caught:
+            records.inside(tmp_path, path)
+        assert caught.value.reason == "path_outside_tree"
+    assert records.inside(tmp_path, "a/../b/x.jpg") == tmp_path / "b/x.jpg"
+    members = rows()
+    members[3].split = members[2].split
+    tree = mimic_tree(tmp_path / "raw", members)
+    jpg = tree / "mimic-cxr-jpg/2.1.0"
+    escape = "../" * 9 + "x"
+    body = [[row.dicom, row.subject, row.study, row.view] for row in members]
+    body[0][0] = escape
+    write_table(jpg / "mimic-cxr-2.0.0-metadata.csv.gz", ["dicom_id", "subject_id", "study_id", "ViewPosition"], body)
+    body = [[row.dicom, row.subject, row.study, row.split] for row in members]
+    body[0][0] = escape
+    write_table(jpg / "mimic-cxr-2.0.0-split.csv.gz", ["dicom_id", "subject_id", "study_id", "split"], body)
+    prepare(small_config(), tree, tmp_path / "out")
+    assert quarantine(tmp_path / "out") == [(escape, "path_outside_tree")]
+
+
+def test_reports_may_come_from_the_zip_or_beside_the_images(tmp_path):
+    zipped = mimic_tree(tmp_path / "zipped", rows())
+    texts = zipped / "mimic-cxr/2.1.0"
+    with zipfile.ZipFile(texts / "mimic-cxr-reports.zip", "w") as archive:
+        for path in sorted(texts.rglob("*.txt")):
+            archive.write(path, path.relative_to(texts))
+            path.unlink()
+    flat = mimic_tree(tmp_path / "flat", rows())
+    for part in ("mimic-cxr-jpg", "mimic-cxr"):
+        for path in sorted((flat / part / "2.1.0").rglob("*")):
+            if path.is_file():
+                target = flat / path.relative_to(flat / part / "2.1.0")
+                target.parent.mkdir(parents=True, exist_ok=True)
+                path.rename(target)
+    inner = mimic_tree(tmp_path / "inner", rows()) / "mimic-cxr-jpg/2.1.0"
+    for number, source in enumerate((zipped, flat, inner)):
+        summary = prepare(small_config(), source, tmp_path / f"out{number}")
+        assert sum(summary.splits.values()) == 20
+        assert summary.bad == {}
+
+
+def test_image_folder_rows(tmp_path):
+    lines = [
+        {"file_name": f"images/{n}.png", "text": f"clear lungs {n}", "view": "PA", "patient": n} for n in range(16)
+    ]
+    lines[0].update(split="validation", labels=["Effusion", "Mass"])
+    lines[1].update(split="test", view="AP", patient=None)
+    lines[2].update(view="L")
+    lines[3].update(text=None)
+    lines[4].update(text="___")
+    lines[5].update(file_name="../outside.png")
+    lines[6].update(split="dev")
+    lines[7].update(labels="Mass")
+    lines[8].update(file_name="images/9.png")
+    source = image_folder(tmp_path / "raw", lines)
+    (source / "images/10.png").write_bytes(b"no picture")
+    with (source / "metadata.jsonl").open("ab") as file:
+        file.write(b'{"file_name": \n[1]\n{"file_name": "caf\xe9.png", "text": "x"}\n{"text": "clear"}\n')
+    summary = prepare(small_config(max_bad_share=0.7), source, tmp_path / "out")
+    assert summary.splits == {"train": 6, "validate": 1, "test": 1}
+    assert summary.not_selected == {"view L": 1}
+    assert quarantine(tmp_path / "out") == [
+        ("../outside.png", "path_outside_tree"),
+        ("images/10.png", "unreadable_image"),
+        ("images/3.png", "no_usable_text"),
+        ("images/4.png", "no_usable_text"),
+        ("images/6.png", "unknown_split"),
+        ("images/7.png", "labels_not_a_list"),
+        ("images/9.png", "duplicate_id"),
+        ("metadata.jsonl:17", "row_not_json"),
+        ("metadata.jsonl:18", "row_not_json"),
+        ("metadata.jsonl:19", "row_not_utf8"),
+        ("metadata.jsonl:20", "row_without_file_name"),
+    ]
+    (record,) = open_split(tmp_path / "out", "validate")
+    assert (record["id"], record["patient"]) == (b"images/0.png", b"0")
+    assert [label.decode() for label in record["labels"]] == ["Effusion", "Mass"]
+    (record,) = open_split(tmp_path / "out", "test")
+    assert record["patient"] == b"images/1.png"
+
+
+def test_image_folder_with_a_folder_per_split(tmp_path):
+    for name, count in (("train", 5), ("validation", 2)):
+        lines = [{"file_name": f"{n}.png", "text": "clear lungs", "view": "PA"} for n in range(count)]
+        image_folder(tmp_path / "raw" / name, lines)
+    summary = prepare(small_config(), tmp_path / "raw", tmp_path / "out")
+    assert summary.splits == {"train": 5, "validate": 2, "test": 0}
+    assert everything(tmp_path / "out", "validate").keys() == {"validation/0.png", "validation/1.png"}
+
+
+def test_image_folder_without_text_names_its_columns(tmp_path):
+    image_folder(tmp_path / "raw", [{"file_name": "0.png", "caption": "clear"}])
+    with pytest.raises(UserError, match=r"metadata\.jsonl: no column text; it has caption, file_name"):
+        prepare(small_config(), tmp_path / "raw", tmp_path / "out")
+
+
+def test_second_run_is_recognised_and_other_settings_are_refused(tmp_path, capsys):
+    tree = mimic_tree(tmp_path / "raw", rows())
+    first = prepare(small_config(), tree, tmp_path / "out")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
+    assert prepare(small_config(max_bad_share=0.9), tree, tmp_path / "out") == first
+    assert "already prepared" in capsys.readouterr().out
+    for change in ({"size": 24}, {"views": ("PA",)}, {"sections": ("findings",)}, {"min_words": 3}):
+        with pytest.raises(UserError, match="other settings"):
+            prepare(small_config(**change), tree, tmp_path / "out")
+    with pytest.raises(UserError, match="another source"):
+        prepare(small_config(), mimic_tree(tmp_path / "other", rows(train=10)), tmp_path / "out")
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == before
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.txt").write_text("x")
+    with pytest.raises(UserError, match="exists already"):
+        prepare(small_config(), tree, tmp_path / "mine")
+    assert os.listdir(tmp_path / "mine") == ["thesis.txt"]
+
+
+def test_same_source_gives_the_same_records_and_tokenizer(tmp_path):
+    tree = mimic_tree(tmp_path / "raw", rows())
+    for name in ("a", "b"):
+        prepare(small_config(), tree, tmp_path / name)
+    for split in ("train", "validate", "test"):
+        one, two = (list(open_split(tmp_path / name, split)) for name in ("a", "b"))
+        assert [record["id"] for record in one] == [record["id"] for record in two]
+        assert [record["image"] for record in one] == [record["image"] for record in two]
+    for name in ("vocab.json", "merges.txt"):
+        assert (tmp_path / "a/tokenizer" / name).read_bytes() == (tmp_path / "b/tokenizer" / name).read_bytes()
+
+
+def test_given_tokenizer_is_copied_and_a_train_split_is_not_needed(tmp_path):
+    tree = mimic_tree(tmp_path / "raw", rows())
+    first = prepare(small_config(), tree, tmp_path / "a")
+    only_test = mimic_tree(tmp_path / "test", rows(train=0, validate=0))
+    with pytest.raises(UserError, match=r"train split is empty.*data\.tokenizer"):
+        prepare(small_config(), only_test, tmp_path / "b")
+    second = prepare(small_config(tokenizer=str(tmp_path / "a/tokenizer")), only_test, tmp_path / "b")
+    assert second.vocab_size == first.vocab_size
+    with pytest.raises(UserError, match="absent: no tokenizer here"):
+        prepare(small_config(tokenizer=str(tmp_path / "absent")), tree, tmp_path / "c")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"size": 0}, "data.size is 0"), ({"sections": ()}, "data.sections is empty"), ({"max_bad_share": 2.0}, "share")],
+)
+def test_wrong_settings_are_named(tmp_path, change, message):
+    with pytest.raises(UserError, match=message):
+        prepare(small_config(**change), tmp_path, tmp_path / "out")
+
+
+def test_a_killed_run_leaves_no_output_folder(tmp_path):
+    tree = mimic_tree(tmp_path / "raw", rows())
+    program = f"""
+import os, sys
+from pathlib import Path
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from trees import small_config
+from jaxcxr.data import builder, prepare
+make = builder.make_record
+def dying(candidate, settings):
+    if candidate.split == "test":
+        os.kill(os.getpid(), 9)
+    return make(candidate, settings)
+builder.make_record = dying
+prepare.prepare(small_config(), Path({str(tree)!r}), Path({str(tmp_path / "out")!r}))
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, cwd=Path(__file__).parents[2])
+    assert ended.returncode == -9, ended.stderr
+    assert not (tmp_path / "out").exists()
+    assert sum(prepare(small_config(), tree, tmp_path / "out").splits.values()) == 20
+
+
+def test_neither_output_nor_summary_tells_reports_or_patients(tmp_path, capsys):
+    members = rows()
+    members[0].text = report(None).replace("FINAL", "SECRETWORD").encode()
+    prepare(small_config(), mimic_tree(tmp_path / "raw", members), tmp_path / "out")
+    told = capsys.readouterr()
+    for text in (told.out, told.err, (tmp_path / "out/summary.json").read_text()):
+        assert "is clear" not in text
+        assert "SECRETWORD" not in text
+        assert not any(row.subject in text for row in members)
+    assert "SECRETWORD" not in (tmp_path / "out/quarantine.jsonl").read_text()
+
+
+def _shared(*parts: str) -> Path:
+    here = os.environ.get("JAXCXR_REAL_CXR")
+    shared = Path(here).parents[1] if here else Path(__file__).parents[3] / "shared"
+    return shared.joinpath(*parts)
+
+
+def test_real_radiographs_with_planted_faults(tmp_path):
+    layout = _shared("tools", "mimic_layout.py")
+    if not layout.is_file():
+        pytest.skip(f"no {layout}: real radiographs are not part of this project")
+    command = [sys.executable, str(layout), str(tmp_path / "raw"), "--limit", "60", "--faults"]
+    subprocess.run(command, check=True, capture_output=True)
+    summary = prepare(small_config(size=32, min_words=4), tmp_path / "raw", tmp_path / "out")
+    assert summary.bad == {
+        "missing_image": 1,
+        "missing_report": 1,
+        "no_usable_section": 1,
+        "unreadable_image": 1,
+    }
+    # The planted three-word impression, and a real one.
+    assert summary.not_selected == {"too few words": 2, "view LATERAL": 1, "view empty": 1}
+    assert summary.splits == {"train": 39, "validate": 12, "test": 1}
+    texts = [r["text"].decode() for split in summary.splits for r in open_split(tmp_path / "out", split)]
+    assert any("38°C" in text for text in texts)
+    assert any(len(text.split()) > 300 for text in texts)
