@@ -73,6 +73,8 @@ class RadiographBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True)
                 yield candidate.id, outcome
             else:
                 self.ledger.refuse(candidate.id, outcome)
+        if bar.n == bar.total:
+            bar.close()
 
 
 def _in_order(

@@ -69,9 +69,8 @@ def prepare(config_data: ConfigDict, source: Path, out: Path) -> Summary:
 
     Raises:
       UserError: a wrong setting, an unknown source, tables without the needed columns, patients in two
-        splits,
-        nothing left, too many bad rows (then listed in `out`.quarantine.jsonl), or `out` holds something
-        else.
+        splits, nothing left, too many bad rows (then listed in `out`.quarantine.jsonl), or `out` holds
+        something else.
     """
     settings = Settings.from_config(config_data)
     if not source.is_dir():
@@ -169,7 +168,10 @@ def _finish(partial: Path, builder: str, records: str, fingerprint: str, setting
 def _tokenizer(settings: Settings, sources: dict[str, Sequence[dict[str, Any]]], folder: Path) -> Any:
     """Puts the tokenizer into the prepared folder, trained if none is given, and loads it from there."""
     if settings.tokenizer:
-        tokens.load(settings.tokenizer).save_pretrained(str(folder))
+        folder.mkdir()
+        for name in tokens.FILES:
+            if (given := Path(settings.tokenizer) / name).is_file():
+                shutil.copyfile(given, folder / name)
     elif "train" in sources:
         tokens.train((as_text(record["text"]) for record in sources["train"]), settings.tokenizer_vocab, folder)
     else:
@@ -180,7 +182,8 @@ def _tokenizer(settings: Settings, sources: dict[str, Sequence[dict[str, Any]]],
 def _cut(tokenizer: Any, source: Sequence[dict[str, Any]]) -> int:
     """Counts the prompts that do not fit the tokenizer's length."""
     limit = tokens.length(tokenizer)
-    return sum(len(tokenizer.backend_tokenizer.encode(as_text(record["text"])).ids) > limit for record in source)
+    texts = (as_text(record["text"]) for record in source)
+    return sum(len(tokenizer(text, truncation=False, verbose=False)["input_ids"]) > limit for text in texts)
 
 
 def _sorted(counts: dict[str, Counter[str]]) -> dict[str, dict[str, int]]:

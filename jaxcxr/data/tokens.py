@@ -12,6 +12,14 @@ from jaxcxr.errors import UserError
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 LENGTH = 77
+FILES = (
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
 _WORD_END = "</w>"
 # A call sets the tokenizer's padding and length before it encodes, so calls from two threads would mix.
 _ONE_AT_A_TIME = threading.Lock()

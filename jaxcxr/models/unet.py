@@ -73,7 +73,9 @@ class UNet2DConditionModel(nnx.Module):
             freq_shift=config.freq_shift,
         )
         temb = self.time_embedding(waves.astype(self.dtype))
-        return temb if class_labels is None else temb + self.class_embedding(class_labels)
+        if self.class_embedding is None or class_labels is None:
+            return temb
+        return temb + self.class_embedding(class_labels)
 
     def __call__(
         self,

@@ -306,6 +306,8 @@ def test_given_tokenizer_is_copied_and_a_train_split_is_not_needed(tmp_path):
         prepare(small_config(), only_test, tmp_path / "b")
     second = prepare(small_config(tokenizer=str(tmp_path / "a/tokenizer")), only_test, tmp_path / "b")
     assert second.vocab_size == first.vocab_size
+    for path in (tmp_path / "a/tokenizer").iterdir():
+        assert (tmp_path / "b/tokenizer" / path.name).read_bytes() == path.read_bytes()
     with pytest.raises(UserError, match="absent: no tokenizer here"):
         prepare(small_config(tokenizer=str(tmp_path / "absent")), tree, tmp_path / "c")
 
@@ -378,3 +380,11 @@ def test_real_radiographs_with_planted_faults(tmp_path):
     texts = [r["text"].decode() for split in summary.splits for r in open_split(tmp_path / "out", split)]
     assert any("38°C" in text for text in texts)
     assert any(len(text.split()) > 300 for text in texts)
+
+
+def test_prompts_that_do_not_fit_are_counted(tmp_path):
+    members = rows()
+    for row, count in ((members[0], 75), (members[1], 76), (members[12], 200)):
+        row.text = report(" ".join(["clear"] * count)).encode()
+    summary = prepare(small_config(), mimic_tree(tmp_path / "raw", members), tmp_path / "out")
+    assert summary.prompts_cut == {"train": 1, "validate": 1, "test": 0}

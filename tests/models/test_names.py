@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 from jaxcxr.interop.layout import from_torch, to_torch
 from jaxcxr.models import AutoencoderKL, CLIPTextModel, UNet2DConditionModel, abstract, named_parameters
@@ -49,6 +50,15 @@ def clip(**config):
     return transformers.CLIPTextModel(transformers.CLIPTextConfig(**config))
 
 
+def epsilons(module: nnx.Module) -> dict[str, float]:
+    """Of every norm: outputs of random weights are too coarse a test of them."""
+    return {
+        ".".join(map(str, path)).removeprefix("text_model."): node.epsilon
+        for path, node in nnx.iter_modules(module)
+        if hasattr(node, "epsilon")
+    }
+
+
 @pytest.mark.parametrize(
     ("ours", "theirs", "config"),
     [
@@ -66,6 +76,11 @@ def test_full_size_names_and_shapes(ours, theirs, config):
     if theirs is None:
         # Files have the prefix; transformers 5 has it in files alone.
         expected = {"text_model." + name.removeprefix("text_model."): s for name, s in expected.items()}
+    assert epsilons(abstract(ours, config)) == {
+        name.removeprefix("text_model."): module.eps
+        for name, module in module.named_modules()
+        if hasattr(module, "eps")
+    }
     # A view of one number has a shape and axes to permute, and takes no memory.
     views = {
         name: np.broadcast_to(np.float32(0), leaf.shape)

@@ -1,0 +1,33 @@
+# Two commands do everything: `make quickstart` and `make test`. Both make .venv first.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: quickstart phantom test test-fast lint clean
+
+quickstart: $(READY)  ## phantoms, training, samples, export and a page to open, in minutes on a laptop
+	PATH="$(CURDIR)/$(BIN):$$PATH" launch/phantom.sh configs/quickstart.py runs/quickstart 700 32
+
+phantom: $(READY)  ## the same at a size that learns properly, under an hour on two cores
+	PATH="$(CURDIR)/$(BIN):$$PATH" launch/phantom.sh configs/phantom.py runs/phantom 2500 200
+
+test: $(READY)  ## lint, types and every test
+	$(MAKE) lint
+	$(BIN)/python -m pytest -q
+
+test-fast: $(READY)  ## the tests without the slow ones
+	$(BIN)/python -m pytest -q -m "not slow"
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv runs
+
+$(READY): requirements.txt pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q -r requirements.txt
+	$(BIN)/python -m pip install -q --no-deps -e .
+	touch $@

@@ -1,0 +1,237 @@
+"""The page to look at: one HTML file that needs nothing else, on paper-white or in the dark, on a desk or a phone."""
+
+import base64
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape
+
+import numpy as np
+from PIL import Image
+
+from jaxcxr.data.images import encode_png
+from jaxcxr.evaluation.curves import Run, loss_svg, speed_svg
+from jaxcxr.evaluation.findings import Classifier, Table
+from jaxcxr.evaluation.pictures import EFFUSIONS, Picture
+
+_SHEET_SIDE = 1024
+_TITLES = {
+    "none": "No effusion",
+    "left": "Left effusion",
+    "right": "Right effusion",
+    "both": "Bilateral effusion",
+}
+
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1d2329; --soft: #5c6670; --faint: #b9c0c7; --paper: #fbfbfa; --card: #ffffff;
+  --line: #e3e6e8; --blue: #2468b4; --orange: #c8641b; --good: #1f7a4d; --bad: #b3261e; --tint: 36, 104, 180;
+  --font: system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6e9ec; --soft: #9aa4ae; --faint: #4a535c; --paper: #14171a;
+  --card: #1b1f23; --line: #2b3137; --blue: #6fb0f5; --orange: #f0975a; --good: #5fc493; --bad: #ff8a80;
+  --tint: 111, 176, 245; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 72rem; padding: 2.5rem 1.25rem 4rem; background: var(--paper); color: var(--ink);
+  font: 16px/1.55 var(--font); }
+h1 { font-size: 1.9rem; line-height: 1.2; letter-spacing: -0.015em; margin: 0 0 0.5rem; }
+h2 { font-size: 1.25rem; margin: 3rem 0 0.25rem; letter-spacing: -0.01em; }
+h3 { font-size: 1rem; margin: 1.75rem 0 0.6rem; }
+p { margin: 0.25rem 0 0.75rem; max-width: 46rem; }
+.soft, figcaption, h3 small { color: var(--soft); font-weight: normal; }
+.notice { display: inline-block; border: 1px solid var(--orange); color: var(--orange); border-radius: 99px;
+  padding: 0.15rem 0.8rem; font-size: 0.85rem; font-weight: 600; }
+.numbers { display: flex; flex-wrap: wrap; gap: 1rem; margin: 1.75rem 0 0; }
+.numbers p { flex: 1 1 13rem; margin: 0; background: var(--card); border: 1px solid var(--line); border-radius: 12px;
+  padding: 0.9rem 1.2rem 1rem; line-height: 1.4; }
+.numbers b { display: block; font-size: 2rem; font-weight: 650; letter-spacing: -0.02em; line-height: 1.3; }
+.numbers small { display: block; color: var(--soft); font-size: 0.85rem; margin-top: 0.3rem; }
+.grid { display: grid; gap: 0.9rem; grid-template-columns: repeat(auto-fill, minmax(8.2rem, 1fr)); }
+figure { margin: 0; min-width: 0; }
+figure img { display: block; width: 100%; border-radius: 8px; background: #000; }
+.grid figure img { aspect-ratio: 1; object-fit: contain; }
+figcaption { font-size: 0.78rem; line-height: 1.35; margin-top: 0.35rem; overflow-wrap: anywhere; }
+figcaption b { display: block; font-weight: 600; }
+.right b { color: var(--good); }
+.wrong b { color: var(--bad); }
+.wrong img { outline: 3px solid var(--bad); outline-offset: -1px; }
+.beside { margin: 0.9rem 0 0; padding: 0.7rem 0.9rem 0.9rem; border-left: 3px solid var(--line); }
+.beside > p { font-size: 0.85rem; color: var(--soft); }
+.scroll { overflow-x: auto; }
+table { border-collapse: separate; border-spacing: 4px; font-variant-numeric: tabular-nums; margin: 0.75rem 0; }
+th { font-weight: 500; font-size: 0.85rem; color: var(--soft); padding: 0.2rem 0.6rem; text-align: right; }
+thead th { text-align: center; }
+td { min-width: 4.2rem; padding: 0.55rem 0.5rem; text-align: center; border: 1px solid var(--line);
+  border-radius: 8px; }
+td.hit { font-weight: 650; }
+.curves { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); }
+.curves > *, .sheet { background: var(--card); border: 1px solid var(--line); border-radius: 12px; padding: 0.8rem; }
+.sheet { margin-top: 1rem; max-width: 44rem; }
+svg { width: 100%; height: auto; display: block; }
+details { margin-top: 3rem; border-top: 1px solid var(--line); padding-top: 1rem; }
+summary { cursor: pointer; font-weight: 600; }
+pre { overflow-x: auto; font-size: 0.8rem; line-height: 1.45; background: var(--card); border: 1px solid var(--line);
+  border-radius: 12px; padding: 1rem; }
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Judgement:
+    """What the classifier saw: the side in every generated image, and the tables of generated and of real images."""
+
+    classifier: Classifier
+    shown: Sequence[str]
+    table: Table
+    real: Table
+
+
+@dataclasses.dataclass(frozen=True)
+class Page:
+    """Everything that the page shows; what is not here cannot get onto it.
+
+    Without a `judgement` nothing is said of findings. `settings` are texts by title, for the end of the page.
+    """
+
+    title: str
+    generated: Sequence[Picture]
+    real: Sequence[Picture]
+    real_name: str
+    judgement: Judgement | None
+    runs: Sequence[Run]
+    settings: Mapping[str, str]
+    reconstructions: bool = False
+    """Whether sheets that hold images of the data set may be shown."""
+    per_side: int = 12
+    """Generated images shown of each side asked for; four times as many where no side was."""
+
+
+def render(page: Page) -> str:
+    """The page as HTML: UTF-8, no scripts, no addresses, every text escaped."""
+    body = "".join([*_head(page), *_samples(page), *_table(page), *_runs(page), *_settings(page)])
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(page.title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n{body}</body>\n</html>\n"
+    )
+
+
+def _head(page: Page) -> Iterator[str]:
+    yield f"<header>\n<h1>{escape(page.title)}</h1>\n"
+    yield "<p>Chest radiographs drawn by a latent diffusion model from the words of a radiology report"
+    yield ", beside what it learnt from.</p>\n" if page.real else ".</p>\n"
+    yield '<span class="notice">Synthetic images, not for diagnosis</span>\n'
+    if page.judgement:
+        table, ceiling = page.judgement.table, page.judgement.real
+        yield '<div class="numbers">\n'
+        yield _number("of the generated images show the effusion they were asked for", table)
+        yield _number(f"of the {page.real_name} kept from training are read correctly by the same classifier", ceiling)
+        yield _number(
+            "of new phantoms, drawn for the classifier’s own test, are read correctly",
+            page.judgement.classifier.held_out,
+        )
+        yield "</div>\n"
+    yield "</header>\n"
+
+
+def _number(what: str, table: Table) -> str:
+    low, high = table.interval
+    counts = f"{table.correct} of {table.total}; 95 % interval {100 * low:.1f} to {100 * high:.1f} %"
+    return f"<p><b>{_percent(table.accuracy)}</b> {escape(what)} <small>{counts}</small></p>\n"
+
+
+def _percent(share: float) -> str:
+    return "–" if share != share else f"{100 * share:.1f} %"
+
+
+def _samples(page: Page) -> Iterator[str]:
+    yield "<section>\n<h2>What was asked for, and what came</h2>\n"
+    if not page.judgement:
+        yield from _figures(page.generated[: 4 * page.per_side])
+        yield from _beside(page.real[:24], page.real_name)
+        yield "</section>\n"
+        return
+    yield (
+        '<p class="soft">Drawn in the order of the prompts, none chosen by hand. As on any radiograph, '
+        "the patient’s left is on the right of the picture.</p>\n"
+    )
+    for side in EFFUSIONS:
+        found = [(p, seen) for p, seen in zip(page.generated, page.judgement.shown, strict=True) if p.effusion == side]
+        if not found:
+            continue
+        correct = sum(seen == side for _, seen in found)
+        yield f"<h3>{_TITLES[side]} <small>{correct} of {len(found)} show it</small></h3>\n"
+        shown = found[: page.per_side]
+        yield from _figures([picture for picture, _ in shown], [seen for _, seen in shown])
+        yield from _beside([picture for picture in page.real if picture.effusion == side][:6], page.real_name)
+    yield "</section>\n"
+
+
+def _beside(pictures: Sequence[Picture], name: str) -> Iterator[str]:
+    if pictures:
+        yield f'<div class="beside"><p>For comparison, from the {escape(name)}:</p>\n'
+        yield from _figures(pictures)
+        yield "</div>\n"
+
+
+def _figures(pictures: Sequence[Picture], shown: Sequence[str] = ()) -> Iterator[str]:
+    """Pictures with their texts, and with what the classifier saw where that is given."""
+    yield '<div class="grid">\n'
+    for index, picture in enumerate(pictures):
+        kind = verdict = ""
+        if shown:
+            right = shown[index] == picture.effusion
+            kind = ' class="right"' if right else ' class="wrong"'
+            verdict = f"<b>{'✓' if right else '✗ wrong:'} asked {picture.effusion}, saw {shown[index]}</b>"
+        image = _image(encode_png(picture.pixels[..., None]), "chest radiograph")
+        caption = f"<figcaption>{verdict}{escape(picture.text)}</figcaption>" if verdict or picture.text else ""
+        yield f"<figure{kind}>{image}{caption}</figure>\n"
+    yield "</div>\n"
+
+
+def _image(png: bytes, alt: str) -> str:
+    return f'<img alt="{escape(alt)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+
+
+def _table(page: Page) -> Iterator[str]:
+    if not page.judgement:
+        return
+    yield "<section>\n<h2>Asked for against shown</h2>\n"
+    yield '<p class="soft">Rows: what was asked for. Columns: what the classifier saw. The diagonal is right.</p>\n'
+    yield '<div class="scroll"><table>\n<thead><tr><th></th>'
+    yield "".join(f'<th scope="col">saw {side}</th>' for side in EFFUSIONS) + "</tr></thead>\n<tbody>\n"
+    for row, side in enumerate(EFFUSIONS):
+        counts = page.judgement.table.counts[row]
+        yield f'<tr><th scope="row">asked {side}</th>'
+        for column, count in enumerate(counts):
+            share = count / max(1, sum(counts))
+            hit = ' class="hit"' if row == column else ""
+            yield f'<td{hit} style="background: rgba(var(--tint), {0.55 * share:.2f})">{count}</td>'
+        yield "</tr>\n"
+    yield "</tbody></table></div>\n</section>\n"
+
+
+def _runs(page: Page) -> Iterator[str]:
+    for run in page.runs:
+        yield f"<section>\n<h2>Training: {escape(run.name)}</h2>\n"
+        curves = [svg for svg in (loss_svg(run), speed_svg(run)) if svg]
+        yield '<div class="curves">' + "".join(f"<div>{svg}</div>" for svg in curves) + "</div>\n"
+        if run.sheet and (page.reconstructions or not run.reconstructs):
+            step = int(run.sheet.stem) if run.sheet.stem.isdigit() else run.sheet.stem
+            what = "Validation images above their reconstructions" if run.reconstructs else "Samples, a row a prompt"
+            caption = f"<figcaption>{what}, step {escape(str(step))}</figcaption>"
+            yield f'<figure class="sheet">{_image(_sheet(run), what)}{caption}</figure>\n'
+        yield "</section>\n"
+
+
+def _sheet(run: Run) -> bytes:
+    """The run's last sheet as PNG bytes, no larger than a screen needs."""
+    assert run.sheet is not None
+    with Image.open(run.sheet) as sheet:
+        gray = sheet.convert("L")
+        gray.thumbnail((_SHEET_SIDE, _SHEET_SIDE), Image.Resampling.LANCZOS)
+    return encode_png(np.asarray(gray)[..., None])
+
+
+def _settings(page: Page) -> Iterator[str]:
+    if page.settings:
+        yield "<details>\n<summary>Settings</summary>\n"
+        for title, text in page.settings.items():
+            yield f"<h3>{escape(title)}</h3>\n<pre>{escape(text)}</pre>\n"
+        yield "</details>\n"

@@ -1,0 +1,135 @@
+"""Judge generated images and write a page to look at.
+
+Writes OUT/index.html, one file that needs nothing else, and OUT/evaluation.json. Where --real is a tree that
+`jaxcxr phantoms` wrote, a small classifier says whether each image shows the effusion that its prompt asked for
+(write such prompts with `jaxcxr prompts`); it is trained once, in a minute or two, and kept. Other real images and
+report texts stay off the page unless --show-real is given. Safe to run again: page and numbers are replaced.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+EXAMPLE = (
+    "jaxcxr evaluate --config configs/phantom.py --real runs/phantoms --generated runs/samples --out runs/evaluation"
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the verb's options."""
+    parser.add_argument("--config", required=True, help="config file, FILE.py or FILE.py:STAGE; gives the size")
+    parser.add_argument("--real", required=True, type=Path, help="tree of `jaxcxr phantoms`, or folder of real images")
+    parser.add_argument("--generated", required=True, type=Path, help="folder that `jaxcxr sample` wrote")
+    parser.add_argument("--out", required=True, type=Path, help="folder for the page and the numbers")
+    parser.add_argument(
+        "--runs", nargs="*", type=Path, default=[], metavar="WORKDIR", help="workdirs whose curves the page shows"
+    )
+    parser.add_argument(
+        "--classifier", type=Path, metavar="FILE", help="where it is kept; default: OUT/classifier.safetensors"
+    )
+    parser.add_argument("--title", default="Synthetic chest X-rays", help="of the page; default: %(default)s")
+    parser.add_argument(
+        "--show-real", action="store_true", help="put real images, prompts and reconstructions on the page"
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Evaluates; raises UserError on a user's mistake."""
+    from jaxcxr import config as configs
+    from jaxcxr.errors import UserError
+    from jaxcxr.evaluation import pictures
+
+    config = configs.load(args.config, args.overrides)
+    if args.out.exists() and not args.out.is_dir():
+        raise UserError(f"{args.out}: is a file; name a folder")
+    generated = pictures.read_generated(args.generated, config.data.size)
+    if pictures.phantom_seed(args.real) is None:
+        _show(args, config, generated)
+    else:
+        _judge(args, config, generated)
+
+
+def _judge(args: argparse.Namespace, config: Any, generated: list) -> None:
+    """With phantoms: the numbers, and a page where everything may be seen."""
+    import dataclasses
+
+    import numpy as np
+
+    from jaxcxr.evaluation import findings, pictures
+    from jaxcxr.evaluation.page import Judgement
+
+    findings.require_asked(generated, args.generated)
+    seed = pictures.phantom_seed(args.real)
+    assert seed is not None
+    # Never the tree's own patients, whatever its seed.
+    settings = findings.Settings(seed=seed + 1_000_003, size=config.data.size)
+    file = args.classifier or args.out / "classifier.safetensors"
+    classifier = findings.cached_classifier(file, settings, progress=True)
+    real = pictures.read_phantoms(args.real, config.data.size, limit=500)
+    shown = findings.classify(classifier, np.stack([picture.pixels for picture in generated]))
+    table = findings.Table.of([picture.effusion for picture in generated], shown)
+    judgement = Judgement(classifier, shown, table, findings.judge(real, classifier))
+    numbers = table.as_dict() | {
+        "real": judgement.real.as_dict(),
+        "classifier": {
+            "held_out": classifier.held_out.as_dict(),
+            "held_out_degraded": classifier.held_out_degraded.as_dict(),
+            "settings": dataclasses.asdict(settings),
+        },
+    }
+    _write(args, config, numbers, generated, real, "phantoms", judgement)
+    low, high = table.interval
+    print(
+        f"{table.correct} of {table.total} images show the effusion asked for: "
+        f"{100 * table.accuracy:.1f} % (95 % interval {100 * low:.1f} to {100 * high:.1f} %)"
+    )
+    print(
+        f"the classifier reads {100 * judgement.real.accuracy:.1f} % of the tree's held-out phantoms "
+        f"and {100 * classifier.held_out.accuracy:.1f} % of its own"
+    )
+    print(f"page: {args.out / 'index.html'}")
+
+
+def _show(args: argparse.Namespace, config: Any, generated: list) -> None:
+    """Without ground truth: the page alone, with nothing of a patient on it unless that was asked for."""
+    import dataclasses
+
+    from jaxcxr.evaluation import pictures
+
+    real = pictures.read_images(args.real, config.data.size, limit=24) if args.show_real else []
+    if not args.show_real:  # a prompt may be a report's text
+        generated = [dataclasses.replace(picture, text="") for picture in generated]
+    _write(args, config, {"total": len(generated)}, generated, real, "real images", None)
+    print(f"{len(generated)} images, not judged: {args.real} is not a tree that `jaxcxr phantoms` wrote")
+    print(f"page: {args.out / 'index.html'}")
+
+
+def _write(
+    args: argparse.Namespace, config: Any, numbers: dict, generated: list, real: list, name: str, judgement: Any
+) -> None:
+    import json
+
+    from jaxcxr import config as configs
+    from jaxcxr.errors import UserError
+    from jaxcxr.evaluation.curves import read_run
+    from jaxcxr.evaluation.findings import replace_file
+    from jaxcxr.evaluation.page import Page, render
+
+    how = {"config": str(args.config), "real": str(args.real), "generated": str(args.generated)}
+    numbers = numbers | {"settings": how | {"size": config.data.size, "synthetic": True}}
+    text = json.dumps(numbers, indent=2) + "\n"
+    page = Page(
+        title=args.title,
+        generated=generated,
+        real=real,
+        real_name=name,
+        judgement=judgement,
+        runs=[read_run(workdir) for workdir in args.runs],
+        settings={"Evaluation": text, "Config": configs.to_json(config)},
+        reconstructions=judgement is not None or args.show_real,
+    )
+    try:
+        replace_file(args.out / "evaluation.json", text.encode())
+        replace_file(args.out / "index.html", render(page).encode())
+    except OSError as error:
+        raise UserError(f"{args.out}: cannot be written ({error.strerror}); name another folder") from error

@@ -1,0 +1,200 @@
+import dataclasses
+import html
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxcxr.__main__ import main
+from jaxcxr.data.phantom_tree import write_tree
+from jaxcxr.errors import UserError
+from jaxcxr.evaluation import findings
+from jaxcxr.evaluation.curves import read_run, smooth
+from jaxcxr.evaluation.findings import Settings, Table
+from jaxcxr.evaluation.page import Judgement, Page, render
+from jaxcxr.evaluation.pictures import EFFUSIONS, Picture
+
+NASTY = "<script>alert('x')</script> & \"left\""
+CONFIG = str(Path(__file__).parents[2] / "configs" / "base.py")
+
+
+class _Reader(HTMLParser):
+    """Collects images, links and text, and checks that tags close in order."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.images, self.addresses, self.text, self.open, self.tags = [], [], [], [], set()
+        self.feed(page)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        attrs = dict(attrs)
+        self.addresses += [attrs[name] for name in ("src", "href", "xlink:href") if name in attrs]
+        if tag == "img":
+            self.images.append(attrs["src"])
+        if tag not in ("img", "meta", "path", "use"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.add(tag)
+        self.addresses += [value for name, value in attrs if name in ("src", "href", "xlink:href")]
+
+    def handle_endtag(self, tag):
+        if tag not in ("path", "use"):
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def picture(number, text="", effusion=""):
+    return Picture(np.full((64, 64), number, np.uint8), text, effusion)
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    folder = tmp_path / "run <1>"
+    (folder / "samples").mkdir(parents=True)
+    rows = [{"step": step, "loss": 1 / step, "images_per_second": 40.0} for step in range(10, 400, 10)]
+    rows += [{"step": 200, "validation_loss": 0.02}, {"step": 390, "validation_loss": 0.01}]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 4')
+    (folder / "config.json").write_text(json.dumps({"objective": {"name": "diffusion"}}))
+    for step in (100, 390):
+        Image.fromarray(np.full((128, 2048), 7, np.uint8)).save(folder / "samples" / f"{step:08d}.png")
+    return folder
+
+
+@pytest.fixture
+def judged(workdir):
+    asked = [side for side in EFFUSIONS for _ in range(3)]
+    generated = [picture(index, NASTY, side) for index, side in enumerate(asked)]
+    shown = ["left", *asked[1:]]
+    table = Table.of(asked, shown)
+    judgement = Judgement(findings.Classifier(Settings(seed=1), {}, table, table), shown, table, table)
+    real = [picture(100 + index, "small left effusion", side) for index, side in enumerate(EFFUSIONS)]
+    return Page(NASTY, generated, real, "phantoms", judgement, [read_run(workdir)], {NASTY: NASTY})
+
+
+def test_page_is_whole_escaped_and_needs_nothing_else(judged):
+    page = render(judged)
+    reader = _Reader(page)
+    assert "script" not in reader.tags
+    assert len(reader.images) == 12 + 4 + 1
+    assert len(set(reader.images)) == 17
+    assert all(address.startswith(("data:image/png;base64,", "#")) for address in reader.addresses)
+    assert not re.search(r"https?:|//www|@import|url\((?!#)", page)
+    assert NASTY not in page
+    text = "".join(reader.text)
+    assert text.count(NASTY) == 1 + 1 + 12 + 2
+    assert "not for diagnosis" in text
+    assert "Training: run <1>" in text
+    assert "step 390" in text
+
+
+def test_page_marks_what_is_wrong(judged):
+    page = render(judged)
+    assert page.count('class="wrong"') == 1
+    assert page.count('class="right"') == 11
+    assert "asked none, saw left" in page
+    assert "91.7 %" in page
+
+
+def test_page_shows_no_reconstructions_unless_asked(judged):
+    run = dataclasses.replace(judged.runs[0], config={"objective": {"name": "autoencoder"}})
+    page = dataclasses.replace(judged, runs=[run])
+    assert "reconstructions" not in render(page)
+    assert "reconstructions" in render(dataclasses.replace(page, reconstructions=True))
+
+
+def test_curves_are_svg_in_the_pages_colours(judged):
+    page = render(judged)
+    assert page.count("<svg") == 2
+    assert "#0101" not in page
+    assert "var(--blue)" in page.split("</style>")[1]
+
+
+def test_smooth_is_a_mean_that_keeps_constants():
+    assert smooth(np.full(7, 3.0), 4) == pytest.approx(np.full(7, 3.0))
+    assert smooth(np.array([0.0, 3.0, 6.0]), 3) == pytest.approx([1.5, 3.0, 4.5])
+    assert smooth(np.array([2.0]), 5) == pytest.approx([2.0])
+
+
+def test_a_folder_that_is_no_run(tmp_path):
+    with pytest.raises(UserError, match="not a workdir"):
+        read_run(tmp_path)
+
+
+def _samples(folder, rows):
+    folder.mkdir()
+    for index, row in enumerate(rows):
+        Image.fromarray(np.full((64, 64), index, np.uint8)).save(folder / f"{index:05d}.png")
+        row["file_name"] = f"{index:05d}.png"
+    (folder / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def _evaluate(tmp_path, *options):
+    folders = [
+        "--real",
+        str(tmp_path / "real"),
+        "--generated",
+        str(tmp_path / "samples"),
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    return main(["evaluate", "--config", CONFIG, "--config.data.size=64", *folders, *options])
+
+
+def test_verb_on_phantoms(tmp_path, monkeypatch, capsys):
+    train = findings.train_classifier
+
+    def train_little(settings, progress):
+        little = dataclasses.replace(settings, patients=40, held_out=10, steps=3)
+        return dataclasses.replace(train(little, progress), settings=settings)
+
+    monkeypatch.setattr(findings, "train_classifier", train_little)
+    write_tree(tmp_path / "real", patients=30, size=64, seed=3)
+    _samples(tmp_path / "samples", [{"prompt": f"Ask {side}.", "effusion": side} for side in EFFUSIONS])
+    assert _evaluate(tmp_path) == 0
+    assert str(tmp_path / "out" / "index.html") in capsys.readouterr().out
+    first = (tmp_path / "out" / "evaluation.json").read_text()
+    numbers = json.loads(first)
+    assert numbers["total"] == 4
+    assert numbers["classifier"]["settings"]["seed"] != 3
+    assert "Ask both." in html.unescape((tmp_path / "out" / "index.html").read_text())
+    monkeypatch.setattr(findings, "train_classifier", lambda *_: pytest.fail("trained again"))
+    assert _evaluate(tmp_path) == 0
+    assert (tmp_path / "out" / "evaluation.json").read_text() == first
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
+        "classifier.safetensors",
+        "evaluation.json",
+        "index.html",
+    ]
+
+
+def test_verb_keeps_patients_off_the_page(tmp_path):
+    (tmp_path / "real").mkdir()
+    Image.fromarray(np.full((64, 64), 200, np.uint8)).save(tmp_path / "real" / "patient.png")
+    _samples(tmp_path / "samples", [{"prompt": "Report of a patient."}])
+    page = tmp_path / "out" / "index.html"
+    assert _evaluate(tmp_path) == 0
+    assert "Report of a patient." not in page.read_text()
+    assert page.read_text().count("<img") == 1
+    assert "Report of a patient." not in (tmp_path / "out" / "evaluation.json").read_text()
+    assert _evaluate(tmp_path, "--show-real") == 0
+    assert "Report of a patient." in page.read_text()
+    assert page.read_text().count("<img") == 2
+
+
+def test_verb_tells_what_is_missing(tmp_path, capsys):
+    assert _evaluate(tmp_path) == 2
+    assert "manifest.jsonl" in capsys.readouterr().err
+    _samples(tmp_path / "samples", [{"prompt": "p"}])
+    assert _evaluate(tmp_path) == 2
+    assert "real: no such folder" in capsys.readouterr().err

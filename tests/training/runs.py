@@ -1,0 +1,59 @@
+"""Small runs for tests: phantoms, prepared, and configs of networks that compile in seconds."""
+
+import functools
+import tempfile
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from jaxcxr import config as configs
+from jaxcxr.data.phantom_tree import write_tree
+from jaxcxr.data.prepare import prepare
+from tests import pipelines
+
+ROOT = Path(__file__).parents[2]
+
+
+@functools.cache
+def data() -> Path:
+    """A prepared set of phantoms at 64², made once."""
+    folder = Path(tempfile.mkdtemp(prefix="jaxcxr-data-"))
+    config = configs.load(ROOT / "configs" / "phantom.py").data
+    config.tokenizer_vocab = 600
+    write_tree(folder / "tree", 40, 64)
+    prepare(config, folder / "tree", folder / "data")
+    return folder / "data"
+
+
+def autoencoder(**changes) -> ConfigDict:
+    config = configs.load(ROOT / "configs" / "base.py")
+    with config.unlocked():
+        config.model.vae = ConfigDict(pipelines.VAE)
+    config.objective.name = "autoencoder"
+    config.trainable = r"vae\..*"
+    return _small(config, changes)
+
+
+def diffusion(base: Path, **changes) -> ConfigDict:
+    config = configs.load(ROOT / "configs" / "base.py")
+    with config.unlocked():
+        config.model.unet = ConfigDict(pipelines.UNET)
+        config.model.text_encoder = ConfigDict(pipelines.TEXT)
+        config.model.scheduler = ConfigDict(pipelines.SCHEDULER)
+    config.model.base = str(base)
+    config.model.measure_scaling_factor = True
+    config.trainable = r"unet\..*|text_encoder\..*"
+    return _small(config, changes)
+
+
+def _small(config: ConfigDict, changes: dict) -> ConfigDict:
+    config.data.path = str(data())
+    config.data.size = 64
+    config.data.views = ("PA", "AP")
+    config.batch_size, config.steps = 4, 6
+    config.log_every, config.eval_every, config.sample_every, config.checkpoint_every = 1, 3, 6, 3
+    config.eval_batches = 1
+    config.optimizer.warmup_steps = 2
+    config.samples.per_prompt, config.samples.steps = 2, 2
+    config.update_from_flattened_dict(changes)
+    return config

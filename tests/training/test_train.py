@@ -1,0 +1,213 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from jaxcxr import config as configs
+from jaxcxr import interop
+from jaxcxr.__main__ import main
+from jaxcxr.errors import UserError
+from jaxcxr.interop.pipeline import initialize
+from jaxcxr.training.train import train
+from tests.training import runs
+
+
+@pytest.fixture(scope="module")
+def autoencoder(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("ae") / "run"
+    train(runs.autoencoder(), workdir)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def diffusion(autoencoder, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("diffusion") / "run"
+    train(runs.diffusion(autoencoder), workdir)
+    return workdir
+
+
+def weights(workdir: Path, ema: bool = True):
+    return {name: np.asarray(value) for name, value in interop.load(workdir, ema=ema).parameters().items()}
+
+
+def metrics(workdir: Path, *names: str):
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [(row["step"], *(row[name] for name in names)) for row in rows if names[0] in row]
+
+
+def assert_same(first: Path, second: Path):
+    for ema in (False, True):
+        ours, theirs = weights(first, ema), weights(second, ema)
+        assert ours.keys() == theirs.keys()
+        for name in ours:
+            np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
+    assert metrics(first, "loss", "grad_norm") == metrics(second, "loss", "grad_norm")
+    assert metrics(first, "validation_loss") == metrics(second, "validation_loss")
+
+
+@pytest.mark.parametrize("stops", [(1,), (2, 3), (5,)])
+def test_stopped_and_started_again_goes_on_bit_for_bit(autoencoder, diffusion, tmp_path, stops):
+    for stop in stops:
+        train(runs.diffusion(autoencoder), tmp_path / "run", stop_at=stop)
+    train(runs.diffusion(autoencoder), tmp_path / "run")
+    assert_same(tmp_path / "run", diffusion)
+
+
+def test_what_learns_is_what_the_pattern_names(autoencoder, diffusion, tmp_path):
+    config = runs.diffusion(autoencoder, steps=1, trainable=r"unet\..*attn2.*")
+    train(config, tmp_path / "run")
+    moved, whole = weights(tmp_path / "run", ema=False), weights(diffusion, ema=False)
+    start = initialize(interop.load(diffusion), jax.random.key(config.seed))
+    vae = weights(autoencoder)
+    for name, value in moved.items():
+        first = vae[name] if name.startswith("vae.") else np.asarray(start[name])
+        learns = name.startswith("unet.") and "attn2" in name
+        # The key's projection has a zero gradient where all tokens agree; most parameters must move.
+        assert learns or (value == first).all(), name
+        if name.startswith("vae."):
+            np.testing.assert_array_equal(whole[name], first)
+    changed = {n for n in moved if not n.startswith("vae.") and (moved[n] != np.asarray(start[n])).any()}
+    assert len(changed) >= 0.9 * sum("attn2" in n for n in moved if n.startswith("unet."))
+    assert any(
+        (whole[n] != np.asarray(start[n])).any() for n in whole if n.startswith("text_encoder.")
+    ), "the text encoder learns where the pattern names it"
+
+
+def test_the_average_follows_the_weights(diffusion):
+    raw, averaged = weights(diffusion, ema=False), weights(diffusion)
+    start = initialize(interop.load(diffusion), jax.random.key(0))
+    name = "unet.conv_in.kernel"
+    assert (raw[name] != averaged[name]).any()
+    travelled = np.linalg.norm(averaged[name] - np.asarray(start[name]))
+    assert 0.2 < travelled / np.linalg.norm(raw[name] - np.asarray(start[name])) < 1
+
+
+def test_the_loss_falls(autoencoder, tmp_path):
+    config = runs.autoencoder(steps=60, log_every=10, eval_every=60, sample_every=60, checkpoint_every=60)
+    config.optimizer.learning_rate = 3e-3
+    train(config, tmp_path / "run")
+    losses = [value for _, value in metrics(tmp_path / "run", "loss")]
+    assert losses[-1] < 0.3 * metrics(autoencoder, "loss")[0][1]
+
+
+def test_the_workdir_holds_what_it_should(diffusion):
+    assert (diffusion / "samples" / "00000006.png").is_file()
+    assert json.loads((diffusion / "config.json").read_text())["steps"] == 6
+    assert list((diffusion / "tensorboard").glob("events*"))
+    assert [step for step, _ in metrics(diffusion, "loss")] == [1, 2, 3, 4, 5, 6]
+    assert [step for step, _ in metrics(diffusion, "validation_loss")] == [3, 6]
+    scale = json.loads((diffusion / "model" / "vae" / "config.json").read_text())["scaling_factor"]
+    assert scale == interop.load(diffusion).vae.config.scaling_factor != 0.18215
+
+
+def test_the_scaling_factor_makes_the_latents_unit(autoencoder, diffusion):
+    from jaxcxr.data.loader import Batches, open_split
+    from jaxcxr.training.objectives import encode_image
+
+    pipeline = interop.load(diffusion)
+    batches = Batches(open_split(runs.data(), "train"), tokenizer=pipeline.tokenizer, seed=3, batch_size=32)
+    latents = encode_image(pipeline, batches.batch(0)["image"], jax.random.key(0))
+    assert abs(float(latents.std()) - 1) < 0.1
+
+
+def test_a_finished_run_is_left_alone(diffusion, autoencoder, capsys):
+    before = (diffusion / "metrics.jsonl").read_text()
+    train(runs.diffusion(autoencoder), diffusion)
+    assert "already trained to step 6" in capsys.readouterr().out
+    assert (diffusion / "metrics.jsonl").read_text() == before
+
+
+def test_a_workdir_of_another_config_is_refused(diffusion, autoencoder):
+    before = (diffusion / "config.json").read_text()
+    with pytest.raises(UserError, match=r"optimizer\.learning_rate was 0\.0001, is 0\.5"):
+        train(runs.diffusion(autoencoder, **{"optimizer.learning_rate": 0.5}), diffusion)
+    assert (diffusion / "config.json").read_text() == before
+
+
+def test_a_folder_that_is_no_run_is_refused(autoencoder, tmp_path):
+    (tmp_path / "thesis.tex").write_text("mine")
+    with pytest.raises(UserError, match="holds no run"):
+        train(runs.autoencoder(), tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"trainable": r"unett\..*"}, "no parameter has such a name"),
+        ({"trainable": r"unet\.("}, "not a regular expression"),
+        ({"model.base": ""}, r"config\.model\.vae: describe it, or set config\.model\.base"),
+        ({"model.base": "/nowhere"}, "/nowhere: no such folder"),
+        ({"objective.name": "gan"}, "may be autoencoder or diffusion"),
+        ({"objective.error": "huber"}, "may be mse, l1"),
+        ({"dtype": "float16"}, "float32 or bfloat16"),
+        ({"mesh": (3, 1)}, "does not multiply to the 1 devices"),
+        ({"sharding": "zero3"}, "no such strategy"),
+        ({"optimizer.schedule": "linear"}, "constant or cosine"),
+        ({"data.path": "/nowhere"}, "/nowhere"),
+    ],
+)
+def test_bad_values_are_told_in_one_line(autoencoder, tmp_path, changes, message):
+    with pytest.raises(UserError, match=message) as error:
+        train(runs.diffusion(autoencoder, **changes), tmp_path / "run")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_an_unwritable_workdir_is_told(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(UserError, match="cannot be written"):
+        train(runs.autoencoder(), tmp_path / "run")
+
+
+def test_a_workdir_below_a_file_is_told(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        train(runs.autoencoder(), tmp_path / "file" / "run")
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(tmp_path):
+    config = runs.autoencoder(steps=9)
+    train(config, tmp_path / "run", stop_at=3)
+    with config.unlocked():
+        config.steps = 9
+    (tmp_path / "run" / "config.json").unlink()
+    config.optimizer.learning_rate, config.optimizer.clip_norm = 1e30, 0.0
+    (tmp_path / "run" / "config.json").write_text(configs.to_json(config))
+    with pytest.raises(FloatingPointError, match="at step"):
+        train(config, tmp_path / "run")
+    assert interop.orbax.latest_step(tmp_path / "run") == 3
+
+
+@pytest.mark.slow
+def test_sigterm_saves_and_the_run_goes_on_bit_for_bit(tmp_path):
+    config = runs.autoencoder(steps=40, eval_every=100, sample_every=100, checkpoint_every=100)
+    script = tmp_path / "config.py"
+    script.write_text(
+        "import json\nfrom ml_collections import ConfigDict\n"
+        f"def get_config():\n    c = ConfigDict(json.loads({configs.to_json(config)!r}))\n"
+        "    c.mesh = tuple(c.mesh)\n    return c\n"
+    )
+    argv = [sys.executable, "-m", "jaxcxr", "train", "--config", str(script), "--workdir", str(tmp_path / "run")]
+    process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    for _ in range(600):
+        file = tmp_path / "run" / "metrics.jsonl"
+        if file.is_file() and len(file.read_text().splitlines()) >= 5:
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    stopped = interop.orbax.latest_step(tmp_path / "run")
+    assert stopped is not None
+    assert 5 <= stopped < 40
+    assert main(argv[3:]) == 0
+    assert main([*argv[3:-1], str(tmp_path / "whole")]) == 0
+    assert_same(tmp_path / "run", tmp_path / "whole")
