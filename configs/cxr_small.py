@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 VAE = phantom.VAE | {
     "latent_channels": 8,
     "sample_size": 128,
-    "block_out_channels": (8, 32, 64, 64),
+    "block_out_channels": (8, 16, 32, 64),
     "norm_num_groups": 4,
     "down_block_types": ("DownEncoderBlock2D",) * 4,
     "up_block_types": ("UpDecoderBlock2D",) * 4,
@@ -40,12 +40,12 @@ def get_config(stage: str = "diffusion") -> ConfigDict:
     if stage == "autoencoder":
         config.model.vae = ConfigDict(VAE)
         config.batch_size = 8
-        config.steps = 1500
+        config.steps = 1000
         config.checkpoint_every = config.eval_every = config.sample_every = 250
     else:
         config.model.base = "runs/cxr/autoencoder"
         config.model.unet = ConfigDict(UNET)
-        config.steps = 2000
+        config.steps = 1200
         config.optimizer.learning_rate = 5e-4
         config.samples.prompts = (
             "Frontal chest radiograph, PA view, 59 year old female. No acute cardiopulmonary abnormality.",

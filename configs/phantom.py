@@ -87,7 +87,7 @@ def _diffusion() -> ConfigDict:
     config.model.measure_scaling_factor = True
     config.trainable = r"unet\..*|text_encoder\..*"
     config.batch_size = 32
-    config.steps = 2500
+    config.steps = 1500
     config.ema_decay = 0.995
     config.optimizer.learning_rate = 1e-3
     config.samples.prompts = (

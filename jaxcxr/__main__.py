@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import logging
 import sys
 from collections.abc import Sequence
 
@@ -11,6 +12,7 @@ VERBS = {
     "phantoms": "draw synthetic chest radiographs with reports, laid out as MIMIC-CXR-JPG",
     "prepare": "turn a MIMIC-CXR-JPG tree or an image folder into ArrayRecord",
     "train": "train or resume a model",
+    "prompts": "write prompts that ask for known findings",
     "sample": "generate images from prompts",
     "convert": "convert checkpoints between Orbax and diffusers",
     "evaluate": "judge generated images and write a page to look at",
@@ -37,6 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     module.add_arguments(command)
     # Config overrides are open-ended, so what argparse does not know goes to the config, which is strict.
     args, args.overrides = command.parse_known_args(argv[1:])
+    # Orbax says at every read that a file it does not need is absent.
+    logging.getLogger("absl").setLevel(logging.ERROR)
     try:
         if args.overrides and not hasattr(args, "config"):
             raise UserError(f"{args.overrides[0]}: no such option; see jaxcxr {verb} --help")

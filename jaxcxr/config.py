@@ -28,7 +28,8 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> ConfigDict:
     if not path.is_file():
         raise UserError(f"{path}: no such config file; the ready ones are in configs/")
     spec = importlib.util.spec_from_file_location(f"jaxcxr_config_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.path.insert(0, str(path.parent))  # so that a config can build on its neighbour: `import base`
     try:

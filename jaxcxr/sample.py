@@ -57,7 +57,13 @@ class Settings:
 
     def row(self, index: int, prompt: Mapping[str, Any]) -> dict[str, Any]:
         """The manifest's line for image `index`; further fields of a prompt are kept."""
-        return {"file_name": f"{index:05d}.png", **prompt, **dataclasses.asdict(self), "index": index, "synthetic": True}
+        return {
+            "file_name": f"{index:05d}.png",
+            **prompt,
+            **dataclasses.asdict(self),
+            "index": index,
+            "synthetic": True,
+        }
 
 
 def read_prompts(file: Path) -> list[dict[str, Any]]:
@@ -100,9 +106,7 @@ def sample(
     shape = latent_shape(pipeline, settings.size or _trained_size(pipeline))
     noise = _initial_noises(settings, len(prompts), shape)
     ids = tokens.encode(pipeline.tokenizer, [row["prompt"] for row in prompts], tokens.length(pipeline.tokenizer))
-    generate = make_generate(
-        pipeline, ddim(pipeline.schedule, settings.steps, settings.eta), settings.guidance
-    )
+    generate = make_generate(pipeline, ddim(pipeline.schedule, settings.steps, settings.eta), settings.guidance)
     mesh = meshes.make_mesh((-1, 1))
     batch_size = -(-min(batch_size, len(prompts)) // mesh.size) * mesh.size
     parameters = jax.device_put(pipeline.parameters(), meshes.replicated(mesh))

@@ -114,9 +114,11 @@ def render(page: Page) -> str:
 
 def _head(page: Page) -> Iterator[str]:
     yield f"<header>\n<h1>{escape(page.title)}</h1>\n"
-    yield "<p>Chest radiographs drawn by a latent diffusion model from the words of a radiology report"
-    yield ", beside what it learnt from.</p>\n" if page.real else ".</p>\n"
+    beside = f", beside {page.real_name} for comparison" if page.real else ""
+    yield f"<p>Chest radiographs drawn by a latent diffusion model from the words of a report{escape(beside)}.</p>\n"
     yield '<span class="notice">Synthetic images, not for diagnosis</span>\n'
+    if page.real and not page.judgement:
+        yield f'<span class="notice">The {escape(page.real_name)} on this page are of patients</span>\n'
     if page.judgement:
         table, ceiling = page.judgement.table, page.judgement.real
         yield '<div class="numbers">\n'

@@ -15,7 +15,7 @@ from flax import nnx
 from jaxcxr.diffusion.schedule import Schedule
 from jaxcxr.errors import UserError
 from jaxcxr.models.clip import CLIPTextModel
-from jaxcxr.models.named import abstract, named_parameters, with_parameters
+from jaxcxr.models.named import abstract, initial_parameters, named_parameters, with_parameters
 from jaxcxr.models.unet import UNet2DConditionModel
 from jaxcxr.models.vae import AutoencoderKL
 
@@ -125,13 +125,9 @@ def initialize(pipeline: StableDiffusion, key: jax.Array) -> dict[str, jax.Array
     """Fresh random parameters for every network of `pipeline`, by full name; float32."""
     parameters = {}
     for name, module in pipeline.networks.items():
-        rngs = nnx.Rngs(params=jax.random.fold_in(key, list(NETWORKS).index(name)))
-
-        @jax.jit
-        def fresh(rngs, network=NETWORKS[name], config=module.config):
-            return named_parameters(network(config, rngs=rngs))
-
-        parameters |= {f"{name}.{leaf}": value for leaf, value in fresh(rngs).items()}
+        own_key = jax.random.fold_in(key, list(NETWORKS).index(name))
+        fresh = initial_parameters(NETWORKS[name], module.config, own_key)
+        parameters |= {f"{name}.{leaf}": value for leaf, value in fresh.items()}
     return parameters
 
 

@@ -11,13 +11,14 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from jaxcxr.errors import UserError
+from jaxcxr.models import initial
 from jaxcxr.models.attention import attention
 from jaxcxr.models.config import CLIPTextConfig
 from jaxcxr.models.layers import layer_norm
 
 
 def _linear(in_features: int, out_features: int, std: float, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.Linear:
-    return nnx.Linear(in_features, out_features, kernel_init=nnx.initializers.normal(std), dtype=dtype, rngs=rngs)
+    return nnx.Linear(in_features, out_features, kernel_init=initial.normal(std), dtype=dtype, rngs=rngs)
 
 
 def _activation(name: str, hidden_states: jax.Array) -> jax.Array:
@@ -30,7 +31,7 @@ class CLIPTextEmbeddings(nnx.Module):
     """Token plus position embeddings."""
 
     def __init__(self, config: CLIPTextConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        init = nnx.initializers.normal(0.02 * config.initializer_factor)
+        init = initial.normal(0.02 * config.initializer_factor)
         self.token_embedding = nnx.Embed(
             config.vocab_size, config.hidden_size, embedding_init=init, dtype=dtype, rngs=rngs
         )

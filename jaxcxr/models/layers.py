@@ -14,13 +14,14 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from jaxcxr.errors import UserError
-
-torch_kernel_init = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+from jaxcxr.models import initial
 
 
 def linear(in_features: int, out_features: int, *, bias: bool = True, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.Linear:
     """A dense layer `(..., in_features) -> (..., out_features)` with PyTorch's initial kernel."""
-    return nnx.Linear(in_features, out_features, use_bias=bias, kernel_init=torch_kernel_init, dtype=dtype, rngs=rngs)
+    return nnx.Linear(
+        in_features, out_features, use_bias=bias, kernel_init=initial.torch_kernel(), dtype=dtype, rngs=rngs
+    )
 
 
 def conv(
@@ -41,7 +42,7 @@ def conv(
         (kernel_size, kernel_size),
         strides=stride,
         padding=((before, after), (before, after)),
-        kernel_init=torch_kernel_init,
+        kernel_init=initial.torch_kernel(),
         dtype=dtype,
         rngs=rngs,
     )

@@ -75,9 +75,6 @@ def abstract(cls: type[M], config: Any, dtype: DTypeLike = jnp.float32) -> M:
 
 
 def initial_parameters(cls: type[nnx.Module], config: Any, key: jax.Array) -> dict[str, jax.Array]:
-    """Fresh float32 parameters of `cls(config)` by name, a pure function of `key`.
-
-    Under `jax.jit` with `out_shardings` every device draws only its own part.
-    """
+    """Fresh float32 parameters of `cls(config)` by name, a pure function of `key`; see `jaxcxr.models.initial`."""
     build: Any = cls
     return named_parameters(build(config, rngs=_Keys(key)))

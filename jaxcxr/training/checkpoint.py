@@ -15,7 +15,18 @@ from jaxcxr.training.step import State
 CONFIG = "config.json"
 # What may differ when a run goes on: how far it goes, what it shows, and what it runs on.
 MAY_CHANGE = frozenset(
-    ["steps", "log_every", "eval_every", "eval_batches", "sample_every", "checkpoint_every", "keep", "mesh", "sharding", "samples"]
+    [
+        "steps",
+        "log_every",
+        "eval_every",
+        "eval_batches",
+        "sample_every",
+        "checkpoint_every",
+        "keep",
+        "mesh",
+        "sharding",
+        "samples",
+    ]
 )
 
 

@@ -15,7 +15,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", type=Path, metavar="SRC", help="workdir, diffusers folder or Orbax folder")
     parser.add_argument("destination", type=Path, metavar="DST", help="folder to write, new")
     parser.add_argument("--to", required=True, choices=["diffusers", "orbax"])
-    parser.add_argument("--dtype", default="float32", choices=["float32", "float16", "bfloat16"], help="of a diffusers folder; default: %(default)s")
+    parser.add_argument(
+        "--dtype",
+        default="float32",
+        choices=["float32", "float16", "bfloat16"],
+        help="of a diffusers folder; default: %(default)s",
+    )
     parser.add_argument("--weights", default="ema", choices=["ema", "raw"], help="of a workdir; default: %(default)s")
     parser.add_argument("--verify", action="store_true", help="read the result back and compare every tensor")
 

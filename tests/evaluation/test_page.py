@@ -190,6 +190,7 @@ def test_verb_keeps_patients_off_the_page(tmp_path):
     assert _evaluate(tmp_path, "--show-real") == 0
     assert "Report of a patient." in page.read_text()
     assert page.read_text().count("<img") == 2
+    assert "on this page are of patients" in page.read_text()
 
 
 def test_verb_tells_what_is_missing(tmp_path, capsys):

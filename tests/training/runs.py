@@ -11,15 +11,16 @@ from jaxcxr.data.phantom_tree import write_tree
 from jaxcxr.data.prepare import prepare
 from tests import pipelines
 
+SIZE = 16
 ROOT = Path(__file__).parents[2]
 
 
 @functools.cache
 def data() -> Path:
-    """A prepared set of phantoms at 64², made once."""
+    """A prepared set of phantoms, made once."""
     folder = Path(tempfile.mkdtemp(prefix="jaxcxr-data-"))
     config = configs.load(ROOT / "configs" / "phantom.py").data
-    config.tokenizer_vocab = 600
+    config.size, config.tokenizer_vocab = SIZE, 600
     write_tree(folder / "tree", 40, 64)
     prepare(config, folder / "tree", folder / "data")
     return folder / "data"
@@ -48,7 +49,7 @@ def diffusion(base: Path, **changes) -> ConfigDict:
 
 def _small(config: ConfigDict, changes: dict) -> ConfigDict:
     config.data.path = str(data())
-    config.data.size = 64
+    config.data.size = SIZE
     config.data.views = ("PA", "AP")
     config.batch_size, config.steps = 4, 6
     config.log_every, config.eval_every, config.sample_every, config.checkpoint_every = 1, 3, 6, 3

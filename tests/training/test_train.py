@@ -75,9 +75,9 @@ def test_what_learns_is_what_the_pattern_names(autoencoder, diffusion, tmp_path)
             np.testing.assert_array_equal(whole[name], first)
     changed = {n for n in moved if not n.startswith("vae.") and (moved[n] != np.asarray(start[n])).any()}
     assert len(changed) >= 0.9 * sum("attn2" in n for n in moved if n.startswith("unet."))
-    assert any(
-        (whole[n] != np.asarray(start[n])).any() for n in whole if n.startswith("text_encoder.")
-    ), "the text encoder learns where the pattern names it"
+    assert any((whole[n] != np.asarray(start[n])).any() for n in whole if n.startswith("text_encoder.")), (
+        "the text encoder learns where the pattern names it"
+    )
 
 
 def test_the_average_follows_the_weights(diffusion):
