@@ -56,7 +56,7 @@ def get_config() -> ConfigDict:
     config.samples.steps = 50
     config.samples.guidance = 4.0
 
-    config.log_every = 10
+    config.log_every = 10  # steps; 0 is never, here and below
     config.eval_every = 500
     config.eval_batches = 4
     config.sample_every = 1000

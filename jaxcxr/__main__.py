@@ -38,7 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     module.add_arguments(command)
     # Config overrides are open-ended, so what argparse does not know goes to the config, which is strict.
-    args, args.overrides = command.parse_known_args(argv[1:])
+    args, overrides = command.parse_known_args(argv[1:])
+    args.overrides = overrides
     # Orbax says at every read that a file it does not need is absent.
     logging.getLogger("absl").setLevel(logging.ERROR)
     try:
@@ -48,6 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"jaxcxr {verb}: {error}", file=sys.stderr)
         return 2
+    except FloatingPointError as error:
+        print(f"jaxcxr {verb}: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print(f"\njaxcxr {verb}: interrupted", file=sys.stderr)
         return 1

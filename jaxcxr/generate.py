@@ -12,7 +12,7 @@ from jaxcxr.diffusion.guidance import classifier_free
 from jaxcxr.diffusion.sampling import Sampler, sample
 from jaxcxr.interop.pipeline import StableDiffusion
 
-Generate = Callable[[Any, jax.Array, jax.Array, jax.Array], jax.Array]
+Generate = Callable[[Any, jax.Array | np.ndarray, jax.Array | np.ndarray, jax.Array], jax.Array]
 """(parameters, input_ids (B, L), noise (B, h, w, C), key) -> pictures, float32 (B, H, W, C) in [0, 1]."""
 
 

@@ -88,6 +88,7 @@ class Schedule:
         total = self.num_train_timesteps
         if not 1 <= num_steps <= total:
             raise UserError(f"--steps {num_steps}: this checkpoint's scheduler has 1 to {total} steps")
+        steps: np.ndarray
         if self.timestep_spacing == "linspace":
             steps = np.linspace(0, total - 1, num_steps).round()[::-1]
         elif self.timestep_spacing == "leading":

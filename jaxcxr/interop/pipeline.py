@@ -123,7 +123,7 @@ def from_files(
 
 def initialize(pipeline: StableDiffusion, key: jax.Array) -> dict[str, jax.Array]:
     """Fresh random parameters for every network of `pipeline`, by full name; float32."""
-    parameters = {}
+    parameters: dict[str, jax.Array] = {}
     for name, module in pipeline.networks.items():
         own_key = jax.random.fold_in(key, list(NETWORKS).index(name))
         fresh = initial_parameters(NETWORKS[name], module.config, own_key)

@@ -1,15 +1,20 @@
 """Saving and restoring the train state; the layout is `jaxcxr.interop.orbax`'s."""
 
 import json
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from ml_collections import ConfigDict
 
 from jaxcxr import config as configs
 from jaxcxr.errors import UserError
-from jaxcxr.interop.orbax import CHECKPOINTS
+from jaxcxr.files import new_folder
+from jaxcxr.interop.orbax import CHECKPOINTS, MODEL
+from jaxcxr.interop.pipeline import write_files
 from jaxcxr.training.step import State
 
 CONFIG = "config.json"
@@ -30,26 +35,35 @@ MAY_CHANGE = frozenset(
 )
 
 
-def claim(workdir: Path, config: Any) -> None:
-    """Makes `workdir` this config's, or checks that it is.
+def check_workdir(workdir: Path, config: ConfigDict) -> None:
+    """Sees to it that `workdir` can hold this config's run; writes nothing but the folder itself.
 
     Raises:
       UserError: it holds another config's run, something that is no run, or cannot be written.
     """
-    text = configs.to_json(config)
-    file = workdir / CONFIG
     try:
-        if file.is_file():
-            difference = configs.first_difference(_lasting(file.read_text()), _lasting(text))
+        if (workdir / CONFIG).is_file():
+            old = json.loads((workdir / CONFIG).read_text())
+            difference = configs.first_difference(_lasting(old), _lasting(json.loads(configs.to_json(config))))
             if difference:
                 raise UserError(f"{workdir}: holds a run of another config ({difference}); name another --workdir")
         elif workdir.exists() and any(workdir.iterdir()):
             raise UserError(f"{workdir}: is not empty and holds no run; name another --workdir")
         workdir.mkdir(parents=True, exist_ok=True)
-        if jax.process_index() == 0:
-            file.write_text(text)
     except OSError as error:
         raise UserError(f"{workdir}: cannot be written ({error.strerror}); name another --workdir") from error
+    if not os.access(workdir, os.W_OK):
+        raise UserError(f"{workdir}: cannot be written; name another --workdir")
+
+
+def claim(workdir: Path, config: ConfigDict, files: Mapping[str, bytes] | None) -> None:
+    """Makes `workdir` this config's; `files`, the pipeline's without weights, the first time."""
+    if jax.process_index() > 0:
+        return
+    (workdir / CONFIG).write_text(configs.to_json(config))
+    if files is not None:
+        with new_folder(workdir / MODEL) as folder:
+            write_files(folder, files)
 
 
 class Checkpoints:
@@ -85,5 +99,5 @@ class Checkpoints:
         self._manager.close()
 
 
-def _lasting(text: str) -> dict[str, Any]:
-    return {key: value for key, value in json.loads(text).items() if key not in MAY_CHANGE}
+def _lasting(config: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key not in MAY_CHANGE}

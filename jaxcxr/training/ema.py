@@ -13,5 +13,5 @@ def update(average: Any, parameters: Any, step: jax.Array, decay: float) -> Any:
     (the rule of tf.train.ExponentialMovingAverage, which diffusers' EMAModel shares).
     """
     step = step.astype(jnp.float32)
-    decay = jnp.minimum(decay, (1 + step) / (10 + step))
-    return jax.tree.map(lambda a, p: a + (1 - decay) * (p - a), average, parameters)
+    keep = jnp.minimum(decay, (1 + step) / (10 + step))
+    return jax.tree.map(lambda a, p: a + (1 - keep) * (p - a), average, parameters)

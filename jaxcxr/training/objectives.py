@@ -86,9 +86,9 @@ def diffusion(pipeline: StableDiffusion, objective: ConfigDict) -> Loss:
     return loss
 
 
-def normalize(image: jax.Array, channels: int) -> jax.Array:
+def normalize(image: jax.Array | np.ndarray, channels: int) -> jax.Array:
     """uint8 (B, H, W, 1) -> float32 (B, H, W, channels) in [−1, 1], the gray repeated."""
-    return jnp.repeat(image.astype(jnp.float32) / 127.5 - 1, channels, axis=-1)
+    return jnp.repeat(jnp.asarray(image, jnp.float32) / 127.5 - 1, channels, axis=-1)
 
 
 def encode_image(networks: StableDiffusion, image: jax.Array, key: jax.Array) -> jax.Array:

@@ -12,13 +12,12 @@ from tqdm.auto import tqdm
 from jaxcxr.data.loader import Batches, open_split
 from jaxcxr.data.tokens import load as load_tokenizer
 from jaxcxr.errors import UserError
-from jaxcxr.files import new_folder
 from jaxcxr.interop.diffusers import read_files
 from jaxcxr.interop.orbax import MODEL
-from jaxcxr.interop.pipeline import from_files, write_files
+from jaxcxr.interop.pipeline import from_files
 from jaxcxr.parallel import mesh as meshes
 from jaxcxr.parallel import rules
-from jaxcxr.training.checkpoint import Checkpoints, claim
+from jaxcxr.training.checkpoint import Checkpoints, check_workdir, claim
 from jaxcxr.training.judge import Judge
 from jaxcxr.training.metrics import Metrics
 from jaxcxr.training.model import compute_dtype, make_model, with_scaling_factor
@@ -45,7 +44,7 @@ def train(config: ConfigDict, workdir: Path, stop_at: int | None = None) -> None
     if config.batch_size % mesh.size:
         raise UserError(f"config.batch_size={config.batch_size}: is not a multiple of the {mesh.size} devices")
     tokenizer = load_tokenizer(Path(config.data.path) / "tokenizer")
-    claim(workdir, config)
+    check_workdir(workdir, config)
     first_time = not (workdir / MODEL).is_dir()
 
     # --- Model: described by the config the first time, by the workdir from then on ----------------------
@@ -92,9 +91,7 @@ def train(config: ConfigDict, workdir: Path, stop_at: int | None = None) -> None
         if parameters is None:  # stopped before the first checkpoint: the same seed gives the same weights
             _, parameters = make_model(config, key)
         state = jax.jit(lambda p: init_state(p, learns, tx), out_shardings=shardings)(parameters)
-        if first_time and jax.process_index() == 0:
-            with new_folder(workdir / MODEL) as folder:
-                write_files(folder, pipeline.files)
+    claim(workdir, config, pipeline.files if first_time else None)
     del parameters
     start = int(state["step"])
     stop_at = min(config.steps, stop_at if stop_at is not None else config.steps)
@@ -118,30 +115,36 @@ def train(config: ConfigDict, workdir: Path, stop_at: int | None = None) -> None
         state, values = step_fn(state, batch)
         bar.update()
         last = step == stop_at or bool(stopping)
+        keep = last or _due(step, config.checkpoint_every, config.steps)
 
-        if step % config.log_every == 0 or last:
+        if keep or _due(step, config.log_every, config.steps):
             jax.block_until_ready(values)
             seconds = time.perf_counter() - since
             rate = (step - since_step) * config.batch_size / seconds
             metrics.write(step, {**values, "images_per_second": rate, "data_wait": waited / seconds})
             bar.set_postfix_str(f"loss {float(values['loss']):.4f}, {rate:.1f} img/s")
             since, since_step, waited = time.perf_counter(), step, 0.0
-        if step % config.eval_every == 0 or step == config.steps:
+        judged = _due(step, config.eval_every, config.steps), _due(step, config.sample_every, config.steps)
+        if judged[0]:
             metrics.write(step, judge.validate(averaged(state)))
-        if step % config.sample_every == 0 or step == config.steps:
+        if judged[1]:
             metrics.picture(step, "samples", judge.picture(averaged(state), workdir / "samples" / f"{step:08d}.png"))
-        if step % config.checkpoint_every == 0 or last:
+        if keep:
             metrics.flush()  # a loss that is not finite stops the run before its state is kept
             checkpoints.save(state)
-        if config.eval_every and (step % config.eval_every == 0 or step % config.sample_every == 0):
-            since = time.perf_counter()  # what judging took is not the step's
+        if any(judged):
+            since, since_step, waited = time.perf_counter(), step, 0.0  # judging is not the step's time
         if last:
             break
-    stream.close()
     bar.close()
     metrics.close()
     checkpoints.close()
     print(f"{workdir}: at step {step} of {config.steps}" + ("; run again to go on" if step < config.steps else ""))
+
+
+def _due(step: int, every: int, last: int) -> bool:
+    """Whether something done every `every` steps, and at the last, is due; 0 is never."""
+    return every > 0 and (step % every == 0 or step == last)
 
 
 def _on_signal() -> list[int]:

@@ -35,7 +35,7 @@ def worst_pixel(ours, theirs):
 
 @pytest.mark.parametrize(
     ("channels", "prediction_type", "guidance"),
-    [(1, "epsilon", 4.0), (3, "v_prediction", 7.5), (1, "v_prediction", 1.0)],
+    [(1, "epsilon", 4.0), (3, "v_prediction", 1.0)],
 )
 def test_pictures_agree(tmp_path, channels, prediction_type, guidance):
     source = pipelines.write(tmp_path / "hf", vae_channels=channels, prediction_type=prediction_type)

@@ -52,7 +52,7 @@ def _small(config: ConfigDict, changes: dict) -> ConfigDict:
     config.data.size = SIZE
     config.data.views = ("PA", "AP")
     config.batch_size, config.steps = 4, 6
-    config.log_every, config.eval_every, config.sample_every, config.checkpoint_every = 1, 3, 6, 3
+    config.log_every, config.eval_every, config.sample_every, config.checkpoint_every = 1, 0, 0, 3
     config.eval_batches = 1
     config.optimizer.warmup_steps = 2
     config.samples.per_prompt, config.samples.steps = 2, 2
