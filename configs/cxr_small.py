@@ -24,8 +24,7 @@ UNET = phantom.UNET | {
     "sample_size": 16,
     "in_channels": 8,
     "out_channels": 8,
-    "block_out_channels": (96, 192),
-    "cross_attention_dim": 128,
+    "block_out_channels": (48, 128),
 }
 
 

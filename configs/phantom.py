@@ -23,20 +23,20 @@ UNET = {
     "sample_size": 16,
     "in_channels": 4,
     "out_channels": 4,
-    "block_out_channels": (64, 128),
+    "block_out_channels": (32, 96),
     "layers_per_block": 1,
     "norm_num_groups": 16,
-    "cross_attention_dim": 128,
+    "cross_attention_dim": 96,
     "attention_head_dim": 4,  # the number of heads, as in Stable Diffusion 1
-    "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
 }
 TEXT_ENCODER = {
-    "hidden_size": 128,
-    "intermediate_size": 512,
+    "hidden_size": 96,
+    "intermediate_size": 384,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
-    "projection_dim": 128,
+    "projection_dim": 96,
 }
 # Stable Diffusion's betas; v-prediction, whose loss weighs the noisy steps that decide sides and sizes.
 SCHEDULER = {

@@ -48,7 +48,10 @@ def load(path: str | Path, *, dtype: Any = jnp.float32, only: Iterable[str] | No
     for network in pipeline.networks:
         file = path / network / WEIGHTS[network]
         for key, tensor in _read_tensors(file).items():
-            name, value = from_torch(_modern_name(network, key), tensor)
+            key = _modern_name(network, key)
+            if key in _BUFFERS:
+                continue
+            name, value = from_torch(key, tensor)
             found[f"{network}.{name}"] = value
     check_parameters(expected, found, str(path))
     return pipeline.with_parameters({name: jnp.asarray(found.pop(name), jnp.float32) for name in expected})

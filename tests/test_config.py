@@ -1,0 +1,91 @@
+import pytest
+
+from jaxcxr import config as configs
+from jaxcxr.__main__ import main
+from jaxcxr.errors import UserError
+from tests.training.runs import ROOT
+
+BASE = ROOT / "configs" / "base.py"
+
+
+def test_overrides_take_the_keys_type():
+    config = configs.load(
+        BASE,
+        [
+            "--config.steps=7",
+            "--config.optimizer.learning_rate=1",
+            "--config.data.path=1234",
+            "--config.mesh=[2, 1]",
+            "--config.data.views=('AP',)",
+        ],
+    )
+    assert config.steps == 7
+    assert config.optimizer.learning_rate == 1.0
+    assert isinstance(config.optimizer.learning_rate, float)
+    assert config.data.path == "1234"
+    assert config.mesh == (2, 1)
+    assert config.data.views == ("AP",)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("--config.stepz=7", r"--config\.stepz: no such key; the config has .*steps"),
+        ("--config.data.sizes=7", r"data has .*size"),
+        ("--config.steps.more=7", "it is a value"),
+        ("--config.steps=many", "a int is wanted, as in 1000"),
+        ("--config.steps=1.5", "a int is wanted"),
+        ("--config.model.measure_scaling_factor=1", "a bool is wanted"),
+        ("--stepz=7", "not an option of this verb"),
+    ],
+)
+def test_a_bad_override_is_told(override, message):
+    with pytest.raises(UserError, match=message):
+        configs.load(BASE, [override])
+
+
+def test_stages():
+    phantom = ROOT / "configs" / "phantom.py"
+    assert configs.load(f"{phantom}:autoencoder").objective.name == "autoencoder"
+    assert configs.load(phantom).objective.name == "diffusion"
+    with pytest.raises(UserError, match="no such stage"):
+        configs.load(f"{phantom}:gan")
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.py")), ids=lambda file: file.stem)
+def test_every_config_loads_and_has_the_keys_of_base(file):
+    config, base = configs.load(file), configs.load(BASE)
+    assert set(config.keys()) == set(base.keys())
+    assert file.read_text().startswith('"""')
+
+
+def test_first_difference_is_dotted():
+    assert configs.first_difference({"a": {"b": 1}}, {"a": {"b": 1}}) is None
+    assert configs.first_difference({"a": {"b": 1}}, {"a": {"b": 2}}) == "a.b was 1, is 2"
+    assert configs.first_difference({}, {"a": 2}) == "a was 'absent', is 2"
+
+
+@pytest.mark.parametrize("verb", ["phantoms", "prepare", "train", "prompts", "sample", "convert", "evaluate"])
+def test_every_verb_has_help_with_an_example(verb, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([verb, "--help"])
+    assert stop.value.code == 0
+    assert f"example:\n  jaxcxr {verb}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["train", "--config", "nowhere.py", "--workdir", "w"], "nowhere.py: no such config file"),
+        (["train", "--config", str(BASE), "--workdir", "w", "--config.stepz=1"], "stepz: no such key"),
+        (["phantoms", "--out", "x", "--sizes", "3"], "--sizes: no such option"),
+        (["sample", "--checkpoint", "nowhere", "--prompt", "x", "--out", "o"], "nowhere: no such folder"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_2(argv, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(argv) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
