@@ -100,7 +100,7 @@ def test_a_misshapen_tensor_is_named(broken):
 def test_a_config_of_other_tensors_is_told(broken):
     file = broken / "unet" / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"block_out_channels": [64, 64]}))
-    with pytest.raises(UserError, match="config asks for"):
+    with pytest.raises(UserError, match="do config.json and weights belong together"):
         interop.load(broken)
 
 
