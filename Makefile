@@ -13,10 +13,10 @@ phantom: $(READY)  ## the same at a size that learns properly, under an hour on 
 
 test: $(READY)  ## lint, types and every test
 	$(MAKE) lint
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 8
 
 test-fast: $(READY)  ## the tests without the slow ones
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 8 -m "not slow"
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -2,6 +2,8 @@
 
 from ml_collections import ConfigDict
 
+from jaxcxr.data import records
+
 
 def get_config() -> ConfigDict:
     """A config that lacks only a base checkpoint or descriptions of networks."""
@@ -15,15 +17,8 @@ def get_config() -> ConfigDict:
     config.mesh = (-1, 1)  # devices on the axes data and fsdp; -1 takes the rest
     config.sharding = "replicated"  # or fsdp
 
-    config.data = ConfigDict()
-    config.data.path = "runs/data"  # the folder that `jaxcxr prepare` wrote
-    config.data.size = 512  # pixels of a side
-    config.data.views = ("PA",)  # views kept; () is all of them
-    config.data.sections = ("impression", "findings")  # the report's section that is the prompt: the first it has
-    config.data.min_words = 1
-    config.data.max_bad_share = 0.1  # of the rows; with more, preparing stops (5 % of MIMIC-CXR's have no usable text)
-    config.data.tokenizer = ""  # CLIPTokenizer files; "" trains a tokenizer on the reports
-    config.data.tokenizer_vocab = 4096
+    config.data = records.defaults()  # what `jaxcxr prepare` makes of the raw data; the keys are told there
+    config.data.path = "runs/data"  # the folder it wrote
 
     config.model = ConfigDict()
     config.model.base = ""  # checkpoint of the networks that are not described below

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     """Needs `model.base`, a diffusers folder or an Orbax one."""
     config = base.get_config()
+    config.data.views = ("PA",)
     config.trainable = r"unet\..*|text_encoder\..*"
     config.dtype = "bfloat16"
     config.batch_size = 256

@@ -1,6 +1,6 @@
 """`configs/phantom.py` in minutes on two CPU cores: the road from end to end, not a model to judge by.
 
-    make quickstart
+make quickstart
 """
 
 import phantom

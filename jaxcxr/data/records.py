@@ -19,14 +19,14 @@ SPLITS = ("train", "validate", "test")
 def defaults() -> ConfigDict:
     """Returns the `data` section of a config with its default values."""
     config = ConfigDict()
-    config.size = 512
+    config.size = 512  # pixels of a side; the longer one is resized to it, the shorter padded with black
     config.views = ("PA", "AP")  # empty: every view, also an unstated one
     config.sections = ("impression", "findings")  # in order of preference
     config.min_words = 2
     # One report in twenty of MIMIC-CXR has neither section, so a sound tree is near 0.05.
     config.max_bad_share = 0.1
     config.tokenizer = ""  # folder with CLIPTokenizer files; empty: train one on the train split
-    config.tokenizer_vocab = 4096
+    config.tokenizer_vocab = 4096  # at most; a small corpus has fewer words
     return config
 
 

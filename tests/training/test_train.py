@@ -183,7 +183,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(t
     with config.unlocked():
         config.steps = 9
     (tmp_path / "run" / "config.json").unlink()
-    config.optimizer.learning_rate, config.optimizer.clip_norm = 1e30, 0.0
+    config.optimizer.learning_rate = 1e30
     (tmp_path / "run" / "config.json").write_text(configs.to_json(config))
     with pytest.raises(FloatingPointError, match="at step"):
         train(config, tmp_path / "run")
