@@ -63,8 +63,23 @@ def make_model(config: ConfigDict, key: jax.Array) -> tuple[StableDiffusion, dic
     files["model_index.json"] = model_index(files)
 
     pipeline = from_files(files, dtype)
+    if config.objective.name == "diffusion":
+        _check_fit(pipeline)
     fresh = initialize(StableDiffusion({name: pipeline.networks[name] for name in described}, {}), key)
     return pipeline, fresh | base.parameters()
+
+
+def _check_fit(pipeline: StableDiffusion) -> None:
+    """Raises UserError where two networks do not fit together."""
+    unet, latents = pipeline.unet.config, pipeline.vae.config.latent_channels
+    width = pipeline.text_encoder.config.hidden_size
+    if unet.in_channels != latents:
+        raise UserError(f"the U-Net's in_channels is {unet.in_channels}, the autoencoder has {latents} latent_channels")
+    wanted = {unet.encoder_hid_dim} if unet.encoder_hid_dim else set(unet.per_block("cross_attention_dim"))
+    if wanted != {width}:
+        raise UserError(
+            f"the U-Net's cross_attention_dim is {unet.cross_attention_dim}, the text encoder's hidden_size {width}"
+        )
 
 
 def compute_dtype(config: ConfigDict) -> Any:

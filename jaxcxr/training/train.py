@@ -69,6 +69,12 @@ def train(config: ConfigDict, workdir: Path, stop_at: int | None = None) -> None
         process_count=jax.process_count(),
     )
 
+    side = batches.batch(0)["image"].shape[1]
+    if side != config.data.size:
+        raise UserError(
+            f"{config.data.path}: holds images of {side} pixels, config.data.size is {config.data.size}; prepare again"
+        )
+
     # --- Step --------------------------------------------------------------------------------------------
     loss, tx = make_loss(pipeline, config), make_optimizer(config.optimizer, config.steps)
     learns = rules.select(pipeline.parameters(), config.trainable)
@@ -101,7 +107,7 @@ def train(config: ConfigDict, workdir: Path, stop_at: int | None = None) -> None
         return
 
     # --- Loop ----------------------------------------------------------------------------------------------
-    judge = Judge(pipeline, loss, config, mesh, tokenizer)
+    judge = Judge(pipeline, loss, config, mesh, tokenizer) if config.eval_every or config.sample_every else None
     metrics = Metrics(workdir, start)
     stopping = _on_signal()
     quiet = jax.process_index() > 0
@@ -125,9 +131,9 @@ def train(config: ConfigDict, workdir: Path, stop_at: int | None = None) -> None
             bar.set_postfix_str(f"loss {float(values['loss']):.4f}, {rate:.1f} img/s")
             since, since_step, waited = time.perf_counter(), step, 0.0
         judged = _due(step, config.eval_every, config.steps), _due(step, config.sample_every, config.steps)
-        if judged[0]:
+        if judge and judged[0]:
             metrics.write(step, judge.validate(averaged(state)))
-        if judged[1]:
+        if judge and judged[1]:
             metrics.picture(step, "samples", judge.picture(averaged(state), workdir / "samples" / f"{step:08d}.png"))
         if keep:
             metrics.flush()  # a loss that is not finite stops the run before its state is kept

@@ -106,6 +106,14 @@ def test_the_loss_falls(autoencoder, tmp_path):
     assert losses[-1] < 0.3 * metrics(autoencoder, "loss")[0][1]
 
 
+def test_bfloat16_computes_in_it_and_keeps_float32_weights(autoencoder, tmp_path):
+    train(runs.autoencoder(dtype="bfloat16", steps=3), tmp_path / "run")
+    ours, theirs = metrics(tmp_path / "run", "loss"), metrics(autoencoder, "loss")[:3]
+    np.testing.assert_allclose(ours, theirs, rtol=0.03)
+    assert ours != theirs
+    assert all(value.dtype == np.float32 for value in weights(tmp_path / "run").values())
+
+
 def test_the_workdir_holds_what_it_should(diffusion):
     assert (diffusion / "samples" / "00000006.png").is_file()
     assert json.loads((diffusion / "config.json").read_text())["steps"] == 6
@@ -156,6 +164,9 @@ def test_a_folder_that_is_no_run_is_refused(autoencoder, tmp_path):
         ({"dtype": "float16"}, "float32 or bfloat16"),
         ({"mesh": (3, 1)}, "does not multiply to the 1 devices"),
         ({"data.path": "/nowhere"}, "/nowhere"),
+        ({"data.size": 32}, "holds images of 16 pixels, config.data.size is 32"),
+        ({"model.text_encoder.hidden_size": 64}, "cross_attention_dim is 32, the text encoder's hidden_size 64"),
+        ({"model.unet.in_channels": 9}, "in_channels is 9, the autoencoder has 4"),
     ],
 )
 def test_bad_values_are_told_in_one_line(autoencoder, tmp_path, changes, message):
