@@ -27,6 +27,7 @@ from jaxcxr.data.phantom_reports import effusion_prompt
 from jaxcxr.data.phantom_tree import PREVALENCE, sample_findings
 from jaxcxr.errors import UserError
 from jaxcxr.evaluation.pictures import EFFUSIONS, Picture, read_generated
+from jaxcxr.files import replace_file
 from jaxcxr.models.layers import conv, linear
 from jaxcxr.models.named import named_parameters, with_parameters
 
@@ -266,14 +267,6 @@ def read_classifier(file: Path) -> Classifier:
         return Classifier(Settings(**about["settings"]), parameters, *tables)
     except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
         raise UserError(f"{file}: is not an effusion classifier; name another file or remove this one") from error
-
-
-def replace_file(path: Path, data: bytes) -> None:
-    """Writes a file that appears whole or stays as it was, with its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(data)
-    partial.replace(path)
 
 
 def _draw_phantoms(settings: Settings, progress: bool) -> Iterator[Picture]:

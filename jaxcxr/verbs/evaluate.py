@@ -112,8 +112,8 @@ def _write(
     from jaxcxr import config as configs
     from jaxcxr.errors import UserError
     from jaxcxr.evaluation.curves import read_run
-    from jaxcxr.evaluation.findings import replace_file
     from jaxcxr.evaluation.page import Page, render
+    from jaxcxr.files import replace_file
 
     how = {"config": str(args.config), "real": str(args.real), "generated": str(args.generated)}
     numbers = numbers | {"settings": how | {"size": config.data.size, "synthetic": True}}

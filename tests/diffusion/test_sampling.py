@@ -6,15 +6,9 @@ import pytest
 from jaxcxr.diffusion.guidance import classifier_free
 from jaxcxr.diffusion.sampling import ddim, sample
 from jaxcxr.diffusion.schedule import Schedule
+from tests import pipelines
 
-SD1 = {
-    "beta_schedule": "scaled_linear",
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "clip_sample": False,
-    "set_alpha_to_one": False,
-    "steps_offset": 1,
-}
+SD1 = pipelines.SCHEDULER
 CONFIGS = {
     "epsilon": SD1,
     "v": {**SD1, "prediction_type": "v_prediction"},
