@@ -8,7 +8,7 @@ READY := .venv/.ready
 quickstart: $(READY)  ## phantoms, training, samples, export and a page to open, in minutes on a laptop
 	PATH="$(CURDIR)/$(BIN):$$PATH" launch/phantom.sh configs/quickstart.py runs/quickstart 700 32
 
-phantom: $(READY)  ## the same at a size that learns properly, under an hour on two cores
+phantom: $(READY)  ## the same at a size that learns what it is asked for
 	PATH="$(CURDIR)/$(BIN):$$PATH" launch/phantom.sh configs/phantom.py runs/phantom 2500 200
 
 test: $(READY)  ## lint, types and every test

@@ -4,8 +4,7 @@
     jaxcxr train --config configs/cxr_small.py:autoencoder --workdir runs/cxr/autoencoder
     jaxcxr train --config configs/cxr_small.py:diffusion --workdir runs/cxr/diffusion
 
-DIR is an image folder with `metadata.jsonl` or a MIMIC-CXR-JPG tree; a thousand images are enough to see
-lungs, heart and ribs. docs/cxr_small.md tells what came of it, on which machine and in what time.
+DIR is an image folder with `metadata.jsonl` or a MIMIC-CXR-JPG tree, of a thousand images or more.
 """
 
 import base

@@ -1,8 +1,9 @@
 """The whole road on phantoms at 64², at a size that learns what it is asked for.
 
-    launch/phantom.sh configs/phantom.py runs/phantom 2500
+    launch/phantom.sh configs/phantom.py runs/phantom 2500 200
 
-Autoencoder, U-Net and text encoder are learnt from scratch. On two CPU cores it takes under an hour.
+Autoencoder, U-Net and text encoder are learnt from scratch. docs/phantom.md has what came of it:
+96 % of the samples show the effusion they were asked for.
 """
 
 import base
