@@ -6,7 +6,7 @@ READY := .venv/.ready
 .PHONY: quickstart phantom test test-fast lint clean
 
 quickstart: $(READY)  ## phantoms, training, samples, export and a page to open, in minutes on a laptop
-	PATH="$(CURDIR)/$(BIN):$$PATH" launch/phantom.sh configs/quickstart.py runs/quickstart 700 32
+	PATH="$(CURDIR)/$(BIN):$$PATH" launch/phantom.sh configs/quickstart.py runs/quickstart 400 16
 
 phantom: $(READY)  ## the same at a size that learns what it is asked for
 	PATH="$(CURDIR)/$(BIN):$$PATH" launch/phantom.sh configs/phantom.py runs/phantom 2500 200
