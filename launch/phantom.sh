@@ -37,7 +37,7 @@ say "6/7 export: $run/diffusers"
 
 say "7/7 page: $run/page"
 jaxcxr evaluate --config "$config" --real "$run/phantoms" --generated "$run/samples" --out "$run/page" \
-  --runs "$run/autoencoder" "$run/diffusion"
+  --runs "$run/autoencoder" "$run/diffusion" --show-real
 
 say "Done in $((SECONDS - started)) s"
 cat <<END

@@ -29,22 +29,25 @@ def open_records(folder: Path, split: str) -> Sequence[dict[str, Any]]:
     return builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
 
 
-def open_split(path: str | Path, split: str) -> Sequence[dict[str, Any]]:
+def open_split(path: str | Path, split: str, size: int | None = None) -> Sequence[dict[str, Any]]:
     """Opens one split of a folder that `jaxcxr prepare` wrote, for random access.
 
     Records are dicts with `image` (encoded PNG, bytes), `text`, `id`, `patient`, `view` (bytes, UTF-8) and
     `labels`; `Batches` decodes them.
 
     Raises:
-      UserError: `path` is not a prepared folder, or it has nothing in this split.
+      UserError: `path` is not a prepared folder, its images are not of `size` pixels, or it has nothing in
+        this split.
     """
     path = Path(path)
     try:
         summary = json.loads((path / "summary.json").read_text(encoding="utf-8"))
-        folder = path / summary["records"]
+        folder, side = path / summary["records"], summary["settings"]["size"]
         (folder / "dataset_info.json").stat()
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: not a prepared folder: make one with jaxcxr prepare") from error
+    if size not in (None, side):
+        raise UserError(f"{path}: holds images of {side} pixels, config.data.size is {size}; prepare again")
     return open_records(folder, split)
 
 

@@ -12,12 +12,12 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from jaxcxr.data import tokens
-from jaxcxr.data.loader import Batches, open_split
 from jaxcxr.diffusion.sampling import ddim
 from jaxcxr.generate import initial_noise, latent_shape, make_generate, to_gray
 from jaxcxr.interop.pipeline import StableDiffusion
 from jaxcxr.models.vae import split_moments
 from jaxcxr.parallel import mesh as meshes
+from jaxcxr.training.feed import open_batches
 from jaxcxr.training.objectives import Loss, normalize
 
 
@@ -30,15 +30,7 @@ class Judge:
 
     def __init__(self, pipeline: StableDiffusion, loss: Loss, config: ConfigDict, mesh: Mesh, tokenizer: Any):
         self._config, self._mesh = config, mesh
-        validation = Batches(
-            open_split(config.data.path, "validate"),
-            tokenizer=tokenizer,
-            seed=config.seed,
-            batch_size=config.batch_size,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-            shuffle=False,
-        )
+        validation = open_batches(config, "validate", tokenizer, shuffle=False)
         self._batches = [validation.batch(step) for step in range(config.eval_batches)]
         self._loss = jax.jit(loss)
         diffusion = config.objective.name == "diffusion"

@@ -18,6 +18,7 @@ from jaxcxr.interop.pipeline import from_files
 from jaxcxr.parallel import mesh as meshes
 from jaxcxr.parallel import rules
 from jaxcxr.training.checkpoint import Checkpoints, check_workdir, claim
+from jaxcxr.training.feed import open_batches
 from jaxcxr.training.judge import Judge
 from jaxcxr.training.metrics import Metrics
 from jaxcxr.training.model import compute_dtype, make_model, with_scaling_factor
@@ -52,7 +53,7 @@ def train(config: ConfigDict, workdir: Path, stop_at: int | None = None) -> None
     if first_time:
         pipeline, parameters = make_model(config, key)
         if config.model.measure_scaling_factor:
-            train_split = open_split(config.data.path, "train")
+            train_split = open_split(config.data.path, "train", config.data.size)
             images = Batches(train_split, tokenizer=tokenizer, seed=config.seed, batch_size=256).batch(0)["image"]
             factor = measure_scaling_factor(pipeline, parameters, images)
             pipeline = with_scaling_factor(pipeline, factor, dtype)
@@ -60,20 +61,7 @@ def train(config: ConfigDict, workdir: Path, stop_at: int | None = None) -> None
         pipeline = from_files(read_files(workdir / MODEL), dtype)
         parameters = None
     tokenizer = pipeline.tokenizer if "text_encoder" in pipeline.networks else tokenizer
-    batches = Batches(
-        open_split(config.data.path, "train"),
-        tokenizer=tokenizer,
-        seed=config.seed,
-        batch_size=config.batch_size,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
-
-    side = batches.batch(0)["image"].shape[1]
-    if side != config.data.size:
-        raise UserError(
-            f"{config.data.path}: holds images of {side} pixels, config.data.size is {config.data.size}; prepare again"
-        )
+    batches = open_batches(config, "train", tokenizer)
 
     # --- Step --------------------------------------------------------------------------------------------
     loss, tx = make_loss(pipeline, config), make_optimizer(config.optimizer, config.steps)

@@ -2,8 +2,9 @@
 
 Writes OUT/index.html, one file that needs nothing else, and OUT/evaluation.json. Where --real is a tree that
 `jaxcxr phantoms` wrote, a small classifier says whether each image shows the effusion that its prompt asked for
-(write such prompts with `jaxcxr prompts`); it is trained once, in a minute or two, and kept. Other real images and
-report texts stay off the page unless --show-real is given. Safe to run again: page and numbers are replaced.
+(write such prompts with `jaxcxr prompts`); it is trained once, in a minute or two, and kept. Other real images,
+report texts and what --runs reconstructed stay off the page unless --show-real is given. Safe to run again: page
+and numbers are replaced.
 """
 
 import argparse
@@ -126,7 +127,7 @@ def _write(
         judgement=judgement,
         runs=[read_run(workdir) for workdir in args.runs],
         settings={"Evaluation": text, "Config": configs.to_json(config)},
-        reconstructions=judgement is not None or args.show_real,
+        reconstructions=args.show_real,
     )
     try:
         replace_file(args.out / "evaluation.json", text.encode())
