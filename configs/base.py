@@ -22,6 +22,7 @@ def get_config() -> ConfigDict:
 
     config.model = ConfigDict()
     config.model.base = ""  # checkpoint of the networks that are not described below
+    config.model.text_encoder_base = ""  # checkpoint of the text encoder and its tokenizer, where it is another
     config.model.vae = ConfigDict()  # an architecture, in the words of diffusers' config.json: learnt from scratch
     config.model.unet = ConfigDict()
     config.model.text_encoder = ConfigDict()  # of transformers' config.json, less what the tokenizer decides

@@ -12,18 +12,15 @@ import phantom
 from ml_collections import ConfigDict
 
 VAE = phantom.VAE | {
-    "latent_channels": 8,
     "sample_size": 128,
-    "block_out_channels": (8, 16, 32, 64),
+    "block_out_channels": (8, 16, 32),
     "norm_num_groups": 4,
-    "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "up_block_types": ("UpDecoderBlock2D",) * 4,
 }
 UNET = phantom.UNET | {
-    "sample_size": 16,
-    "in_channels": 8,
-    "out_channels": 8,
-    "block_out_channels": (48, 128),
+    "sample_size": 32,
+    "block_out_channels": (32, 64, 128),
+    "down_block_types": ("DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
 }
 
 
@@ -38,11 +35,12 @@ def get_config(stage: str = "diffusion") -> ConfigDict:
     if stage == "autoencoder":
         config.model.vae = ConfigDict(VAE)
         config.batch_size = 8
-        config.steps = 1000
-        config.checkpoint_every = config.eval_every = config.sample_every = 250
+        config.steps = 600
+        config.checkpoint_every = config.eval_every = config.sample_every = 150
     else:
         config.model.base = "runs/cxr/autoencoder"
         config.model.unet = ConfigDict(UNET)
+        config.batch_size = 16
         config.steps = 1200
         config.optimizer.learning_rate = 5e-4
         config.samples.prompts = (
@@ -52,5 +50,5 @@ def get_config(stage: str = "diffusion") -> ConfigDict:
             "Frontal chest radiograph, PA view, 63 year old female. Cardiomegaly.",
         )
         config.samples.guidance = 2.0
-        config.checkpoint_every = config.eval_every = config.sample_every = 250
+        config.checkpoint_every = config.eval_every = config.sample_every = 300
     return config

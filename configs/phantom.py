@@ -67,15 +67,15 @@ def _autoencoder() -> ConfigDict:
     config = base.get_config()
     config.objective.name = "autoencoder"
     config.objective.error = "l1"
-    config.objective.kl_weight = 1e-6
+    config.objective.kl_weight = 1e-8  # at 1e-6 half of the channels hold nothing but the posterior's noise
     config.model.vae = ConfigDict(VAE)
     config.trainable = r"vae\..*"
     config.batch_size = 16
-    config.steps = 800
+    config.steps = 500
     config.ema_decay = 0.99
     config.optimizer.learning_rate = 2e-3
     config.optimizer.weight_decay = 0.0
-    config.eval_every = config.sample_every = config.checkpoint_every = 200
+    config.eval_every = config.sample_every = config.checkpoint_every = 250
     return config
 
 
@@ -88,7 +88,7 @@ def _diffusion() -> ConfigDict:
     config.model.measure_scaling_factor = True
     config.trainable = r"unet\..*|text_encoder\..*"
     config.batch_size = 32
-    config.steps = 1500
+    config.steps = 1000
     config.ema_decay = 0.995
     config.optimizer.learning_rate = 1e-3
     config.samples.prompts = (

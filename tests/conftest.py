@@ -6,3 +6,14 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_for
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="jaxcxr-cache-"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--full-size", action="store_true", help="also the networks at Stable Diffusion's own size")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--full-size"):
+        chosen = [item for item in items if "full_size" not in item.keywords]
+        config.hook.pytest_deselected(items=[item for item in items if "full_size" in item.keywords])
+        items[:] = chosen

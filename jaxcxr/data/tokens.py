@@ -1,4 +1,4 @@
-"""CLIP tokenizers: load one, train one on prompts, encode prompts."""
+"""Tokenizers of prompts: load one, train one of CLIP's kind, encode."""
 
 import json
 import threading
@@ -10,10 +10,12 @@ import numpy as np
 
 from jaxcxr.errors import UserError
 
+KINDS = ("CLIPTokenizer", "BertTokenizer", "RobertaTokenizer")
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 LENGTH = 77
 FILES = (
     "vocab.json",
+    "vocab.txt",
     "merges.txt",
     "tokenizer.json",
     "tokenizer_config.json",
@@ -29,7 +31,7 @@ _LEAST_VOCAB = 2 * 256 + 2
 
 
 def load(folder: str | Path) -> Any:
-    """Loads a folder of CLIPTokenizer files (`vocab.json` and `merges.txt`, or `tokenizer.json`), offline.
+    """Loads a folder of CLIPTokenizer, BertTokenizer or RobertaTokenizer files, offline.
 
     Raises:
       UserError: the folder is absent or does not hold a tokenizer.
@@ -37,15 +39,25 @@ def load(folder: str | Path) -> Any:
     import transformers
 
     folder = Path(folder)
-    has_pair = all((folder / name).is_file() for name in ("vocab.json", "merges.txt"))
-    if not (has_pair or (folder / "tokenizer.json").is_file()):
-        raise UserError(f"{folder}: no tokenizer here: give a folder with vocab.json and merges.txt")
-    # Transformers 4 has a slow tokenizer under the plain name; 5 has one tokenizer under both.
-    kind: Any = getattr(transformers, "CLIPTokenizerFast", None) or transformers.CLIPTokenizer
+    present = {file.name for file in folder.iterdir()} if folder.is_dir() else set()
+    if not ({"vocab.json", "merges.txt"} <= present or present & {"tokenizer.json", "vocab.txt"}):
+        raise UserError(f"{folder}: no tokenizer here: give a folder with vocab.json and merges.txt, or vocab.txt")
     try:
+        name = _kind(folder, present)
+        # Transformers 4 has a slow tokenizer under the plain name; 5 has one tokenizer under both.
+        kind: Any = getattr(transformers, f"{name}Fast", None) or getattr(transformers, name)
         return kind.from_pretrained(str(folder), local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder}: not a CLIP tokenizer ({type(error).__name__}): its files may be damaged") from error
+        raise UserError(f"{folder}: not a tokenizer ({type(error).__name__}): its files may be damaged") from error
+
+
+def _kind(folder: Path, present: set[str]) -> str:
+    """The name of the tokenizer's class: told by its config, or else by the files there are."""
+    config = json.loads((folder / "tokenizer_config.json").read_text()) if "tokenizer_config.json" in present else {}
+    name = str(config.get("tokenizer_class", "BertTokenizer" if "vocab.txt" in present else KINDS[0]))
+    if (name := name.removesuffix("Fast")) not in KINDS:
+        raise UserError(f"{folder}: tokenizer_class {name!r} is not supported (only {', '.join(KINDS)})")
+    return name
 
 
 def length(tokenizer: Any) -> int:

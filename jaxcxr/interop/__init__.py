@@ -1,33 +1,87 @@
-"""Checkpoints of every kind in, diffusers folders and Orbax out."""
+"""Checkpoints of every kind in, diffusers folders, single files and Orbax out."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxcxr.errors import UserError
-from jaxcxr.interop import diffusers, orbax
-from jaxcxr.interop.diffusers import save
-from jaxcxr.interop.pipeline import StableDiffusion
+from jaxcxr.interop import diffusers, flax_legacy, orbax, single_file
+from jaxcxr.interop.checkpoint import Checkpoint, check
+from jaxcxr.interop.pipeline import StableDiffusion, from_files
+from jaxcxr.interop.tensors import Tensor
 
-__all__ = ["StableDiffusion", "load", "save"]
+__all__ = ["Checkpoint", "StableDiffusion", "load", "read", "save"]
 
 
-def load(path: str | Path, *, dtype: Any = jnp.float32, only: tuple[str, ...] | None = None, ema: bool = True):
-    """Reads a checkpoint of any kind: a diffusers folder, a workdir, a converted Orbax folder.
+def read(
+    path: str | Path,
+    *,
+    only: Iterable[str] | None = None,
+    ema: bool = True,
+    config: Path | None = None,
+    prediction_type: str | None = None,
+) -> Checkpoint:
+    """Opens a checkpoint of any kind: a diffusers folder, a workdir, Orbax, Flax msgpack,
+    a single file, a text encoder's folder of transformers.
 
     Args:
-      path: the checkpoint's folder.
-      dtype: the networks' compute dtype; parameters are float32.
+      path: the checkpoint's folder or file.
       only: the networks wanted, e.g. `("vae",)`; all that are there if None.
-      ema: for Orbax, take the averaged weights where there are any.
+      ema: take the averaged weights where there are any.
+      config: for a single file, a diffusers folder of the same architecture, with its tokenizer.
+      prediction_type: for a single file of Stable Diffusion 2, which does not say: epsilon or v_prediction.
 
     Raises:
       UserError: nothing readable at `path`, or a tensor is missing, unexpected or misshapen.
     """
     path = Path(path)
-    if not path.is_dir():
-        raise UserError(f"{path}: no such folder; a checkpoint is a diffusers folder or a workdir")
-    if orbax.is_orbax(path):
-        return orbax.load(path, dtype=dtype, only=only, ema=ema)
-    return diffusers.load(path, dtype=dtype, only=only)
+    if path.is_file():
+        checkpoint = single_file.read(path, config=config, prediction_type=prediction_type, ema=ema)
+    elif not path.is_dir():
+        raise UserError(f"{path}: no such file or folder; a checkpoint is a diffusers folder, a workdir or a file")
+    elif orbax.is_orbax(path):
+        checkpoint = orbax.read(path, ema=ema, only=only)
+    elif flax_legacy.is_flax(path):
+        checkpoint = flax_legacy.read(path)
+    elif diffusers.is_encoder(path):
+        checkpoint = diffusers.read_encoder(path)
+    else:
+        checkpoint = diffusers.read(path, only)
+    return check(checkpoint.only(only), str(path))
+
+
+def load(
+    path: str | Path, *, dtype: Any = jnp.float32, only: Iterable[str] | None = None, ema: bool = True
+) -> StableDiffusion:
+    """Reads a checkpoint of any kind into networks on one device.
+
+    Args:
+      path: as for `read`, like `only` and `ema`.
+      dtype: the networks' compute dtype; parameters are float32.
+
+    Raises:
+      UserError: as `read`.
+    """
+    checkpoint = read(path, only=only, ema=ema)
+    pipeline = from_files(checkpoint.files, dtype, checkpoint.networks)
+    values = {name: jnp.asarray(checkpoint.tensors[name].read(), jnp.float32) for name in pipeline.parameters()}
+    return pipeline.with_parameters(values)
+
+
+def save(pipeline: StableDiffusion, path: str | Path, *, dtype: Any = np.float32) -> None:
+    """Writes networks as a diffusers folder.
+
+    Raises:
+      UserError: `path` exists or cannot be written.
+    """
+    diffusers.write(as_checkpoint(pipeline), path, dtype=dtype)
+
+
+def as_checkpoint(pipeline: StableDiffusion) -> Checkpoint:
+    """The networks' parameters as a checkpoint to write."""
+    arrays = {name: np.asarray(jax.device_get(value)) for name, value in pipeline.parameters().items()}
+    return Checkpoint(pipeline.files, {name: Tensor.of(array) for name, array in arrays.items()})

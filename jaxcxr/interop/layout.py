@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from typing import Any
 
-Array = Any  # numpy or JAX array: anything with `ndim` and `transpose`
+Array = Any  # of NumPy, of JAX, or a Tensor not read yet: anything with `ndim` and `transpose`
 
 
 def to_torch(name: str, array: Array) -> tuple[str, Array]:

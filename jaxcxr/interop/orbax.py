@@ -8,13 +8,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
+import numpy as np
 
 from jaxcxr.errors import UserError
 from jaxcxr.files import new_folder
-from jaxcxr.interop.diffusers import check_parameters, read_files
-from jaxcxr.interop.pipeline import StableDiffusion, from_files, write_files
+from jaxcxr.interop.checkpoint import Checkpoint
+from jaxcxr.interop.diffusers import read_files
+from jaxcxr.interop.pipeline import write_files
+from jaxcxr.interop.tensors import Tensor, cast_all
 
 MODEL, CHECKPOINTS = "model", "checkpoints"
 
@@ -30,47 +31,30 @@ def latest_step(path: Path) -> int | None:
     return max(steps, default=None)  # Orbax renames a step's folder to its number when it is complete
 
 
-def load(
-    path: str | Path, *, dtype: Any = jnp.float32, only: Iterable[str] | None = None, ema: bool = True
-) -> StableDiffusion:
-    """Reads the latest step of a workdir or of a converted checkpoint, onto one device.
+def read(path: Path, *, ema: bool = True, only: Iterable[str] | None = None) -> Checkpoint:
+    """Reads the latest step of a workdir or of a converted checkpoint.
 
     Args:
       path: the folder that holds `model/` and `checkpoints/`.
-      dtype: the networks' compute dtype; parameters are float32.
-      only: the networks wanted; all that are there if None.
       ema: take the averaged weights where the checkpoint has them.
+      only: the networks wanted; all that are there if None.
 
     Raises:
-      UserError: there is no complete step, or a tensor is missing, unexpected or misshapen, with its name.
+      UserError: there is no complete step.
     """
-    import orbax.checkpoint as ocp
-
-    path = Path(path).absolute()
-    pipeline = from_files(read_files(path / MODEL), dtype, only)
-    step = latest_step(path)
+    path = path.absolute()
+    files, step = read_files(path / MODEL), latest_step(path)
     if step is None:
         raise UserError(f"{path / CHECKPOINTS}: no complete checkpoint; train longer or copy the folder again")
     folder = path / CHECKPOINTS / str(step)
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    with ocp.StandardCheckpointer() as checkpointer:
-
-        def read(item: str) -> dict[str, jax.Array]:
-            stored = checkpointer.metadata(folder / item).item_metadata.tree
-            target = {n: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=device) for n, m in stored.items()}
-            return dict(checkpointer.restore(folder / item, target))
-
-        found = read("params")
-        if ema and (folder / "ema").is_dir():
-            found |= read("ema")
-    wanted = tuple(f"{network}." for network in pipeline.networks)
-    found = {name: value for name, value in found.items() if only is None or name.startswith(wanted)}
-    check_parameters(pipeline.parameters(), found, str(folder))
-    return pipeline.with_parameters(found)
+    found = _read_item(folder / "params", only)
+    if ema and (folder / "ema").is_dir():
+        found |= _read_item(folder / "ema", only)
+    return Checkpoint(files, {name: Tensor.of(array) for name, array in found.items()})
 
 
-def save(pipeline: StableDiffusion, path: str | Path) -> None:
-    """Writes `pipeline` as step 0 of a new folder; all of it or nothing.
+def write(checkpoint: Checkpoint, path: str | Path, *, dtype: Any = None) -> None:
+    """Writes `checkpoint` as step 0 of a new folder, its floats as `dtype` or as they are; all of it or nothing.
 
     Raises:
       UserError: `path` exists or cannot be written.
@@ -78,6 +62,22 @@ def save(pipeline: StableDiffusion, path: str | Path) -> None:
     import orbax.checkpoint as ocp
 
     with new_folder(path) as folder:
-        write_files(folder / MODEL, pipeline.files)
+        write_files(folder / MODEL, checkpoint.files)
         with ocp.CheckpointManager((folder / CHECKPOINTS).absolute()) as manager:
-            manager.save(0, args=ocp.args.Composite(params=ocp.args.StandardSave(pipeline.parameters())))
+            arrays = {name: tensor.read() for name, tensor in cast_all(checkpoint.tensors, dtype).items()}
+            manager.save(0, args=ocp.args.Composite(params=ocp.args.StandardSave(arrays)))
+
+
+def _read_item(folder: Path, only: Iterable[str] | None) -> dict[str, np.ndarray]:
+    """An item's tensors of the networks wanted, on the host."""
+    import orbax.checkpoint as ocp
+
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        stored = checkpointer.metadata(folder).item_metadata.tree
+        wanted = {name: meta for name, meta in stored.items() if only is None or name.split(".")[0] in only}
+        arguments = ocp.args.PyTreeRestore(
+            item={name: np.empty((), meta.dtype) for name, meta in wanted.items()},
+            restore_args={name: ocp.RestoreArgs(restore_type=np.ndarray) for name in wanted},
+            partial_restore=True,
+        )
+        return dict(checkpointer.restore(folder, args=arguments))

@@ -14,31 +14,25 @@ from flax import nnx
 
 from jaxcxr.diffusion.schedule import Schedule
 from jaxcxr.errors import UserError
+from jaxcxr.models.bert import BertModel
 from jaxcxr.models.clip import CLIPTextModel
 from jaxcxr.models.named import abstract, initial_parameters, named_parameters, with_parameters
 from jaxcxr.models.unet import UNet2DConditionModel
 from jaxcxr.models.vae import AutoencoderKL
 
-NETWORKS: dict[str, type[nnx.Module]] = {
-    "unet": UNet2DConditionModel,
-    "vae": AutoencoderKL,
-    "text_encoder": CLIPTextModel,
-}
+NETWORKS = ("unet", "vae", "text_encoder")
 """The networks by the names of their folders, which begin the names of their parameters."""
 
-_CONFIG_HEADERS: dict[str, dict[str, Any]] = {
-    "unet": {"_class_name": "UNet2DConditionModel", "_diffusers_version": "0.35.0"},
-    "vae": {"_class_name": "AutoencoderKL", "_diffusers_version": "0.35.0"},
-    "text_encoder": {"architectures": ["CLIPTextModel"], "model_type": "clip_text_model", "dtype": "float32"},
+_CLASSES: dict[str, type[nnx.Module]] = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}
+_TEXT_ENCODERS: dict[str, tuple[type[nnx.Module], str, str]] = {
+    "clip_text_model": (CLIPTextModel, "CLIPTextModel", "CLIPTokenizer"),
+    "clip": (CLIPTextModel, "CLIPTextModel", "CLIPTokenizer"),
+    "bert": (BertModel, "BertModel", "BertTokenizer"),
+    "roberta": (BertModel, "RobertaModel", "RobertaTokenizer"),
 }
-_INDEX: dict[str, tuple[str, str]] = {
-    "scheduler": ("diffusers", "DDIMScheduler"),
-    "text_encoder": ("transformers", "CLIPTextModel"),
-    "tokenizer": ("transformers", "CLIPTokenizer"),
-    "unet": ("diffusers", "UNet2DConditionModel"),
-    "vae": ("diffusers", "AutoencoderKL"),
-}
+"""By `model_type`: the class here, and those of transformers for encoder and tokenizer."""
 
+_DIFFUSERS = "0.35.0"  # the version whose configs are written
 SCHEDULER_CONFIG = "scheduler/scheduler_config.json"
 
 
@@ -65,7 +59,7 @@ class StableDiffusion:
         return self._network("vae")
 
     @property
-    def text_encoder(self) -> CLIPTextModel:
+    def text_encoder(self) -> CLIPTextModel | BertModel:
         """The condition's encoder; a UserError says so if this checkpoint has none."""
         return self._network("text_encoder")
 
@@ -79,14 +73,14 @@ class StableDiffusion:
     @functools.cached_property
     def tokenizer(self) -> Any:
         """The `transformers` tokenizer made of the folder's `tokenizer/` files."""
-        from transformers import CLIPTokenizer
+        from jaxcxr.data import tokens
 
         files = {name: data for name, data in self.files.items() if name.startswith("tokenizer/")}
         if not files:
             raise UserError("this checkpoint has no tokenizer/ folder; a whole pipeline is needed here")
         with tempfile.TemporaryDirectory() as folder:
             write_files(Path(folder), files)
-            return CLIPTokenizer.from_pretrained(Path(folder) / "tokenizer")
+            return tokens.load(Path(folder) / "tokenizer")
 
     def parameters(self) -> dict[str, Any]:
         """Every parameter by its full name, e.g. `unet.conv_in.kernel`."""
@@ -114,10 +108,11 @@ def from_files(
 ) -> StableDiffusion:
     """The pipeline that a folder's config files describe, its parameters shapes only (no memory)."""
     networks = {}
-    for name, network in NETWORKS.items():
-        config = files.get(f"{name}/config.json")
-        if config is not None and (only is None or name in only):
-            networks[name] = abstract(network, json.loads(config), dtype)
+    for name in NETWORKS:
+        file = files.get(f"{name}/config.json")
+        if file is not None and (only is None or name in only):
+            config = json.loads(file)
+            networks[name] = abstract(network_class(name, config), config, dtype)
     return StableDiffusion(networks, dict(files))
 
 
@@ -125,29 +120,60 @@ def initialize(pipeline: StableDiffusion, key: jax.Array) -> dict[str, jax.Array
     """Fresh random parameters for every network of `pipeline`, by full name; float32."""
     parameters: dict[str, jax.Array] = {}
     for name, module in pipeline.networks.items():
-        own_key = jax.random.fold_in(key, list(NETWORKS).index(name))
-        fresh = initial_parameters(NETWORKS[name], module.config, own_key)
+        own_key = jax.random.fold_in(key, NETWORKS.index(name))
+        fresh = initial_parameters(type(module), module.config, own_key)
         parameters |= {f"{name}.{leaf}": value for leaf, value in fresh.items()}
     return parameters
 
 
+def network_class(name: str, config: Mapping[str, Any]) -> type[nnx.Module]:
+    """The class of the network `name` that a `config.json` describes.
+
+    Raises:
+      UserError: it is of a family that is not supported.
+    """
+    if name == "text_encoder":
+        family = config.get("model_type", "clip_text_model")
+        if family not in _TEXT_ENCODERS:
+            raise UserError(f"text_encoder: model_type {family!r} is not supported (only {', '.join(_TEXT_ENCODERS)})")
+        return _TEXT_ENCODERS[family][0]
+    written = config.get("_class_name", _CLASSES[name].__name__)
+    if written != _CLASSES[name].__name__:
+        raise UserError(f"{name}: _class_name {written!r} is not supported (only {_CLASSES[name].__name__})")
+    return _CLASSES[name]
+
+
 def network_config(name: str, architecture: Mapping[str, Any]) -> bytes:
     """The `config.json` of a network that a run config describes."""
-    return _json({**_CONFIG_HEADERS[name], **architecture})
+    if name != "text_encoder":
+        return _json({"_class_name": _CLASSES[name].__name__, "_diffusers_version": _DIFFUSERS, **architecture})
+    family = architecture.get("model_type", "clip_text_model")
+    network_class(name, {"model_type": family})
+    encoder = _TEXT_ENCODERS[family][1]
+    return _json({"architectures": [encoder], "model_type": family, "dtype": "float32", **architecture})
 
 
-def model_index(files: Iterable[str]) -> bytes:
+def model_index(files: Mapping[str, bytes]) -> bytes:
     """The `model_index.json` that lets diffusers load a folder of these files as a pipeline."""
+    text = json.loads(files.get("text_encoder/config.json", b"{}"))
+    _, encoder, tokenizer = _TEXT_ENCODERS[text.get("model_type", "clip_text_model")]
+    libraries = {
+        "scheduler": ("diffusers", "DDIMScheduler"),
+        "text_encoder": ("transformers", encoder),
+        "tokenizer": ("transformers", tokenizer),
+        "unet": ("diffusers", "UNet2DConditionModel"),
+        "vae": ("diffusers", "AutoencoderKL"),
+    }
     folders = {name.split("/")[0] for name in files}
     absent: tuple[None, None] = (None, None)
     return _json(
         {
             "_class_name": "StableDiffusionPipeline",
-            "_diffusers_version": "0.35.0",
+            "_diffusers_version": _DIFFUSERS,
             "feature_extractor": absent,
             "requires_safety_checker": False,
             "safety_checker": absent,
-            **{part: library if part in folders else absent for part, library in _INDEX.items()},
+            **{part: library if part in folders else absent for part, library in libraries.items()},
         }
     )
 

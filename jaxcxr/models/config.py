@@ -190,6 +190,31 @@ class AutoencoderKLConfig(_Config):
         self._divides("norm_num_groups", self.block_out_channels)
 
 
+# What `PretrainedConfig` of transformers 4 and 5 writes for every model.
+_PRETRAINED = frozenset(
+    {
+        "architectures",
+        "chunk_size_feed_forward",
+        "dropout",
+        "dtype",
+        "id2label",
+        "label2id",
+        "name_or_path",
+        "output_attentions",
+        "output_hidden_states",
+        "problem_type",
+        "return_dict",
+        "tie_encoder_decoder",
+        "tie_word_embeddings",
+        "torch_dtype",
+        "torchscript",
+        "transformers_version",
+        "use_bfloat16",
+        "use_cache",
+    }
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class CLIPTextConfig(_Config):
     """Configuration of `CLIPTextModel`, with the defaults of transformers."""
@@ -218,29 +243,64 @@ class CLIPTextConfig(_Config):
         "add_cross_attention": (False,),
         "pruned_heads": ({},),
     }
-    # What `PretrainedConfig` of transformers 4 and 5 writes for every model.
-    ignored: ClassVar[frozenset[str]] = frozenset(
-        {
-            "architectures",
-            "chunk_size_feed_forward",
-            "dropout",
-            "dtype",
-            "id2label",
-            "label2id",
-            "name_or_path",
-            "output_attentions",
-            "output_hidden_states",
-            "problem_type",
-            "return_dict",
-            "tie_encoder_decoder",
-            "tie_word_embeddings",
-            "torch_dtype",
-            "torchscript",
-            "transformers_version",
-            "use_bfloat16",
-            "use_cache",
-        }
-    )
+    ignored: ClassVar[frozenset[str]] = _PRETRAINED
 
     def __post_init__(self) -> None:
         self._divides("num_attention_heads", (self.hidden_size,))
+
+
+@dataclasses.dataclass(frozen=True)
+class BertConfig(_Config):
+    """Configuration of `BertModel`, with the defaults of transformers' BERT.
+
+    `use_attention_mask` is diffusers' key: whether padding is hidden from attention. `add_pooling_layer`, false
+    where a checkpoint came without its pooler, is the one key that is ours.
+    """
+
+    model_type: str = "bert"
+    vocab_size: int = 30522
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    initializer_range: float = 0.02
+    layer_norm_eps: float = 1e-12
+    pad_token_id: int = 0
+    use_attention_mask: bool = False
+    add_pooling_layer: bool = True
+
+    only: ClassVar[dict[str, tuple]] = {
+        "model_type": ("bert", "roberta"),
+        "hidden_act": ("gelu", "gelu_new", "relu"),
+        "position_embedding_type": ("absolute", None),
+        "is_decoder": (False,),
+        "is_encoder_decoder": (False,),
+        "add_cross_attention": (False,),
+        "pruned_heads": ({},),
+    }
+    ignored: ClassVar[frozenset[str]] = _PRETRAINED | {
+        # Dropout is of BERT's own training; here the encoder is a condition.
+        "attention_probs_dropout_prob",
+        "bos_token_id",
+        "classifier_dropout",
+        "directionality",
+        "eos_token_id",
+        "gradient_checkpointing",
+        "hidden_dropout_prob",
+        "pooler_fc_size",
+        "pooler_num_attention_heads",
+        "pooler_num_fc_layers",
+        "pooler_size_per_head",
+        "pooler_type",
+    }
+
+    def __post_init__(self) -> None:
+        self._divides("num_attention_heads", (self.hidden_size,))
+
+    @property
+    def longest(self) -> int:
+        """The most tokens a text may have; RoBERTa spends the table's first rows on padding."""
+        return self.max_position_embeddings - (self.pad_token_id + 1 if self.model_type == "roberta" else 0)

@@ -15,6 +15,17 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+zeros: nnx.Initializer = nnx.initializers.zeros_init()
+
+
+def narrow_posterior(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32, out_sharding: Any = None):
+    """Moments' bias: mean 0, log-variance −6.
+
+    A posterior that starts at N(0, 1), as it would from zeros, drowns the latents in its own noise, and a
+    short training leaves half of their channels unused.
+    """
+    return jnp.where(jnp.arange(shape[0]) < shape[0] // 2, 0.0, -6.0).astype(dtype)
+
 
 def normal(std: float) -> nnx.Initializer:
     """N(0, std²)."""

@@ -31,6 +31,7 @@ def conv(
     *,
     stride: int = 1,
     padding: tuple[int, int] | None = None,
+    bias_init: nnx.Initializer = initial.zeros,
     dtype: DTypeLike,
     rngs: nnx.Rngs,
 ) -> nnx.Conv:
@@ -43,6 +44,7 @@ def conv(
         strides=stride,
         padding=((before, after), (before, after)),
         kernel_init=initial.torch_kernel(),
+        bias_init=bias_init,
         dtype=dtype,
         rngs=rngs,
     )

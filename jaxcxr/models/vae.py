@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from jaxcxr.models import initial
 from jaxcxr.models.attention import SelfAttention2D
 from jaxcxr.models.config import AutoencoderKLConfig
 from jaxcxr.models.layers import Downsample2D, Identity, ResnetBlock2D, Upsample2D, conv, group_norm
@@ -98,7 +99,8 @@ class Encoder(nnx.Module):
         self.conv_norm_out = group_norm(
             channels[-1], config.norm_num_groups, epsilon=NORM_EPSILON, dtype=dtype, rngs=rngs
         )
-        self.conv_out = conv(channels[-1], 2 * config.latent_channels, dtype=dtype, rngs=rngs)
+        last = initial.zeros if config.use_quant_conv else initial.narrow_posterior
+        self.conv_out = conv(channels[-1], 2 * config.latent_channels, bias_init=last, dtype=dtype, rngs=rngs)
 
     def __call__(self, sample: jax.Array) -> jax.Array:
         """Returns the moments before `quant_conv`."""
@@ -158,7 +160,11 @@ class AutoencoderKL(nnx.Module):
         latent = config.latent_channels
         self.encoder = Encoder(config, dtype=dtype, rngs=rngs)
         self.decoder = Decoder(config, dtype=dtype, rngs=rngs)
-        self.quant_conv = conv(2 * latent, 2 * latent, 1, dtype=dtype, rngs=rngs) if config.use_quant_conv else None
+        self.quant_conv = (
+            conv(2 * latent, 2 * latent, 1, bias_init=initial.narrow_posterior, dtype=dtype, rngs=rngs)
+            if config.use_quant_conv
+            else None
+        )
         self.post_quant_conv = conv(latent, latent, 1, dtype=dtype, rngs=rngs) if config.use_post_quant_conv else None
 
     def encode(self, sample: jax.Array) -> jax.Array:

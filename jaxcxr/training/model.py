@@ -28,7 +28,8 @@ def make_model(config: ConfigDict, key: jax.Array) -> tuple[StableDiffusion, dic
     """The pipeline, its parameters as shapes, and the weights before the first step, by full name.
 
     A network that `config.model` describes starts at random; one that it leaves empty is that of the
-    checkpoint `config.model.base`. So is the tokenizer, unless the text encoder is new: then it is the data's.
+    checkpoint `config.model.base`, or for the text encoder of `config.model.text_encoder_base` if there is one.
+    The tokenizer comes with the text encoder; with a new one it is the data's.
 
     Raises:
       UserError: a network that the objective needs is neither described nor in the base, the description is
@@ -38,7 +39,7 @@ def make_model(config: ConfigDict, key: jax.Array) -> tuple[StableDiffusion, dic
     needed = ("vae",) if config.objective.name == "autoencoder" else tuple(NETWORKS)
     described = {name: model[name].to_dict() for name in needed if model[name]}
     inherited = tuple(name for name in needed if name not in described)
-    base = interop.load(model.base, dtype=dtype, only=inherited) if model.base else StableDiffusion({}, {})
+    base = _read_bases(model, inherited, dtype)
     for name in inherited:
         if name not in base.networks:
             raise UserError(
@@ -67,6 +68,20 @@ def make_model(config: ConfigDict, key: jax.Array) -> tuple[StableDiffusion, dic
         _check_fit(pipeline)
     fresh = initialize(StableDiffusion({name: pipeline.networks[name] for name in described}, {}), key)
     return pipeline, fresh | base.parameters()
+
+
+def _read_bases(model: ConfigDict, inherited: tuple[str, ...], dtype: Any) -> StableDiffusion:
+    """The networks to inherit, a text encoder with its tokenizer from its own checkpoint where it has one."""
+    separate = bool(model.text_encoder_base) and "text_encoder" in inherited
+    rest = tuple(name for name in inherited if not (separate and name == "text_encoder"))
+    base = interop.load(model.base, dtype=dtype, only=rest) if model.base and rest else StableDiffusion({}, {})
+    if not separate:
+        return base
+    own = ("text_encoder", "tokenizer")
+    encoder = interop.load(model.text_encoder_base, dtype=dtype, only=own)
+    files = {name: data for name, data in base.files.items() if name.split("/")[0] not in own}
+    files |= {name: data for name, data in encoder.files.items() if name.split("/")[0] in own}
+    return StableDiffusion(base.networks | encoder.networks, files)
 
 
 def _check_fit(pipeline: StableDiffusion) -> None:

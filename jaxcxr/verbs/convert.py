@@ -1,7 +1,10 @@
-"""Convert checkpoints between Orbax and diffusers.
+"""Convert checkpoints between diffusers, Stable Diffusion's single files and Orbax.
 
-The diffusers folder loads with StableDiffusionPipeline.from_pretrained; the Orbax folder is a base checkpoint
-for training. A destination appears whole or not at all.
+SRC is any kind of checkpoint: a diffusers folder (safetensors, shards, fp16 variants, PyTorch's .bin), a single
+.safetensors or .ckpt file in Stable Diffusion's original layout, a folder of Flax msgpack, an Orbax folder, a workdir,
+or a text encoder's folder. Nothing in a pickled file is ever executed. The kind of DST is --to: a diffusers folder
+loads with StableDiffusionPipeline.from_pretrained, a single file in user interfaces that want one, an Orbax folder is
+a base for training. DST appears whole or not at all; tensors keep their dtype unless --dtype is given.
 """
 
 import argparse
@@ -12,41 +15,72 @@ EXAMPLE = "jaxcxr convert runs/phantom/diffusion runs/phantom/diffusers --to dif
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's options."""
-    parser.add_argument("source", type=Path, metavar="SRC", help="workdir, diffusers folder or Orbax folder")
-    parser.add_argument("destination", type=Path, metavar="DST", help="folder to write, new")
-    parser.add_argument("--to", required=True, choices=["diffusers", "orbax"])
+    parser.add_argument("source", type=Path, metavar="SRC", help="checkpoint of any kind")
+    parser.add_argument("destination", type=Path, metavar="DST", help="folder or file to write, new")
+    parser.add_argument("--to", required=True, choices=["diffusers", "orbax", "single-file"])
+    parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], help="default: as in SRC")
+    parser.add_argument("--only", metavar="NETWORKS", help="of unet,vae,text_encoder; default: all in SRC")
     parser.add_argument(
-        "--dtype",
-        default="float32",
-        choices=["float32", "float16", "bfloat16"],
-        help="of a diffusers folder; default: %(default)s",
+        "--weights", default="ema", choices=["ema", "raw"], help="which, where SRC has both; default: %(default)s"
     )
-    parser.add_argument("--weights", default="ema", choices=["ema", "raw"], help="of a workdir; default: %(default)s")
+    parser.add_argument(
+        "--config", type=Path, metavar="DIR", help="for a single file: diffusers folder with its configs and tokenizer"
+    )
+    parser.add_argument(
+        "--prediction-type", choices=["epsilon", "v_prediction"], help="for a single file of Stable Diffusion 2"
+    )
+    parser.add_argument("--max-shard-size", metavar="SIZE", default="10GB", help="default: %(default)s")
+    parser.add_argument("--license", metavar="NAME", default="other", help="for the model card; default: %(default)s")
     parser.add_argument("--verify", action="store_true", help="read the result back and compare every tensor")
 
 
 def run(args: argparse.Namespace) -> None:
     """Converts; raises UserError on a user's mistake."""
-    import jax.numpy as jnp
     import numpy as np
 
     from jaxcxr import interop
+    from jaxcxr.interop import card, verify
+
+    only = tuple(args.only.split(",")) if args.only else None
+    source = interop.read(
+        args.source,
+        only=_known(only),
+        ema=args.weights == "ema",
+        config=args.config,
+        prediction_type=args.prediction_type,
+    )
+    dtype = np.dtype(args.dtype) if args.dtype else None
+    if args.to == "orbax":
+        interop.orbax.write(source, args.destination, dtype=dtype)
+    elif args.to == "single-file":
+        interop.single_file.write(source, args.destination, dtype=dtype)
+    else:
+        source = card.with_card(source, args.source, args.license)
+        interop.diffusers.write(source, args.destination, dtype=dtype, max_shard_size=_size(args.max_shard_size))
+    print(f"{args.destination}: {', '.join(source.networks)} as {args.to}, {args.dtype or 'dtypes kept'}")
+    if "tokenizer" not in {name.split("/")[0] for name in source.files} and "text_encoder" in source.networks:
+        print(f"{args.destination}: has no tokenizer, as {args.source} has none; --config DIR gives one")
+    if args.verify:
+        for line in verify.compare(source, args.destination, config=args.config):
+            print(line)
+
+
+def _known(only: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    from jaxcxr.errors import UserError
+    from jaxcxr.interop.pipeline import NETWORKS
+
+    for name in only or ():
+        if name not in NETWORKS:
+            raise UserError(f"--only {name}: no such network; there are {', '.join(NETWORKS)}")
+    return only
+
+
+def _size(text: str) -> int:
+    """Bytes of `10GB`, `500MB` or a plain number, as diffusers reads them."""
     from jaxcxr.errors import UserError
 
-    if args.to == "orbax" and args.dtype != "float32":
-        raise UserError(f"--dtype {args.dtype}: Orbax checkpoints hold float32, to be trained; leave --dtype away")
-    pipeline = interop.load(args.source, ema=args.weights == "ema")
-    if args.to == "orbax":
-        interop.orbax.save(pipeline, args.destination)
-    else:
-        interop.save(pipeline, args.destination, dtype=jnp.dtype(args.dtype))
-    print(f"{args.destination}: {', '.join(pipeline.networks)} as {args.to}, {args.dtype}")
-    if args.verify:
-        written = interop.load(args.destination).parameters()
-        for network in pipeline.networks:
-            worst = max(
-                float(np.max(np.abs(np.asarray(value) - np.asarray(written[name]))))
-                for name, value in pipeline.parameters().items()
-                if name.startswith(f"{network}.")
-            )
-            print(f"{network}: largest difference {worst:.3g}")
+    units = {"GB": 10**9, "MB": 10**6, "KB": 10**3, "": 1}
+    number, unit = text.rstrip("GMKB"), text[len(text.rstrip("GMKB")) :]
+    if unit not in units or not number.isdecimal() or int(number) == 0:
+        raise UserError(f"--max-shard-size {text}: give a size like 10GB, 500MB or a number of bytes")
+    return int(number) * units[unit]

@@ -127,7 +127,7 @@ def test_what_is_not_a_checkpoint_is_told(tmp_path, capsys):
     with pytest.raises(UserError, match="no network here"):
         interop.load(tmp_path)
     assert main(["convert", str(tmp_path / "nothing"), str(tmp_path / "out"), "--to", "orbax"]) == 2
-    assert "no such folder" in capsys.readouterr().err
+    assert "no such file or folder" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

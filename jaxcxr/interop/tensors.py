@@ -1,0 +1,205 @@
+"""Tensors that are read when asked for, and safetensors files of them, one tensor in memory at a time."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from jaxcxr.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """A tensor of a checkpoint: what is known of it at once, and how to get the rest.
+
+    Attributes:
+      shape: its shape.
+      dtype: its dtype as it is stored.
+      read: returns it, a NumPy array, often a view of a file; nothing keeps it.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    read: Callable[[], np.ndarray]
+
+    @classmethod
+    def of(cls, array: np.ndarray) -> "Tensor":
+        """One that is in memory already."""
+        return cls(array.shape, array.dtype, lambda: array)
+
+    def map(self, change: Callable[[Any], Any]) -> "Tensor":
+        """The tensor that `change` makes of this one by moving axes about: no arithmetic, no other dtype."""
+        # A view of one element tells the new shape without reading anything.
+        shape = change(np.broadcast_to(np.zeros((), self.dtype), self.shape)).shape
+        return Tensor(shape, self.dtype, lambda: change(self.read()))
+
+    def transpose(self, *axes: int) -> "Tensor":
+        """The tensor with its axes in this order, as NumPy's."""
+        return self.map(lambda array: array.transpose(axes))
+
+    def require_finite(self, name: str) -> "Tensor":
+        """The tensor; reading it raises UserError with `name` where it holds NaN or infinity."""
+
+        def read() -> np.ndarray:
+            array = self.read()
+            # A sum is finite only if all its terms are, and is the fastest look at all of them.
+            with np.errstate(invalid="ignore", over="ignore"):
+                if not np.isfinite(array.sum(dtype=np.float32)):
+                    raise UserError(f"{name}: holds NaN or infinity; this checkpoint is damaged")
+            return array
+
+        return Tensor(self.shape, self.dtype, read) if is_floating(self.dtype) else self
+
+    @property
+    def ndim(self) -> int:
+        """The number of its axes."""
+        return len(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Its size in bytes."""
+        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+
+
+Tensors = Mapping[str, Tensor]
+"""Tensors by name."""
+
+
+def is_floating(dtype: np.dtype) -> bool:
+    """Whether `dtype` is a float of NumPy's or bfloat16, whose kind is V."""
+    return dtype.kind in "fV"
+
+
+# By the names that safetensors files use.
+_DTYPES = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+    "I16": np.dtype(np.int16),
+    "I8": np.dtype(np.int8),
+    "U8": np.dtype(np.uint8),
+    "BOOL": np.dtype(np.bool_),
+}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+
+
+def open_safetensors(file: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, as views of it.
+
+    Raises:
+      UserError: the file is absent, truncated or says of itself what is not so.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not file.is_file():
+        raise UserError(f"{file}: no such file; this checkpoint is not complete")
+    try:
+        with safe_open(file, framework="numpy"):  # the library checks header, sizes and offsets
+            pass
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(length))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{file}: cannot be read ({error}); copy the file again") from error
+    header.pop("__metadata__", None)
+    if unknown := [name for name, entry in header.items() if entry["dtype"] not in _DTYPES]:
+        raise UserError(f"{file}: tensor {unknown[0]} has dtype {header[unknown[0]]['dtype']}, which is not supported")
+    return {name: _view(file, entry, 8 + length) for name, entry in header.items()}
+
+
+def _view(file: Path, entry: Mapping[str, Any], start: int) -> Tensor:
+    shape, dtype, offset = tuple(entry["shape"]), _DTYPES[entry["dtype"]], start + entry["data_offsets"][0]
+
+    def read() -> np.ndarray:
+        if 0 in shape:
+            return np.empty(shape, dtype)
+        # Mapped anew for each reading: a map that stays would count every page read as this process's memory.
+        return np.memmap(file, np.uint8, "r", offset, int(np.prod(shape)) * dtype.itemsize).view(dtype).reshape(shape)
+
+    return Tensor(shape, dtype, read)
+
+
+def write_safetensors(file: Path, tensors: Tensors, *, dtype: Any = None, max_shard_size: int | None = None) -> None:
+    """Writes `tensors` to `file`, or to numbered shards and their index, one tensor in memory at a time.
+
+    Args:
+      file: ends in `.safetensors`; shards are named after it as diffusers and transformers name them.
+      tensors: by the names to write.
+      dtype: to cast floating-point tensors to; each keeps its own if None.
+      max_shard_size: bytes; a file of more tensors than that is split.
+    """
+    sizes = {name: tensor.nbytes for name, tensor in cast_all(tensors, dtype).items()}
+    shards: list[list[str]] = [[]]
+    filled = 0
+    for name, size in sizes.items():
+        if max_shard_size is not None and shards[-1] and filled + size > max_shard_size:
+            shards.append([])
+            filled = 0
+        shards[-1].append(name)
+        filled += size
+    if len(shards) == 1:
+        return _write_one(file, cast_all(tensors, dtype))
+    weight_map: dict[str, str] = {}
+    for number, names in enumerate(shards, 1):
+        shard = file.with_name(f"{file.stem}-{number:05}-of-{len(shards):05}.safetensors")
+        _write_one(shard, cast_all({name: tensors[name] for name in names}, dtype))
+        weight_map |= dict.fromkeys(names, shard.name)
+    index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
+    file.with_name(f"{file.name}.index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def cast_all(tensors: Tensors, dtype: Any) -> dict[str, Tensor]:
+    """The tensors with those of floats cast to `dtype` when read; unchanged if None."""
+
+    def cast(tensor: Tensor) -> Tensor:
+        if dtype is None or tensor.dtype == dtype or not is_floating(tensor.dtype):
+            return tensor
+        return Tensor(tensor.shape, np.dtype(dtype), lambda: tensor.read().astype(dtype))
+
+    return {name: cast(tensor) for name, tensor in tensors.items()}
+
+
+def _write_one(file: Path, tensors: Tensors) -> None:
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    # Wide dtypes first, as the library does, so that every tensor starts at a multiple of its item size.
+    names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
+    end = 0
+    for name in names:
+        start, end = end, end + tensors[name].nbytes
+        header[name] = {
+            "dtype": _NAMES[tensors[name].dtype],
+            "shape": list(tensors[name].shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with file.open("wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        for name in names:
+            stream.write(np.ascontiguousarray(tensors[name].read()).reshape(-1).view(np.uint8).data)
+
+
+def open_sharded(index: Path, open_shard: Callable[[Path], Tensors]) -> dict[str, Tensor]:
+    """The tensors of all the shards that an `.index.json` names, each opened by `open_shard`.
+
+    Raises:
+      UserError: the index is damaged, names a file that is absent or not beside it, or a tensor that the file lacks.
+    """
+    try:
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        shards = sorted(set(weight_map.values()))
+        if outside := [name for name in shards if Path(name).name != name]:
+            raise UserError(f"{index}: names {outside[0]!r}, which is not a file beside it")
+        opened = {name: open_shard(index.with_name(name)) for name in shards}
+        return {key: opened[name][key] for key, name in weight_map.items()}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{index}: cannot be read ({error}); copy the file again") from error
+    except KeyError as error:
+        raise UserError(f"{index}: names the tensor {error}, which is not there; copy the folder again") from error
