@@ -14,7 +14,7 @@ def new_folder(path: str | Path) -> Iterator[Path]:
     """Yields an empty sibling of `path` that takes its name when the block ends well and vanishes otherwise.
 
     Raises:
-      UserError: `path` exists, or its parent cannot be written.
+      UserError: `path` exists, or it cannot be written, for its parent's sake or the disk's.
     """
     path = Path(path)
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
@@ -28,6 +28,8 @@ def new_folder(path: str | Path) -> Iterator[Path]:
     try:
         yield partial
         partial.replace(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error}); nothing was left there") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcxr.errors import UserError
-from jaxcxr.interop import diffusers, flax_legacy, orbax, single_file
+from jaxcxr.interop import diffusers, flax_legacy, orbax, single_file, verify
 from jaxcxr.interop.checkpoint import Checkpoint, check
 from jaxcxr.interop.pipeline import StableDiffusion, from_files
 from jaxcxr.interop.tensors import Tensor
 
-__all__ = ["Checkpoint", "StableDiffusion", "load", "read", "save"]
+__all__ = ["Checkpoint", "StableDiffusion", "diffusers", "load", "orbax", "read", "save", "single_file", "verify"]
 
 
 def read(
@@ -45,7 +45,7 @@ def read(
         raise UserError(f"{path}: no such file or folder; a checkpoint is a diffusers folder, a workdir or a file")
     elif orbax.is_orbax(path):
         checkpoint = orbax.read(path, ema=ema, only=only)
-    elif flax_legacy.is_flax(path):
+    elif flax_legacy.is_flax(path) and not diffusers.has_weights(path):
         checkpoint = flax_legacy.read(path)
     elif diffusers.is_encoder(path):
         checkpoint = diffusers.read_encoder(path)

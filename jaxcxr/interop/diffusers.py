@@ -48,6 +48,11 @@ def read(path: Path, only: Iterable[str] | None = None) -> Checkpoint:
     return Checkpoint(_without_absent_pooler(files, tensors), tensors)
 
 
+def has_weights(path: Path) -> bool:
+    """Whether there are weights of PyTorch's, which a folder may have beside Flax's."""
+    return any(next((path / name).glob(f"*{suffix}"), None) for name in NETWORKS for suffix in (".safetensors", ".bin"))
+
+
 def is_encoder(path: Path) -> bool:
     """Whether `path` is a folder of transformers: a text encoder by itself, its tokenizer's files beside it."""
     return (path / "config.json").is_file() and not (path / "model_index.json").is_file()
