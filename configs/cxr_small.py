@@ -35,8 +35,8 @@ def get_config(stage: str = "diffusion") -> ConfigDict:
     if stage == "autoencoder":
         config.model.vae = ConfigDict(VAE)
         config.batch_size = 8
-        config.steps = 600
-        config.checkpoint_every = config.eval_every = config.sample_every = 150
+        config.steps = 1000
+        config.checkpoint_every = config.eval_every = config.sample_every = 200
     else:
         config.model.base = "runs/cxr/autoencoder"
         config.model.unet = ConfigDict(UNET)
