@@ -113,10 +113,10 @@ def test_every_way_diffusers_writes_weights_is_read(source, copy, kind):
 
 def test_a_large_network_is_written_in_shards_that_diffusers_reads(source, tmp_path):
     diffusers = pytest.importorskip("diffusers")
-    assert convert(source, tmp_path / "out", "--to", "diffusers", "--max-shard-size", "200KB") == 0
+    assert convert(source, tmp_path / "out", "--to", "diffusers", "--max-shard-size", "400KB") == 0
     shards = sorted(file.name for file in (tmp_path / "out" / "unet").glob("*.safetensors"))
     assert len(shards) > 1
-    assert all(file.stat().st_size < 220_000 for file in (tmp_path / "out" / "unet").glob("*.safetensors"))
+    assert all(file.stat().st_size < 420_000 for file in (tmp_path / "out" / "unet").glob("*.safetensors"))
     ours = diffusers.UNet2DConditionModel.from_pretrained(tmp_path / "out" / "unet").state_dict()
     theirs = diffusers.UNet2DConditionModel.from_pretrained(source / "unet").state_dict()
     assert all((ours[key] == theirs[key]).all() for key in theirs)
