@@ -79,7 +79,7 @@ def test_every_verb_has_help_with_an_example(verb, capsys):
         (["train", "--config", "nowhere.py", "--workdir", "w"], "nowhere.py: no such config file"),
         (["train", "--config", str(BASE), "--workdir", "w", "--config.stepz=1"], "stepz: no such key"),
         (["phantoms", "--out", "x", "--sizes", "3"], "--sizes: no such option"),
-        (["sample", "--checkpoint", "nowhere", "--prompt", "x", "--out", "o"], "nowhere: no such folder"),
+        (["sample", "--checkpoint", "nowhere", "--prompt", "x", "--out", "o"], "nowhere: no such file or folder"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_2(argv, message, capsys, tmp_path, monkeypatch):
