@@ -98,7 +98,7 @@ def assert_same(found: Checkpoint, expected: Checkpoint):
 
 
 @pytest.mark.slow
-@settings(max_examples=4, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=3, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(checkpoints(), st.sampled_from([None, 2000]))
 def test_every_layout_there_and_back_is_exact(checkpoint, max_shard_size):
     bert = json.loads(checkpoint.files["text_encoder/config.json"]).get("model_type") in ("bert", "roberta")

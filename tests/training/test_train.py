@@ -160,7 +160,7 @@ def test_a_folder_that_is_no_run_is_refused(autoencoder, tmp_path):
     [
         ({"trainable": r"unett\..*"}, "no parameter has such a name"),
         ({"model.base": ""}, r"config\.model\.vae: describe it, or set config\.model\.base"),
-        ({"model.base": "/nowhere"}, "/nowhere: no such folder"),
+        ({"model.base": "/nowhere"}, "/nowhere: no such file or folder"),
         ({"dtype": "float16"}, "float32 or bfloat16"),
         ({"mesh": (3, 1)}, "does not multiply to the 1 devices"),
         ({"data.path": "/nowhere"}, "/nowhere"),
