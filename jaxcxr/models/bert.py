@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 from jaxcxr.errors import UserError
 from jaxcxr.models import initial
 from jaxcxr.models.attention import attention
-from jaxcxr.models.config import BertConfig
+from jaxcxr.models.config import BertConfig, layers_kept
 from jaxcxr.models.layers import layer_norm
 
 _ACTIVATIONS = {
@@ -175,14 +175,11 @@ class BertModel(nnx.Module):
         config, length = self.config, input_ids.shape[-1]
         if length > config.longest:
             raise UserError(f"{length} tokens exceed the {config.longest} that this encoder has positions for")
-        if not 0 <= clip_skip <= config.num_hidden_layers:
-            raise UserError(
-                f"clip_skip = {clip_skip} must be between 0 and num_hidden_layers = {config.num_hidden_layers}"
-            )
+        num_layers = layers_kept(config.num_hidden_layers, clip_skip)
         words = input_ids != config.pad_token_id
         mask = words[:, None, None, :] if config.use_attention_mask else None
         states = self.embeddings(input_ids, self._positions(words))
-        return self.encoder(states, mask, config.num_hidden_layers - clip_skip)
+        return self.encoder(states, mask, num_layers)
 
     def _positions(self, words: jax.Array) -> jax.Array:
         if self.config.model_type != "roberta":

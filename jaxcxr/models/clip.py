@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 from jaxcxr.errors import UserError
 from jaxcxr.models import initial
 from jaxcxr.models.attention import attention
-from jaxcxr.models.config import CLIPTextConfig
+from jaxcxr.models.config import CLIPTextConfig, layers_kept
 from jaxcxr.models.layers import layer_norm
 
 
@@ -163,12 +163,10 @@ class CLIPTextModel(nnx.Module):
         Raises:
             UserError: the text is too long, or more layers are to be skipped than there are.
         """
-        longest, layers = self.config.max_position_embeddings, self.config.num_hidden_layers
+        longest = self.config.max_position_embeddings
         if input_ids.shape[-1] > longest:
             raise UserError(f"{input_ids.shape[-1]} tokens exceed max_position_embeddings = {longest}")
-        if not 0 <= clip_skip <= layers:
-            raise UserError(f"clip_skip = {clip_skip} must be between 0 and num_hidden_layers = {layers}")
-        return self.text_model(input_ids, layers - clip_skip)
+        return self.text_model(input_ids, layers_kept(self.config.num_hidden_layers, clip_skip))
 
     def pool(self, last_hidden_state: jax.Array, input_ids: jax.Array) -> jax.Array:
         """The state at the first end-of-text token: `(B, L, D)` and `(B, L)` to `(B, D)`."""

@@ -190,6 +190,13 @@ class AutoencoderKLConfig(_Config):
         self._divides("norm_num_groups", self.block_out_channels)
 
 
+def layers_kept(num_hidden_layers: int, clip_skip: int) -> int:
+    """How many layers of a text encoder run without its last `clip_skip`; UserError if there are fewer."""
+    if not 0 <= clip_skip <= num_hidden_layers:
+        raise UserError(f"clip_skip = {clip_skip} must be between 0 and num_hidden_layers = {num_hidden_layers}")
+    return num_hidden_layers - clip_skip
+
+
 # What `PretrainedConfig` of transformers 4 and 5 writes for every model.
 _PRETRAINED = frozenset(
     {
