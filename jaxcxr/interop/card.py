@@ -86,6 +86,7 @@ def _metrics(source: Path) -> dict[str, float]:
     """The last value of every metric of a workdir."""
     file = source / "metrics.jsonl"
     last: dict[str, float] = {}
-    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
-        last |= json.loads(line)
+    for line in file.read_text(encoding="utf-8").splitlines(keepends=True) if file.is_file() else ():
+        if line.endswith("\n"):  # a run that goes on may be writing its last one
+            last |= json.loads(line)
     return last
