@@ -10,6 +10,7 @@ from jaxcxr.interop import single_file
 from jaxcxr.interop.layout import to_torch
 from jaxcxr.interop.original_names import PREFIXES, place
 from jaxcxr.interop.pipeline import from_files
+from tests import pipelines
 from tests.interop.originals import (  # noqa: F401
     CONFIGS,
     SD1,
@@ -158,16 +159,7 @@ def assert_inferred(checkpoint, configs):
     assert checkpoint.tensors.keys() == from_files(as_files(configs)).parameters().keys()
 
 
-SCHEDULER = {
-    "_class_name": "DDIMScheduler",
-    "num_train_timesteps": 1000,
-    "beta_schedule": "scaled_linear",
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "clip_sample": False,
-    "set_alpha_to_one": False,
-    "steps_offset": 1,
-}
+SCHEDULER = pipelines.SCHEDULER | {"_class_name": "DDIMScheduler", "num_train_timesteps": 1000}
 
 
 def test_the_configs_of_sd1_are_told_from_the_shapes(monkeypatch, sd1):

@@ -15,7 +15,7 @@ from jaxcxr.interop import diffusers, orbax, single_file
 from jaxcxr.interop.checkpoint import Checkpoint
 from jaxcxr.interop.pipeline import SCHEDULER_CONFIG, from_files, model_index, network_config
 from jaxcxr.interop.tensors import Tensor
-from tests.pipelines import SCHEDULER
+from tests import pipelines
 
 DTYPES = [np.float32, np.float16, ml_dtypes.bfloat16]
 
@@ -79,10 +79,15 @@ def checkpoints(draw):
         "vae": draw(vaes(latents)),
         "text_encoder": draw(text_encoders(width)),
     }
+    return whole(configs, draw(st.sampled_from(DTYPES)), draw(st.integers(0, 2**32)))
+
+
+def whole(configs, dtype, seed) -> Checkpoint:
+    """A pipeline of these networks with random weights."""
     files = {f"{name}/config.json": network_config(name, config) for name, config in configs.items()}
-    files |= {SCHEDULER_CONFIG: json.dumps(SCHEDULER).encode(), "tokenizer/vocab.json": b"{}\n"}
+    files |= {SCHEDULER_CONFIG: json.dumps(pipelines.SCHEDULER).encode(), "tokenizer/vocab.json": b"{}\n"}
     files["model_index.json"] = model_index(files)
-    generator, dtype = np.random.default_rng(draw(st.integers(0, 2**32))), draw(st.sampled_from(DTYPES))
+    generator = np.random.default_rng(seed)
     shapes = {name: value.shape for name, value in from_files(files).parameters().items()}
     tensors = {name: Tensor.of(generator.normal(size=shape).astype(dtype)) for name, shape in shapes.items()}
     return Checkpoint(files, tensors)
@@ -142,15 +147,5 @@ def test_one_network_of_orbax_is_read_without_the_others(tmp_path):
 
 
 def _small() -> Checkpoint:
-    from tests import pipelines
-
     text = pipelines.TEXT | {"vocab_size": 20}
-    configs = {"unet": pipelines.UNET, "vae": pipelines.VAE, "text_encoder": text}
-    files = {f"{name}/config.json": network_config(name, config) for name, config in configs.items()}
-    files |= {SCHEDULER_CONFIG: json.dumps(SCHEDULER).encode(), "tokenizer/vocab.json": b"{}\n"}
-    files["model_index.json"] = model_index(files)
-    generator = np.random.default_rng(0)
-    shapes = {name: value.shape for name, value in from_files(files).parameters().items()}
-    return Checkpoint(
-        files, {name: Tensor.of(generator.normal(size=shape).astype(np.float16)) for name, shape in shapes.items()}
-    )
+    return whole({"unet": pipelines.UNET, "vae": pipelines.VAE, "text_encoder": text}, np.float16, seed=0)
