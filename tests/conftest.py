@@ -1,5 +1,9 @@
+import contextlib
 import os
+import resource
 import tempfile
+
+import pytest
 
 # Before JAX is imported: the tests compile many small programs and run each a few times.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=1")
@@ -17,3 +21,19 @@ def pytest_collection_modifyitems(config, items):
         chosen = [item for item in items if "full_size" not in item.keywords]
         config.hook.pytest_deselected(items=[item for item in items if "full_size" in item.keywords])
         items[:] = chosen
+
+
+@pytest.fixture
+def full_disk():
+    """A context in which no file grows beyond some kilobytes, as where the disk is full."""
+
+    @contextlib.contextmanager
+    def full(bytes_left=10_000):
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_left, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return full

@@ -4,7 +4,10 @@ Each step holds separate items, so that weights can be read without the optimize
 by its full name), `ema` (those that learn, averaged), and for training `opt_state`.
 """
 
-from collections.abc import Iterable
+import contextlib
+import os
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +64,23 @@ def write(checkpoint: Checkpoint, path: str | Path, *, dtype: Any = None) -> Non
     """
     import orbax.checkpoint as ocp
 
-    with new_folder(path) as folder:
+    with new_folder(path) as folder, disk_errors():
         write_files(folder / MODEL, checkpoint.files)
         with ocp.CheckpointManager((folder / CHECKPOINTS).absolute()) as manager:
             arrays = {name: tensor.read() for name, tensor in cast_all(checkpoint.tensors, dtype).items()}
             manager.save(0, args=ocp.args.Composite(params=ocp.args.StandardSave(arrays)))
+
+
+@contextlib.contextmanager
+def disk_errors() -> Iterator[None]:
+    """Raises the OSError that TensorStore, which does the writing, words as a ValueError: a full disk, say."""
+    try:
+        yield
+    except ValueError as error:
+        code = re.search(r"os_error_code='(\d+)'", str(error))
+        if code is None:
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1]))) from error
 
 
 def _read_item(folder: Path, only: Iterable[str] | None) -> dict[str, np.ndarray]:

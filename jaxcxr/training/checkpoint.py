@@ -1,8 +1,9 @@
 """Saving and restoring the train state; the layout is `jaxcxr.interop.orbax`'s."""
 
+import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from ml_collections import ConfigDict
 from jaxcxr import config as configs
 from jaxcxr.errors import UserError
 from jaxcxr.files import new_folder
-from jaxcxr.interop.orbax import CHECKPOINTS, MODEL
+from jaxcxr.interop.orbax import CHECKPOINTS, MODEL, disk_errors, latest_step
 from jaxcxr.interop.pipeline import write_files
 from jaxcxr.training.step import State
 
@@ -67,9 +68,13 @@ def claim(workdir: Path, config: ConfigDict, files: Mapping[str, bytes] | None) 
 
 
 class Checkpoints:
-    """The checkpoints of one workdir, the newest `keep` of them; saving does not wait for the disk."""
+    """The checkpoints of one workdir, the newest `keep` of them; saving does not wait for the disk.
+
+    So it is the next `save`, or `close`, that raises UserError if one could not be written.
+    """
 
     def __init__(self, workdir: Path, keep: int):
+        self._workdir = workdir
         self._manager = ocp.CheckpointManager(
             (workdir / CHECKPOINTS).absolute(), options=ocp.CheckpointManagerOptions(max_to_keep=keep)
         )
@@ -83,7 +88,8 @@ class Checkpoints:
         step = int(state["step"])
         if step != self.latest():
             items = {name: ocp.args.StandardSave(state[name]) for name in ("params", "ema", "opt_state")}
-            self._manager.save(step, args=ocp.args.Composite(**items))
+            with self._writing():
+                self._manager.save(step, args=ocp.args.Composite(**items))
 
     def restore(self, state: State) -> State:
         """The latest state, in the structure and on the shardings of `state` (arrays or shapes)."""
@@ -95,8 +101,20 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits until what was saved is on the disk."""
-        self._manager.wait_until_finished()
+        with self._writing():
+            self._manager.wait_until_finished()
         self._manager.close()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            with disk_errors():
+                yield
+        except OSError as error:
+            raise UserError(
+                f"{self._workdir}: a checkpoint cannot be written ({error.strerror});"
+                f" the last complete one is step {latest_step(self._workdir)}; make room and run again"
+            ) from error
 
 
 def _lasting(config: dict[str, Any]) -> dict[str, Any]:

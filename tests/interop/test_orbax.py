@@ -84,3 +84,11 @@ def test_a_folder_without_a_complete_step_is_told(tmp_path):
     (tmp_path / "checkpoints" / "3.orbax-checkpoint-tmp-0").mkdir(parents=True)
     with pytest.raises(UserError, match="no complete checkpoint"):
         interop.read(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of Orbax's threads
+def test_a_full_disk_is_told_and_leaves_nothing(workdir, tmp_path, full_disk):
+    checkpoint = interop.read(workdir[0])
+    with full_disk(), pytest.raises(UserError, match="out: cannot be written .File too large"):
+        interop.orbax.write(checkpoint, tmp_path / "out")
+    assert not list(tmp_path.iterdir())

@@ -69,6 +69,16 @@ def test_a_checkpoint_saved_on_the_way_is_that_of_its_step(autoencoder, diffusio
     assert_same(tmp_path / "run", diffusion)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of Orbax's threads
+def test_a_full_disk_keeps_the_last_checkpoint(autoencoder, tmp_path, full_disk):
+    train(runs.autoencoder(), tmp_path / "run", stop_at=3)
+    with full_disk(), pytest.raises(UserError, match="File too large.; the last complete one is step 3"):
+        train(runs.autoencoder(), tmp_path / "run")
+    train(runs.autoencoder(), tmp_path / "run")
+    ours, theirs = weights(tmp_path / "run"), weights(autoencoder)
+    assert all((ours[name] == theirs[name]).all() for name in theirs)
+
+
 def test_what_learns_is_what_the_pattern_names(autoencoder, diffusion, tmp_path):
     config = runs.diffusion(autoencoder, steps=1, trainable=r"unet\..*attn2.*")
     train(config, tmp_path / "run")
