@@ -111,9 +111,15 @@ def from_files(
     for name in NETWORKS:
         file = files.get(f"{name}/config.json")
         if file is not None and (only is None or name in only):
-            config = json.loads(file)
-            networks[name] = abstract(network_class(name, config), config, dtype)
+            networks[name] = _shapes(name, file, dtype)
     return StableDiffusion(networks, dict(files))
+
+
+@functools.lru_cache(maxsize=8)
+def _shapes(name: str, config: bytes, dtype: Any) -> nnx.Module:
+    """A network without values; tracing a large one takes seconds, and reading a checkpoint asks more than once."""
+    architecture = json.loads(config)
+    return abstract(network_class(name, architecture), architecture, dtype)
 
 
 def initialize(pipeline: StableDiffusion, key: jax.Array) -> dict[str, jax.Array]:
