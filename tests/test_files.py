@@ -1,7 +1,7 @@
 import pytest
 
 from jaxcxr.errors import UserError
-from jaxcxr.files import new_folder
+from jaxcxr.files import new_file, new_folder
 
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path):
@@ -16,3 +16,15 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
     with pytest.raises(UserError, match="exists already"), new_folder(tmp_path / "out"):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path):
+    with pytest.raises(UserError, match="out: cannot be written"), new_file(tmp_path / "sub" / "out") as file:  # noqa: PT012
+        file.write_text("half")
+        raise OSError(28, "No space left on device")
+    assert not list((tmp_path / "sub").iterdir())
+    with new_file(tmp_path / "sub" / "out") as file:
+        file.write_text("whole")
+    assert [path.name for path in (tmp_path / "sub").iterdir()] == ["out"]
+    with pytest.raises(UserError, match="exists already"), new_file(tmp_path / "sub" / "out"):
+        pass

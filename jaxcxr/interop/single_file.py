@@ -2,7 +2,6 @@
 
 import functools
 import json
-import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 
 from jaxcxr.diffusion.schedule import Schedule
 from jaxcxr.errors import UserError
+from jaxcxr.files import new_file
 from jaxcxr.interop.checkpoint import Checkpoint, check_parameters
 from jaxcxr.interop.diffusers import read_files
 from jaxcxr.interop.layout import from_torch, to_torch
@@ -90,18 +90,8 @@ def write(checkpoint: Checkpoint, path: str | Path, *, dtype: Any = None) -> Non
     path = Path(path)
     if path.suffix != ".safetensors":
         raise UserError(f"{path}: must end in .safetensors")
-    if path.exists():
-        raise UserError(f"{path}: exists already; name a new file or remove this one")
-    tensors = _originals(checkpoint)
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_safetensors(partial, tensors, dtype=dtype)
-        partial.replace(path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); name another file") from error
-    finally:
-        partial.unlink(missing_ok=True)
+    with new_file(path) as partial:
+        write_safetensors(partial, _originals(checkpoint), dtype=dtype)
 
 
 def _open(path: Path) -> dict[str, Tensor]:
