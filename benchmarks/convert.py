@@ -44,24 +44,10 @@ pipeline.save_pretrained(sys.argv[2])
 def write_pipeline(folder: Path) -> None:
     """A Stable Diffusion 1.5 of random weights, 4.3 GB in float32, written by diffusers."""
     sys.path.insert(0, str(ROOT))
-    import diffusers
-    import transformers
-
-    from jaxcxr.data import tokens
+    from tests import pipelines
     from tests.models.test_names import SD15_TEXT, SD15_UNET, SD_VAE
-    from tests.pipelines import REPORTS, SCHEDULER
 
-    tokens.train(REPORTS, 600, folder.parent / "tokenizer")
-    diffusers.StableDiffusionPipeline(
-        vae=diffusers.AutoencoderKL(**SD_VAE, sample_size=512),
-        unet=diffusers.UNet2DConditionModel(**SD15_UNET),
-        text_encoder=transformers.CLIPTextModel(transformers.CLIPTextConfig(**SD15_TEXT)),
-        tokenizer=tokens.load(folder.parent / "tokenizer"),
-        scheduler=diffusers.DDIMScheduler(**SCHEDULER),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    ).save_pretrained(folder)
+    pipelines.write(folder, unet=SD15_UNET, vae=SD_VAE, text=SD15_TEXT | {"vocab_size": 49408})
 
 
 def measure(code: str, *args: Path | str) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""A tiny Stable Diffusion pipeline with random weights, written by diffusers itself."""
+"""A Stable Diffusion pipeline with random weights, tiny unless asked otherwise, written by diffusers itself."""
 
 from pathlib import Path
 
@@ -53,20 +53,18 @@ SCHEDULER = {
 }
 
 
-def write(folder: Path, *, vae_channels: int = 1, prediction_type: str = "epsilon") -> Path:
+def write(folder: Path, *, unet=UNET, vae=VAE, text=TEXT, prediction_type: str = "epsilon") -> Path:
     """Saves a random pipeline with diffusers; the test is skipped where torch is not installed."""
     torch, diffusers = pytest.importorskip("torch"), pytest.importorskip("diffusers")
     transformers = pytest.importorskip("transformers")
     size = tokens.train(REPORTS * 3, 600, folder.parent / "tokenizer")
     tokenizer = tokens.load(folder.parent / "tokenizer")
     torch.manual_seed(0)
-    text = transformers.CLIPTextConfig(
-        **TEXT, vocab_size=size, bos_token_id=size - 2, eos_token_id=size - 1, pad_token_id=size - 1
-    )
+    words = {"vocab_size": size, "bos_token_id": size - 2, "eos_token_id": size - 1, "pad_token_id": size - 1}
     pipeline = diffusers.StableDiffusionPipeline(
-        vae=diffusers.AutoencoderKL(**VAE | {"in_channels": vae_channels, "out_channels": vae_channels}),
-        unet=diffusers.UNet2DConditionModel(**UNET),
-        text_encoder=transformers.CLIPTextModel(text),
+        vae=diffusers.AutoencoderKL(**vae),
+        unet=diffusers.UNet2DConditionModel(**unet),
+        text_encoder=transformers.CLIPTextModel(transformers.CLIPTextConfig(**words | text)),
         tokenizer=tokenizer,
         scheduler=diffusers.DDIMScheduler(**SCHEDULER, prediction_type=prediction_type),
         safety_checker=None,
