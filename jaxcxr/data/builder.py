@@ -14,11 +14,11 @@ from jaxcxr.data.records import SPLITS, Candidate, Ledger, NotSelected, Rejected
 
 
 def features(size: int) -> tfds.features.FeaturesDict:
-    """Returns the fields of a record: a (size, size, 1) uint8 image, its prompt and where it comes from."""
+    """Returns the fields of a record: a (size, size, 1) uint8 image, its prompts and where it comes from."""
     return tfds.features.FeaturesDict(
         {
             "image": tfds.features.Image(shape=(size, size, 1), encoding_format="png"),
-            "text": tfds.features.Text(),
+            "prompts": tfds.features.Sequence(tfds.features.Text()),
             "id": tfds.features.Text(),
             "patient": tfds.features.Text(),
             "view": tfds.features.Text(),
@@ -30,7 +30,7 @@ def features(size: int) -> tfds.features.FeaturesDict:
 class RadiographBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
     """Writes the candidates that a source lists; a subclass lists them."""
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("2.0.0")
     url_infos: ClassVar[dict[str, Any]] = {}  # TFDS need not look for checksums of downloads
 
     def __init__(self, *, source: Path, settings: Settings, ledger: Ledger, data_dir: Path, workers: int):

@@ -8,6 +8,7 @@ from typing import Any
 
 from jaxcxr.data import reports
 from jaxcxr.data.builder import RadiographBuilder
+from jaxcxr.data.prompts import check_templates
 from jaxcxr.data.records import SPLITS, Candidate, NotSelected, Rejected, check_patients, check_view, inside
 from jaxcxr.errors import UserError
 
@@ -53,7 +54,7 @@ def _word(row: dict[str, Any], key: str, default: str = "") -> str:
 
 
 class ImageFolder(RadiographBuilder):
-    """Pictures with their row's `text` as prompt; `split`, `view`, `patient` and `labels` are optional."""
+    """Pictures with their row's `text` as report; `split`, `view`, `patient` and `labels` are optional."""
 
     def candidates(self) -> list[Candidate]:
         """Lists the selected rows; see the base class. Rows without `patient` are each their own patient."""
@@ -67,6 +68,7 @@ class ImageFolder(RadiographBuilder):
             missing = [name for name in ("file_name", "text") if name not in columns]
             if missing:
                 raise UserError(f"{path}: no column {', '.join(missing)}; it has {', '.join(sorted(columns))}")
+            check_templates(self.settings.prompts, {"report", *columns} - {"text"}, str(path))
             for where, row in rows:
                 try:
                     if isinstance(row, Rejected):
@@ -111,11 +113,14 @@ class ImageFolder(RadiographBuilder):
             view=view,
             labels=tuple(labels),
             image=image,
-            read_text=functools.partial(_text, row.get("text"), where),
+            read_fields=functools.partial(_fields, row, where),
         )
 
 
-def _text(value: Any, where: str) -> str:
-    if not isinstance(value, str) or not reports.fold(value):
+def _fields(row: dict[str, Any], where: str) -> dict[str, str]:
+    """Every column by its name, the text as `report`."""
+    text = row.get("text")
+    if not isinstance(text, str) or not reports.fold(text):
         raise Rejected("no_usable_text", where)
-    return reports.fold(value)
+    values = {key: ", ".join(value) if isinstance(value, list) else _word(row, key) for key, value in row.items()}
+    return values | {"report": reports.fold(text)}

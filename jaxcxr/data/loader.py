@@ -32,7 +32,7 @@ def open_records(folder: Path, split: str) -> Sequence[dict[str, Any]]:
 def open_split(path: str | Path, split: str, size: int | None = None) -> Sequence[dict[str, Any]]:
     """Opens one split of a folder that `jaxcxr prepare` wrote, for random access.
 
-    Records are dicts with `image` (encoded PNG, bytes), `text`, `id`, `patient`, `view` (bytes, UTF-8) and
+    Records are dicts with `image` (encoded PNG, bytes), `prompts`, `id`, `patient`, `view` (bytes, UTF-8) and
     `labels`; `Batches` decodes them.
 
     Raises:
@@ -77,15 +77,19 @@ class Batches:
         order = grain.MapDataset.range(len(source)).seed(seed)
         if shuffle:
             order = order.shuffle()
-        self._source, self._order = source, order.repeat(_EPOCHS)
+        self._source, self._order, self._seed = source, order.repeat(_EPOCHS), seed
         self._tokenizer, self._length = tokenizer, tokens.length(tokenizer)
         self._coded: dict[str, np.ndarray] = {}
         self._global, self._local = batch_size, batch_size // process_count
         self._offset = process_index * self._local
 
-    def _read(self, step: int) -> list[dict[str, Any]]:
+    def _indices(self, step: int) -> range:
+        """The places of this process's part of global batch `step` in the endless order."""
         start = step * self._global + self._offset
-        places = [int(self._order[index]) for index in range(start, start + self._local)]
+        return range(start, start + self._local)
+
+    def _read(self, step: int) -> list[dict[str, Any]]:
+        places = [int(self._order[index]) for index in self._indices(step)]
         # ArrayRecord reads a list of places in parallel; a plain sequence reads one at a time.
         many = getattr(self._source, "__getitems__", None)
         return list(many(places)) if many else [self._source[place] for place in places]
@@ -93,11 +97,17 @@ class Batches:
     def batch(self, step: int) -> dict[str, np.ndarray]:
         """Returns `image`, (local batch, S, S, 1) uint8, and `input_ids`, (local batch, length) int32."""
         records = self._read(step)
-        texts = [as_text(record["text"]) for record in records]
+        texts = [self._choose(*pair) for pair in zip(self._indices(step), records, strict=True)]
         return {
             "image": np.stack([images.decode_png(record["image"]) for record in records]),
             "input_ids": np.stack(self._encode(texts)),
         }
+
+    def _choose(self, index: int, record: dict[str, Any]) -> str:
+        """One of a record's prompts, decided by the seed and its place in the order."""
+        prompts = record["prompts"]
+        chosen = np.random.default_rng((self._seed, index)).integers(len(prompts)) if len(prompts) > 1 else 0
+        return as_text(prompts[chosen])
 
     def _encode(self, texts: list[str]) -> list[np.ndarray]:
         """Returns a row of ids per text, from memory where possible: tokenizing costs more than decoding."""

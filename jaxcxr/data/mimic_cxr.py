@@ -1,16 +1,16 @@
 """MIMIC-CXR-JPG with MIMIC-CXR's reports (physionet.org/content/mimic-cxr-jpg, releases 2.0.0 and 2.1.0)."""
 
-import csv
 import functools
-import gzip
 import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jaxcxr.data import reports
 from jaxcxr.data.builder import RadiographBuilder
+from jaxcxr.data.mimic_iv import DEMOGRAPHICS, Patients
+from jaxcxr.data.prompts import check_templates
 from jaxcxr.data.records import (
     SPLITS,
     Candidate,
@@ -22,6 +22,7 @@ from jaxcxr.data.records import (
     check_view,
     inside,
 )
+from jaxcxr.data.tables import find_table, read_table
 from jaxcxr.errors import UserError
 
 # The tables keep "2.0.0" in their names in release 2.1.0.
@@ -32,6 +33,8 @@ COLUMNS = {
     "split": ("dicom_id", "study_id", "subject_id", "split"),
     "chexpert": ("subject_id", "study_id", "No Finding"),
 }
+FIELDS = ("report", "impression", "findings", "labels", "view")
+"""What a prompt may ask for."""
 
 
 class Tree(NamedTuple):
@@ -40,6 +43,7 @@ class Tree(NamedTuple):
     images: Path  # the folder that holds files/ and the tables
     tables: dict[str, Path]
     reports: tuple[Path, ...]  # folders that may hold files/**/s*.txt or the zip
+    patients: tuple[Path, ...]  # folders that may hold MIMIC-IV's patients.csv.gz and admissions.csv.gz
 
 
 def find(source: Path) -> Tree | None:
@@ -50,7 +54,7 @@ def find(source: Path) -> Tree | None:
     tops = [source, source / "physionet.org" / "files"]
     releases = [folder for top in tops for folder in sorted(top.glob("mimic-cxr-jpg/*"), reverse=True)]
     for root in [source, *releases]:
-        tables = {kind: path for kind in COLUMNS if (path := _table(root, kind))}
+        tables = {kind: path for kind in COLUMNS if (path := find_table((root,), f"{_PREFIX}{kind}"))}
         if not tables:
             continue
         for kind in COLUMNS:
@@ -58,28 +62,10 @@ def find(source: Path) -> Tree | None:
                 raise UserError(f"{root}: no {_PREFIX}{kind}.csv.gz: fetch it from the MIMIC-CXR-JPG release")
         beside = [root.parent.parent, source, *tops]
         texts = [folder for top in beside for folder in sorted(top.glob("mimic-cxr/*"), reverse=True)]
-        return Tree(root, tables, tuple(dict.fromkeys([root, source, *texts])))
+        hospital = [folder for top in beside for folder in sorted(top.glob("mimiciv/*/hosp"), reverse=True)]
+        own = [root, source]
+        return Tree(root, tables, tuple(dict.fromkeys(own + texts)), tuple(dict.fromkeys(own + hospital)))
     return None
-
-
-def _table(root: Path, kind: str) -> Path | None:
-    names = (f"{_PREFIX}{kind}.csv.gz", f"{_PREFIX}{kind}.csv")
-    return next((root / name for name in names if (root / name).is_file()), None)
-
-
-def _rows(path: Path, columns: tuple[str, ...]) -> Iterator[dict[str, str]]:
-    """Reads a table by column name; raises UserError naming the file and the columns that it lacks."""
-    try:
-        opener: Any = gzip.open if path.suffix == ".gz" else open
-        with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
-            table = csv.DictReader(file)
-            missing = [name for name in columns if name not in (table.fieldnames or ())]
-            if missing:
-                raise UserError(f"{path}: no column {', '.join(missing)}; it has {', '.join(table.fieldnames or ())}")
-            for row in table:
-                yield {key: (value or "").strip() for key, value in row.items() if isinstance(key, str)}
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: not a readable table ({type(error).__name__}): fetch it again") from error
 
 
 class ReportStore:
@@ -128,7 +114,7 @@ def _positive_labels(path: Path) -> dict[str, tuple[str, ...]]:
     ids = ("subject_id", "study_id")
     return {
         row["study_id"]: tuple(name for name, v in row.items() if name not in ids and v in ("1", "1.0"))
-        for row in _rows(path, COLUMNS["chexpert"])
+        for row in read_table(path, COLUMNS["chexpert"])
     }
 
 
@@ -142,24 +128,33 @@ class MimicCxr(RadiographBuilder):
             raise UserError(f"{self.source}: no {_PREFIX}metadata.csv.gz: give a MIMIC-CXR-JPG folder")
         splits: dict[str, str] = {}
         pairs = set()
-        for row in _rows(tree.tables["split"], COLUMNS["split"]):
+        for row in read_table(tree.tables["split"], COLUMNS["split"]):
             splits.setdefault(row["dicom_id"], row["split"])
             pairs.add((row["subject_id"], row["split"]))
         check_patients(pairs, tree.tables["split"])
-        lister = _Lister(tree, self.settings, splits, _positive_labels(tree.tables["chexpert"]))
+        patients = Patients.find(tree.patients)
+        check_templates(self.settings.prompts, FIELDS + (DEMOGRAPHICS if patients else ()), str(self.source))
+        lister = _Lister(tree, self.settings, splits, _positive_labels(tree.tables["chexpert"]), patients)
         return list(lister.run(self.ledger))
 
 
 class _Lister:
     """Turns metadata rows into candidates."""
 
-    def __init__(self, tree: Tree, settings: Settings, splits: dict[str, str], labels: dict[str, tuple[str, ...]]):
-        self.tree, self.settings, self.splits, self.labels = tree, settings, splits, labels
+    def __init__(
+        self,
+        tree: Tree,
+        settings: Settings,
+        splits: dict[str, str],
+        labels: dict[str, tuple[str, ...]],
+        patients: Patients | None,
+    ):
+        self.tree, self.settings, self.splits, self.labels, self.patients = tree, settings, splits, labels, patients
         self.store = ReportStore(tree.reports)
         self.seen: set[str] = set()
 
     def run(self, ledger: Ledger) -> Iterator[Candidate]:
-        for row in _rows(self.tree.tables["metadata"], COLUMNS["metadata"]):
+        for row in read_table(self.tree.tables["metadata"], COLUMNS["metadata"]):
             try:
                 yield self.candidate(row)
             except (Rejected, NotSelected) as refusal:
@@ -184,11 +179,18 @@ class _Lister:
             view=row["ViewPosition"],
             labels=self.labels.get(study, ()),
             image=inside(self.tree.images, f"{study_folder}/{dicom}.jpg"),
-            read_text=functools.partial(self.text, report),
+            read_fields=functools.partial(self.fields, row, report),
         )
 
-    def text(self, report: str) -> str:
-        found = reports.prompt(self.store.read(report), self.settings.sections)
-        if found is None:
-            raise Rejected("no_usable_section", report)
-        return found
+    def fields(self, row: dict[str, str], report: str) -> dict[str, str]:
+        """The values of `FIELDS`, and of `DEMOGRAPHICS` where MIMIC-IV's tables are there."""
+        sections = reports.folded(self.store.read(report))
+        about = self.patients.at(row["subject_id"], row.get("StudyDate", "")) if self.patients else {}
+        return {
+            "report": next((sections[name] for name in self.settings.sections if name in sections), ""),
+            "impression": sections.get("impression", ""),
+            "findings": sections.get("findings", ""),
+            "labels": ", ".join(label.lower() for label in self.labels.get(row["study_id"], ())),
+            "view": row["ViewPosition"],
+            **about,
+        }

@@ -9,7 +9,7 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -173,7 +173,7 @@ def _tokenizer(settings: Settings, sources: dict[str, Sequence[dict[str, Any]]],
             if (given := Path(settings.tokenizer) / name).is_file():
                 shutil.copyfile(given, folder / name)
     elif "train" in sources:
-        tokens.train((as_text(record["text"]) for record in sources["train"]), settings.tokenizer_vocab, folder)
+        tokens.train(_prompts(sources["train"]), settings.tokenizer_vocab, folder)
     else:
         raise UserError("the train split is empty, so no tokenizer can be trained: give data.tokenizer a folder")
     return tokens.load(folder)
@@ -182,8 +182,11 @@ def _tokenizer(settings: Settings, sources: dict[str, Sequence[dict[str, Any]]],
 def _cut(tokenizer: Any, source: Sequence[dict[str, Any]]) -> int:
     """Counts the prompts that do not fit the tokenizer's length."""
     limit = tokens.length(tokenizer)
-    texts = (as_text(record["text"]) for record in source)
-    return sum(len(tokenizer(text, truncation=False, verbose=False)["input_ids"]) > limit for text in texts)
+    return sum(len(tokenizer(text, truncation=False, verbose=False)["input_ids"]) > limit for text in _prompts(source))
+
+
+def _prompts(source: Sequence[dict[str, Any]]) -> Iterator[str]:
+    return (as_text(text) for record in source for text in record["prompts"])
 
 
 def _sorted(counts: dict[str, Counter[str]]) -> dict[str, dict[str, int]]:

@@ -4,16 +4,18 @@ import dataclasses
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxcxr.data import images
+from jaxcxr.data import images, prompts
 from jaxcxr.errors import UserError
 
 SPLITS = ("train", "validate", "test")
+# By the field of a prompt that a row lacks, where the reason for the quarantine is not `no_FIELD`.
+_ABSENT = dict.fromkeys(("report", "impression", "findings"), "no_usable_section")
 
 
 def defaults() -> ConfigDict:
@@ -21,7 +23,10 @@ def defaults() -> ConfigDict:
     config = ConfigDict()
     config.size = 512  # pixels of a side; the longer one is resized to it, the shorter padded with black
     config.views = ("PA", "AP")  # empty: every view, also an unstated one
-    config.sections = ("impression", "findings")  # in order of preference
+    config.sections = ("impression", "findings")  # {report} in a prompt is the first of these that is there
+    # Templates; several are several prompts of one image. Fields: {report}, {impression}, {findings}, {labels}, {view},
+    # and with MIMIC-IV's tables {age}, {sex}, {race}; of an image folder every column of metadata.jsonl.
+    config.prompts = ("{report}",)
     config.min_words = 2
     # One report in twenty of MIMIC-CXR has neither section, so a sound tree is near 0.05.
     config.max_bad_share = 0.1
@@ -37,6 +42,7 @@ class Settings:
     size: int
     views: tuple[str, ...]
     sections: tuple[str, ...]
+    prompts: tuple[str, ...]
     min_words: int
     max_bad_share: float
     tokenizer: str
@@ -46,7 +52,7 @@ class Settings:
     def from_config(cls, config: ConfigDict) -> "Settings":
         """Takes these fields from `config.data`, defaults where absent; raises UserError on a bad value."""
         values: dict[str, Any] = {**defaults(), **{k: config[k] for k in defaults() if k in config}}
-        for key in ("views", "sections"):
+        for key in ("views", "sections", "prompts"):
             if isinstance(values[key], str):
                 raise UserError(f"data.{key} is the string {values[key]!r}: give a tuple such as ('{values[key]}',)")
             values[key] = tuple(values[key])
@@ -56,6 +62,8 @@ class Settings:
                 raise UserError(f"data.{key} is {getattr(settings, key)}: give at least {least}")
         if not settings.sections:
             raise UserError("data.sections is empty: name a report section such as 'impression'")
+        if not settings.prompts:
+            raise UserError("data.prompts is empty: give a template such as '{report}'")
         if not 0 <= settings.max_bad_share <= 1:
             raise UserError(f"data.max_bad_share is {settings.max_bad_share}: give a share from 0 to 1")
         return settings
@@ -75,7 +83,10 @@ class NotSelected(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """A listed image that has passed selection; `read_text` returns its prompt or raises Rejected."""
+    """A listed image that has passed selection.
+
+    `read_fields` returns what is known for its prompts, empty where unknown, or raises Rejected.
+    """
 
     id: str
     split: str
@@ -83,7 +94,7 @@ class Candidate:
     view: str
     labels: tuple[str, ...]
     image: Path
-    read_text: Callable[[], str]
+    read_fields: Callable[[], Mapping[str, str]]
 
 
 class Ledger:
@@ -165,11 +176,14 @@ def make_record(candidate: Candidate, settings: Settings) -> dict[str, Any]:
     """Reads a candidate's text and image into a record; see `builder.features` for its fields.
 
     Raises:
-      Rejected: the text or the image is missing or damaged.
-      NotSelected: the prompt has fewer than `min_words` words.
+      Rejected: the text or the image is missing or damaged, or no prompt can be made of what is known.
+      NotSelected: every prompt has fewer than `min_words` words.
     """
-    text = candidate.read_text()
-    if len(text.split()) < settings.min_words:
+    filled, absent = prompts.fill(settings.prompts, candidate.read_fields())
+    if not filled:
+        raise Rejected(_ABSENT.get(absent, f"no_{absent}"))
+    texts = [text for text in filled if len(text.split()) >= settings.min_words]
+    if not texts:
         raise NotSelected("too few words")
     try:
         if candidate.image.stat().st_size == 0:
@@ -181,7 +195,7 @@ def make_record(candidate: Candidate, settings: Settings) -> dict[str, Any]:
         raise Rejected("unreadable_image", f"{candidate.image.name}: {error}") from error
     return {
         "image": images.encode_png(image),
-        "text": text,
+        "prompts": texts,
         "id": candidate.id,
         "patient": candidate.patient,
         "view": candidate.view,

@@ -7,7 +7,6 @@ what the literature trains on. Text stripped of its leading spaces is therefore 
 
 import difflib
 import re
-from collections.abc import Sequence
 
 _HEADER = re.compile(r"\n ([A-Z ()/,-]+):\s")
 _SEPARATOR = re.compile(r"^[ \t]*_{10,}[ \t]*$", re.MULTILINE)
@@ -73,11 +72,9 @@ def fold(text: str) -> str:
     return re.sub(r"\s+([.,;:])", r"\1", re.sub(r"\s+", " ", text)).strip()
 
 
-def prompt(report: str, sections: Sequence[str]) -> str | None:
-    """Returns the first of `sections` that the report has, folded; None if it has none of them.
+def folded(report: str) -> dict[str, str]:
+    """The sections of a report that say something, each on one line, by name.
 
     Of several sections with one name the last is taken: addenda stand above the report that they amend.
-    `last_paragraph` may be named among `sections`, for reports with neither findings nor impression.
     """
-    found = dict(parse(report))
-    return next((text for name in sections if (text := fold(found.get(name, "")))), None)
+    return {name: text for name, body in parse(report) if (text := fold(body))}

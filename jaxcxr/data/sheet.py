@@ -29,7 +29,7 @@ def write(source: Sequence[dict[str, Any]], path: Path) -> None:
         left, top = _GAP + place % _COLUMNS * width, _GAP + place // _COLUMNS * height
         picture = Image.fromarray(images.decode_png(record["image"])[..., 0])
         page.paste(picture.resize((_TILE, _TILE), Image.Resampling.BICUBIC), (left, top))
-        lines = textwrap.wrap(as_text(record["text"]), _CHARACTERS, max_lines=_LINES, placeholder=" …")
+        lines = textwrap.wrap(as_text(record["prompts"][0]), _CHARACTERS, max_lines=_LINES, placeholder=" …")
         for number, line in enumerate(lines):
             draw.text((left, top + _TILE + 2 + number * _LINE), line, fill=0, font=font)
     page.save(path)

@@ -39,7 +39,7 @@ def test_mimic_tree_becomes_records(tmp_path):
     train = everything(tmp_path / "out", "train")
     assert train.keys() == {row.dicom for row in members[:12]}
     record = train[members[5].dicom]
-    assert record["text"].decode() == "Image number 5 is clear."
+    assert record["prompts"].tolist() == [b"Image number 5 is clear."]
     assert record["view"] == b"AP"
     assert record["patient"] == members[5].subject.encode()
     assert [label.decode() for label in record["labels"]] == []
@@ -83,7 +83,7 @@ def test_bad_rows_are_listed_with_their_reason_and_the_rest_goes_on(tmp_path):
     assert sum(summary.bad.values()) == len(bad) + 1
     assert summary.not_selected == {"too few words": 1, "view LATERAL": 1, "view empty": 1}
     assert summary.splits == {"train": 8, "validate": 4, "test": 4}
-    assert everything(tmp_path / "out", "train")[members[12].dicom]["text"] == b"Findings stand in."
+    assert everything(tmp_path / "out", "train")[members[12].dicom]["prompts"][0] == b"Findings stand in."
 
 
 def test_too_many_bad_rows_stop_and_leave_the_list(tmp_path):
@@ -121,7 +121,7 @@ def test_selection_follows_the_config(tmp_path):
     mimic_tree(tree, members)
     assert prepare(small_config(min_words=6), tree, tmp_path / "c").splits == {"train": 1, "validate": 0, "test": 0}
     prepare(small_config(sections=("findings",)), tree, tmp_path / "d")
-    assert {record["text"] for record in open_split(tmp_path / "d", "train")} == {b"Lungs are clear."}
+    assert {record["prompts"][0] for record in open_split(tmp_path / "d", "train")} == {b"Lungs are clear."}
 
 
 def test_empty_split_is_counted_and_said(tmp_path, capsys):
@@ -377,7 +377,7 @@ def test_real_radiographs_with_planted_faults(tmp_path):
     # The planted three-word impression, and a real one.
     assert summary.not_selected == {"too few words": 2, "view LATERAL": 1, "view empty": 1}
     assert summary.splits == {"train": 39, "validate": 12, "test": 1}
-    texts = [r["text"].decode() for split in summary.splits for r in open_split(tmp_path / "out", split)]
+    texts = [r["prompts"][0].decode() for split in summary.splits for r in open_split(tmp_path / "out", split)]
     assert any("38°C" in text for text in texts)
     assert any(len(text.split()) > 300 for text in texts)
 

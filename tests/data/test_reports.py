@@ -7,6 +7,11 @@ def lines(*text: str) -> str:
     return "\n".join(text) + "\n"
 
 
+def prompt(report: str, sections: tuple[str, ...]) -> str | None:
+    found = reports.folded(report)
+    return next((found[name] for name in sections if name in found), None)
+
+
 FULL = lines(
     "                                 FINAL REPORT",
     " EXAMINATION:  CHEST (PA AND LAT)",
@@ -31,8 +36,8 @@ def test_sections_in_order_with_lower_case_names():
         "findings",
         "impression",
     ]
-    assert reports.prompt(FULL, BOTH) == "No acute process."
-    assert reports.prompt(FULL, ("findings", "impression")) == "Lungs are clear. No effusion: none seen."
+    assert prompt(FULL, BOTH) == "No acute process."
+    assert prompt(FULL, ("findings", "impression")) == "Lungs are clear. No effusion: none seen."
 
 
 def test_header_needs_a_newline_and_a_space():
@@ -41,43 +46,43 @@ def test_header_needs_a_newline_and_a_space():
         assert "impression" not in dict(reports.parse(text)), repr(margin)
     bare = "\n".join(line.strip() for line in FULL.splitlines())
     assert [name for name, _ in reports.parse(bare)] == ["full report"]
-    assert reports.prompt(bare, BOTH) is None
+    assert prompt(bare, BOTH) is None
 
 
 def test_header_needs_capitals_and_a_colon_followed_by_space():
-    assert reports.prompt(" X\n Impression:  Clear.\n", BOTH) is None
-    assert reports.prompt(" X\n IMPRESSION  Clear.\n", BOTH) is None
-    assert reports.prompt(" X\n IMPRESSION:Clear.\n", BOTH) is None
-    assert reports.prompt(" X\n FINDINGS AND IMPRESSION:  Clear.\n", BOTH) == "Clear."
-    assert reports.prompt(" X\n IMPRESSIONS:  Clear.\n", BOTH) == "Clear."
-    assert reports.prompt(" X\n IMPRESION:  Clear.\n", BOTH) == "Clear."
+    assert prompt(" X\n Impression:  Clear.\n", BOTH) is None
+    assert prompt(" X\n IMPRESSION  Clear.\n", BOTH) is None
+    assert prompt(" X\n IMPRESSION:Clear.\n", BOTH) is None
+    assert prompt(" X\n FINDINGS AND IMPRESSION:  Clear.\n", BOTH) == "Clear."
+    assert prompt(" X\n IMPRESSIONS:  Clear.\n", BOTH) == "Clear."
+    assert prompt(" X\n IMPRESION:  Clear.\n", BOTH) == "Clear."
 
 
 def test_addendum_stands_above_and_the_report_below_it_counts():
     addendum = lines(" ADDENDUM", " IMPRESSION:  Corrected by telephone.", " ", " " + "_" * 40, "")
-    assert reports.prompt(addendum + FULL, BOTH) == "No acute process."
+    assert prompt(addendum + FULL, BOTH) == "No acute process."
     # The addendum's own impression ends at the line of underscores.
     below = addendum + lines("  FINAL REPORT", " Chest is unchanged.")
-    assert reports.prompt(below, BOTH) == "Corrected by telephone."
+    assert prompt(below, BOTH) == "Corrected by telephone."
 
 
 def test_empty_impression_falls_back_to_findings():
     for ending in (" IMPRESSION:\n", " IMPRESSION:", " IMPRESSION: \n \n", " IMPRESSION:  ___\n"):
-        assert reports.prompt(lines("", " FINDINGS:  Clear lungs.", " ") + ending, BOTH) == "Clear lungs."
+        assert prompt(lines("", " FINDINGS:  Clear lungs.", " ") + ending, BOTH) == "Clear lungs."
 
 
 def test_header_directly_below_an_empty_header_is_body():
     text = lines("", " FINDINGS:", " CHEST, PA AND LATERAL: Clear.", " ", " IMPRESSION: Normal.")
-    assert reports.prompt(text, ("findings",)) == "CHEST, PA AND LATERAL: Clear."
-    assert reports.prompt(text, ("impression",)) == "Normal."
+    assert prompt(text, ("findings",)) == "CHEST, PA AND LATERAL: Clear."
+    assert prompt(text, ("impression",)) == "Normal."
 
 
 def test_last_paragraph_only_where_neither_section_is_and_only_if_asked_for():
     text = lines("  FINAL REPORT", " INDICATION:  Cough.", " ", " The lungs", " are clear.", " ", " No effusion.")
-    assert reports.prompt(text, BOTH) is None
-    assert reports.prompt(text, (*BOTH, "last_paragraph")) == "The lungs are clear. No effusion."
+    assert prompt(text, BOTH) is None
+    assert prompt(text, (*BOTH, "last_paragraph")) == "The lungs are clear. No effusion."
     assert "last_paragraph" not in dict(reports.parse(FULL))
-    assert reports.prompt("Chest. Heart.\n", (*BOTH, "last_paragraph")) is None
+    assert prompt("Chest. Heart.\n", (*BOTH, "last_paragraph")) is None
 
 
 def test_windows_line_ends_make_no_difference():
@@ -92,6 +97,6 @@ def test_fold_drops_deidentified_spans_and_white_space():
 
 def test_header_that_states_the_view_opens_findings():
     for header in ("PORTABLE CHEST", "AP VIEW OF THE CHEST", "PA AND LATERAL", "TWO VIEWS"):
-        assert reports.prompt(f"REPORT\n {header}:  Clear.\n", BOTH) == "Clear.", header
+        assert prompt(f"REPORT\n {header}:  Clear.\n", BOTH) == "Clear.", header
     for header in ("COMPARISON CHEST RADIOGRAPH", "INDICATION", "TECHNIQUE"):
-        assert reports.prompt(f"REPORT\n {header}:  Old film.\n", BOTH) is None, header
+        assert prompt(f"REPORT\n {header}:  Old film.\n", BOTH) is None, header

@@ -45,6 +45,7 @@ class Row:
     image: bytes | None = None  # the JPEG's bytes; None: a sound one
     write_image: bool = True
     write_report: bool = True
+    date: str = "21800506"
 
     @property
     def dicom(self) -> str:
@@ -91,8 +92,8 @@ def mimic_tree(root: Path, members: list[Row]) -> Path:
             text.write_bytes(sound if row.text is None else row.text)
     write_table(
         jpg / "mimic-cxr-2.0.0-metadata.csv.gz",
-        ["dicom_id", "subject_id", "study_id", "ViewPosition"],
-        [[row.dicom, row.subject, row.study, row.view] for row in members],
+        ["dicom_id", "subject_id", "study_id", "ViewPosition", "StudyDate"],
+        [[row.dicom, row.subject, row.study, row.view, row.date] for row in members],
     )
     write_table(
         jpg / "mimic-cxr-2.0.0-split.csv.gz",

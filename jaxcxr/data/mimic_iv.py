@@ -1,0 +1,69 @@
+"""Who the patients of MIMIC-CXR are, of MIMIC-IV's tables (physionet.org/content/mimiciv, module hosp)."""
+
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple, Self
+
+from jaxcxr.data.tables import find_table, read_table
+
+DEMOGRAPHICS = ("age", "sex", "race")
+_SEX = {"F": "female", "M": "male"}
+# By how the hospital's entries begin; what is declined, unknown or several is left out.
+_RACE = {
+    "WHITE": "white",
+    "PORTUGUESE": "white",
+    "BLACK": "black",
+    "ASIAN": "asian",
+    "HISPANIC": "hispanic",
+    "SOUTH AMERICAN": "hispanic",
+    "AMERICAN INDIAN": "american indian",
+    "NATIVE HAWAIIAN": "pacific islander",
+}
+
+
+class _Patient(NamedTuple):
+    sex: str
+    anchor_age: int  # in the anchor year; ages above 89 are 91 there
+    anchor_year: int
+
+
+class Patients:
+    """Age at a study, sex and race by `subject_id`."""
+
+    def __init__(self, patients: dict[str, _Patient], races: dict[str, str]):
+        self._patients, self._races = patients, races
+
+    @classmethod
+    def find(cls, folders: tuple[Path, ...]) -> Self | None:
+        """Reads `patients` and `admissions`; None where the first is in none of the folders.
+
+        Raises:
+          UserError: a table cannot be read or lacks a column.
+        """
+        table, admissions = find_table(folders, "patients"), find_table(folders, "admissions")
+        if table is None:
+            return None
+        patients = {
+            row["subject_id"]: _Patient(_SEX.get(row["gender"], ""), int(row["anchor_age"]), int(row["anchor_year"]))
+            for row in read_table(table, ("subject_id", "gender", "anchor_age", "anchor_year"))
+            if row["anchor_age"].isdecimal() and row["anchor_year"].isdecimal()
+        }
+        said: dict[str, Counter[str]] = {}
+        for row in read_table(admissions, ("subject_id", "race")) if admissions else ():
+            race = next((name for start, name in _RACE.items() if row["race"].startswith(start)), "")
+            if race:
+                said.setdefault(row["subject_id"], Counter())[race] += 1
+        # Admissions of one patient may differ; the entry made most often is taken.
+        return cls(patients, {subject: counts.most_common(1)[0][0] for subject, counts in said.items()})
+
+    def at(self, subject: str, study_date: str) -> dict[str, str]:
+        """The values of `DEMOGRAPHICS` at `study_date`, YYYYMMDD; empty where unknown.
+
+        Both dates are shifted by the same span for one patient, so that their difference is true.
+        """
+        patient, race = self._patients.get(subject), self._races.get(subject, "")
+        if patient is None:
+            return {"age": "", "sex": "", "race": race}
+        year = int(study_date[:4]) if study_date[:4].isdecimal() and len(study_date) == 8 else None
+        age = "" if year is None else str(patient.anchor_age + year - patient.anchor_year)
+        return {"age": age, "sex": patient.sex, "race": race}
