@@ -2,7 +2,7 @@
 
 import itertools
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,7 +10,10 @@ from typing import Any, ClassVar
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
+from jaxcxr.data import tokens
 from jaxcxr.data.records import SPLITS, Candidate, Ledger, NotSelected, Rejected, Settings, make_record
+
+Outcome = dict[str, Any] | Rejected | NotSelected
 
 
 def features(size: int) -> tfds.features.FeaturesDict:
@@ -35,6 +38,7 @@ class RadiographBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True)
 
     def __init__(self, *, source: Path, settings: Settings, ledger: Ledger, data_dir: Path, workers: int):
         self.source, self.settings, self.ledger, self.workers = source, settings, ledger, workers
+        self._counter = tokens.load(settings.tokenizer) if any(settings.tokens) else None
         super().__init__(data_dir=str(data_dir), file_format="array_record")
 
     def candidates(self) -> list[Candidate]:
@@ -66,7 +70,7 @@ class RadiographBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True)
         return generators
 
     def _generate_examples(self, members: Iterable[Candidate], bar: tqdm) -> Iterator[tuple[str, dict[str, Any]]]:
-        for candidate, outcome in _in_order(members, self.settings, self.workers):
+        for candidate, outcome in _in_order(members, self._attempt, self.workers):
             bar.update()
             if isinstance(outcome, dict):
                 self.ledger.keep(candidate)
@@ -76,18 +80,17 @@ class RadiographBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True)
         if bar.n == bar.total:
             bar.close()
 
-
-def _in_order(
-    members: Iterable[Candidate], settings: Settings, workers: int
-) -> Iterator[tuple[Candidate, dict[str, Any] | Rejected | NotSelected]]:
-    """Makes records on threads (Pillow decodes outside the GIL), a bounded number ahead of the writer."""
-
-    def attempt(candidate: Candidate) -> dict[str, Any] | Rejected | NotSelected:
+    def _attempt(self, candidate: Candidate) -> Outcome:
         try:
-            return make_record(candidate, settings)
+            return make_record(candidate, self.settings, self._counter)
         except (Rejected, NotSelected) as refusal:
             return refusal
 
+
+def _in_order(
+    members: Iterable[Candidate], attempt: Callable[[Candidate], Outcome], workers: int
+) -> Iterator[tuple[Candidate, Outcome]]:
+    """Makes records on threads (Pillow decodes outside the GIL), a bounded number ahead of the writer."""
     remaining = iter(members)
     with ThreadPoolExecutor(workers) as pool:
         waiting = deque((c, pool.submit(attempt, c)) for c in itertools.islice(remaining, 4 * workers))

@@ -9,7 +9,8 @@ from typing import Any
 from jaxcxr.data import reports
 from jaxcxr.data.builder import RadiographBuilder
 from jaxcxr.data.prompts import check_templates
-from jaxcxr.data.records import SPLITS, Candidate, NotSelected, Rejected, check_patients, check_view, inside
+from jaxcxr.data.records import SPLITS, Candidate, NotSelected, Rejected, check_patients, inside
+from jaxcxr.data.selection import Selection
 from jaxcxr.errors import UserError
 
 _SPLIT_NAMES = {
@@ -58,6 +59,9 @@ class ImageFolder(RadiographBuilder):
 
     def candidates(self) -> list[Candidate]:
         """Lists the selected rows; see the base class. Rows without `patient` are each their own patient."""
+        if self.settings.split != "official":
+            raise UserError(f"data.split={self.settings.split!r} is of MIMIC-CXR's folders; {self.source} is not one")
+        self.selection = Selection(self.settings)
         found: list[Candidate] = []
         pairs: set[tuple[str, str]] = set()
         seen: set[str] = set()
@@ -105,7 +109,7 @@ class ImageFolder(RadiographBuilder):
         if not (isinstance(labels, list) and all(isinstance(label, str) for label in labels)):
             raise Rejected("labels_not_a_list", where)
         view = _word(row, "view")
-        check_view(view, self.settings)
+        self.selection.check(patient=patient, study=_word(row, "study", name), view=view, labels=tuple(labels))
         return Candidate(
             id=name,
             split=_SPLIT_NAMES[stated],

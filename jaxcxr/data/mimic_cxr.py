@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from jaxcxr.data import reports
 from jaxcxr.data.builder import RadiographBuilder
-from jaxcxr.data.mimic_iv import DEMOGRAPHICS, Patients
+from jaxcxr.data.mimic_iv import DEMOGRAPHICS, TABLES, Patients
 from jaxcxr.data.prompts import check_templates
 from jaxcxr.data.records import (
     SPLITS,
@@ -19,13 +19,13 @@ from jaxcxr.data.records import (
     Rejected,
     Settings,
     check_patients,
-    check_view,
     inside,
 )
+from jaxcxr.data.selection import Selection
 from jaxcxr.data.tables import find_table, read_table
 from jaxcxr.errors import UserError
 
-# The tables keep "2.0.0" in their names in release 2.1.0.
+# The tables keep "2.0.0" in their names in release 2.1.0, all but the one that came with it.
 _PREFIX = "mimic-cxr-2.0.0-"
 _ZIP = "mimic-cxr-reports.zip"
 COLUMNS = {
@@ -33,6 +33,7 @@ COLUMNS = {
     "split": ("dicom_id", "study_id", "subject_id", "split"),
     "chexpert": ("subject_id", "study_id", "No Finding"),
 }
+_OPTIONAL = {"negbio": f"{_PREFIX}negbio", "test": "mimic-cxr-2.1.0-test-set-labeled"}
 FIELDS = ("report", "impression", "findings", "labels", "view")
 """What a prompt may ask for."""
 
@@ -41,9 +42,8 @@ class Tree(NamedTuple):
     """Where the parts of a MIMIC-CXR-JPG tree lie."""
 
     images: Path  # the folder that holds files/ and the tables
-    tables: dict[str, Path]
+    tables: dict[str, Path]  # those of COLUMNS, and of the others those that are there
     reports: tuple[Path, ...]  # folders that may hold files/**/s*.txt or the zip
-    patients: tuple[Path, ...]  # folders that may hold MIMIC-IV's patients.csv.gz and admissions.csv.gz
 
 
 def find(source: Path) -> Tree | None:
@@ -60,11 +60,12 @@ def find(source: Path) -> Tree | None:
         for kind in COLUMNS:
             if kind not in tables:
                 raise UserError(f"{root}: no {_PREFIX}{kind}.csv.gz: fetch it from the MIMIC-CXR-JPG release")
+        tables |= {kind: path for kind, name in _OPTIONAL.items() if (path := find_table((root,), name))}
         beside = [root.parent.parent, source, *tops]
         texts = [folder for top in beside for folder in sorted(top.glob("mimic-cxr/*"), reverse=True)]
         hospital = [folder for top in beside for folder in sorted(top.glob("mimiciv/*/hosp"), reverse=True)]
-        own = [root, source]
-        return Tree(root, tables, tuple(dict.fromkeys(own + texts)), tuple(dict.fromkeys(own + hospital)))
+        tables |= {kind: path for kind in TABLES if (path := find_table((root, source, *hospital), kind))}
+        return Tree(root, tables, tuple(dict.fromkeys([root, source, *texts])))
     return None
 
 
@@ -109,15 +110,6 @@ def _open_zip(path: Path) -> zipfile.ZipFile:
         raise UserError(f"{path}: not a readable zip: fetch it again") from error
 
 
-def _positive_labels(path: Path) -> dict[str, tuple[str, ...]]:
-    """Returns the labels marked 1.0 by study; 0.0, -1.0 (uncertain) and empty are not positive."""
-    ids = ("subject_id", "study_id")
-    return {
-        row["study_id"]: tuple(name for name, v in row.items() if name not in ids and v in ("1", "1.0"))
-        for row in read_table(path, COLUMNS["chexpert"])
-    }
-
-
 class MimicCxr(RadiographBuilder):
     """Chest radiographs with a section of their report as prompt, in the release's own splits."""
 
@@ -132,10 +124,24 @@ class MimicCxr(RadiographBuilder):
             splits.setdefault(row["dicom_id"], row["split"])
             pairs.add((row["subject_id"], row["split"]))
         check_patients(pairs, tree.tables["split"])
-        patients = Patients.find(tree.patients)
+        patients = Patients.read(tree.tables)
         check_templates(self.settings.prompts, FIELDS + (DEMOGRAPHICS if patients else ()), str(self.source))
-        lister = _Lister(tree, self.settings, splits, _positive_labels(tree.tables["chexpert"]), patients)
+        lister = _Lister(tree, self.settings, splits, self._labels(tree), patients)
         return list(lister.run(self.ledger))
+
+    def _labels(self, tree: Tree) -> dict[str, tuple[str, ...]]:
+        """The labels marked 1.0 by study; 0.0, -1.0 (uncertain) and empty are not positive."""
+        kind = self.settings.label_table
+        if kind not in tree.tables:
+            raise UserError(f"{tree.images}: no {_OPTIONAL[kind]}.csv.gz, which data.label_table={kind!r} asks for")
+        ids = ("subject_id", "study_id")
+        return {
+            # The radiologists' table calls Airspace Opacity what the others call Lung Opacity.
+            row["study_id"]: tuple(
+                name.replace("Airspace", "Lung") for name, v in row.items() if name not in ids and v in ("1", "1.0")
+            )
+            for row in read_table(tree.tables[kind], COLUMNS.get(kind, ("study_id",)))
+        }
 
 
 class _Lister:
@@ -151,6 +157,7 @@ class _Lister:
     ):
         self.tree, self.settings, self.splits, self.labels, self.patients = tree, settings, splits, labels, patients
         self.store = ReportStore(tree.reports)
+        self.selection = Selection(settings)
         self.seen: set[str] = set()
 
     def run(self, ledger: Ledger) -> Iterator[Candidate]:
@@ -167,20 +174,26 @@ class _Lister:
         if dicom in self.seen:
             raise Rejected("duplicate_id")
         self.seen.add(dicom)
-        check_view(row["ViewPosition"], self.settings)
-        if self.splits.get(dicom) not in SPLITS:
-            raise Rejected("unknown_split" if dicom in self.splits else "not_in_split_table")
+        view, labels = row["ViewPosition"], self.labels.get(study, ())
+        self.selection.check(patient=subject, study=study, view=view, labels=labels)
         study_folder = f"files/p{subject[:2]}/p{subject}/s{study}"
         report = str(inside(Path(), f"{study_folder}.txt"))
         return Candidate(
             id=dicom,
-            split=self.splits[dicom],
+            split=self.split(dicom, subject),
             patient=subject,
-            view=row["ViewPosition"],
-            labels=self.labels.get(study, ()),
+            view=view,
+            labels=labels,
             image=inside(self.tree.images, f"{study_folder}/{dicom}.jpg"),
             read_fields=functools.partial(self.fields, row, report),
         )
+
+    def split(self, dicom: str, subject: str) -> str:
+        if self.settings.split == "p19":
+            return "test" if subject.startswith("19") else "train"
+        if self.splits.get(dicom) not in SPLITS:
+            raise Rejected("unknown_split" if dicom in self.splits else "not_in_split_table")
+        return self.splits[dicom]
 
     def fields(self, row: dict[str, str], report: str) -> dict[str, str]:
         """The values of `FIELDS`, and of `DEMOGRAPHICS` where MIMIC-IV's tables are there."""

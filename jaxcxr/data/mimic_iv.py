@@ -1,11 +1,13 @@
 """Who the patients of MIMIC-CXR are, of MIMIC-IV's tables (physionet.org/content/mimiciv, module hosp)."""
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple, Self
 
-from jaxcxr.data.tables import find_table, read_table
+from jaxcxr.data.tables import read_table
 
+TABLES = ("patients", "admissions")
 DEMOGRAPHICS = ("age", "sex", "race")
 _SEX = {"F": "female", "M": "male"}
 # By how the hospital's entries begin; what is declined, unknown or several is left out.
@@ -34,22 +36,21 @@ class Patients:
         self._patients, self._races = patients, races
 
     @classmethod
-    def find(cls, folders: tuple[Path, ...]) -> Self | None:
-        """Reads `patients` and `admissions`; None where the first is in none of the folders.
+    def read(cls, tables: Mapping[str, Path]) -> Self | None:
+        """Reads the `TABLES` that there are; None without `patients`.
 
         Raises:
           UserError: a table cannot be read or lacks a column.
         """
-        table, admissions = find_table(folders, "patients"), find_table(folders, "admissions")
-        if table is None:
+        if "patients" not in tables:
             return None
         patients = {
             row["subject_id"]: _Patient(_SEX.get(row["gender"], ""), int(row["anchor_age"]), int(row["anchor_year"]))
-            for row in read_table(table, ("subject_id", "gender", "anchor_age", "anchor_year"))
+            for row in read_table(tables["patients"], ("subject_id", "gender", "anchor_age", "anchor_year"))
             if row["anchor_age"].isdecimal() and row["anchor_year"].isdecimal()
         }
         said: dict[str, Counter[str]] = {}
-        for row in read_table(admissions, ("subject_id", "race")) if admissions else ():
+        for row in read_table(tables["admissions"], ("subject_id", "race")) if "admissions" in tables else ():
             race = next((name for start, name in _RACE.items() if row["race"].startswith(start)), "")
             if race:
                 said.setdefault(row["subject_id"], Counter())[race] += 1

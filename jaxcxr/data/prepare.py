@@ -182,7 +182,7 @@ def _tokenizer(settings: Settings, sources: dict[str, Sequence[dict[str, Any]]],
 def _cut(tokenizer: Any, source: Sequence[dict[str, Any]]) -> int:
     """Counts the prompts that do not fit the tokenizer's length."""
     limit = tokens.length(tokenizer)
-    return sum(len(tokenizer(text, truncation=False, verbose=False)["input_ids"]) > limit for text in _prompts(source))
+    return sum(tokens.count(tokenizer, text) > limit for text in _prompts(source))
 
 
 def _prompts(source: Sequence[dict[str, Any]]) -> Iterator[str]:

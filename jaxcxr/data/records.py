@@ -10,7 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxcxr.data import images, prompts
+from jaxcxr.data import images, prompts, tokens
 from jaxcxr.errors import UserError
 
 SPLITS = ("train", "validate", "test")
@@ -28,6 +28,13 @@ def defaults() -> ConfigDict:
     # and with MIMIC-IV's tables {age}, {sex}, {race}; of an image folder every column of metadata.jsonl.
     config.prompts = ("{report}",)
     config.min_words = 2
+    config.tokens = (0, 0)  # least and most tokens of a prompt, start and end among them; 0: any; needs data.tokenizer
+    config.split = "official"  # MIMIC-CXR's table, or p19: patients p10–p18 train, p19 test
+    config.label_table = "chexpert"  # of MIMIC-CXR-JPG; or negbio, or test: the labels radiologists gave in 2.1.0
+    config.labels = ()  # images with at least one of these; empty: all
+    config.one_per_study = False  # the first that is selected, in the table's order
+    config.patients_in = ""  # file of patient ids, one a line: only these
+    config.patients_out = ""  # not these
     # One report in twenty of MIMIC-CXR has neither section, so a sound tree is near 0.05.
     config.max_bad_share = 0.1
     config.tokenizer = ""  # folder with CLIPTokenizer files; empty: train one on the train split
@@ -44,6 +51,13 @@ class Settings:
     sections: tuple[str, ...]
     prompts: tuple[str, ...]
     min_words: int
+    tokens: tuple[int, ...]
+    split: str
+    label_table: str
+    labels: tuple[str, ...]
+    one_per_study: bool
+    patients_in: str
+    patients_out: str
     max_bad_share: float
     tokenizer: str
     tokenizer_vocab: int
@@ -52,7 +66,7 @@ class Settings:
     def from_config(cls, config: ConfigDict) -> "Settings":
         """Takes these fields from `config.data`, defaults where absent; raises UserError on a bad value."""
         values: dict[str, Any] = {**defaults(), **{k: config[k] for k in defaults() if k in config}}
-        for key in ("views", "sections", "prompts"):
+        for key in ("views", "sections", "prompts", "tokens", "labels"):
             if isinstance(values[key], str):
                 raise UserError(f"data.{key} is the string {values[key]!r}: give a tuple such as ('{values[key]}',)")
             values[key] = tuple(values[key])
@@ -64,6 +78,13 @@ class Settings:
             raise UserError("data.sections is empty: name a report section such as 'impression'")
         if not settings.prompts:
             raise UserError("data.prompts is empty: give a template such as '{report}'")
+        if len(settings.tokens) != 2 or min(settings.tokens) < 0:
+            raise UserError(f"data.tokens is {settings.tokens}: give the least and the most, such as (7, 77)")
+        if any(settings.tokens) and not settings.tokenizer:
+            raise UserError("data.tokens counts tokens of data.tokenizer, which is empty: give its folder")
+        for key, known in (("split", ("official", "p19")), ("label_table", ("chexpert", "negbio", "test"))):
+            if getattr(settings, key) not in known:
+                raise UserError(f"data.{key} is {getattr(settings, key)!r}: may be {' or '.join(known)}")
         if not 0 <= settings.max_bad_share <= 1:
             raise UserError(f"data.max_bad_share is {settings.max_bad_share}: give a share from 0 to 1")
         return settings
@@ -145,12 +166,6 @@ class Ledger:
         path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
-def check_view(view: str, settings: Settings) -> None:
-    """Raises NotSelected if the settings name views and this is none of them."""
-    if settings.views and view not in settings.views:
-        raise NotSelected(f"view {view}" if view else "view empty")
-
-
 def inside(root: Path, relative: str) -> Path:
     """Joins a path that a table states to its root; raises Rejected if it leads out of the root.
 
@@ -172,12 +187,12 @@ def check_patients(pairs: Iterable[tuple[str, str]], table: Path) -> None:
         raise UserError(f"{table}: {crossing} patients are in more than one split: put each patient into one split")
 
 
-def make_record(candidate: Candidate, settings: Settings) -> dict[str, Any]:
+def make_record(candidate: Candidate, settings: Settings, tokenizer: Any = None) -> dict[str, Any]:
     """Reads a candidate's text and image into a record; see `builder.features` for its fields.
 
     Raises:
       Rejected: the text or the image is missing or damaged, or no prompt can be made of what is known.
-      NotSelected: every prompt has fewer than `min_words` words.
+      NotSelected: every prompt has too few words, or too few or too many tokens.
     """
     filled, absent = prompts.fill(settings.prompts, candidate.read_fields())
     if not filled:
@@ -185,6 +200,12 @@ def make_record(candidate: Candidate, settings: Settings) -> dict[str, Any]:
     texts = [text for text in filled if len(text.split()) >= settings.min_words]
     if not texts:
         raise NotSelected("too few words")
+    if tokenizer is not None:
+        least, most = settings.tokens
+        counts = [tokens.count(tokenizer, text) for text in texts]
+        texts = [text for text, n in zip(texts, counts, strict=True) if least <= n <= (most or n)]
+        if not texts:
+            raise NotSelected("too few tokens" if max(counts) < least else "too many tokens")
     try:
         if candidate.image.stat().st_size == 0:
             raise Rejected("empty_image", candidate.image.name)

@@ -66,6 +66,12 @@ def length(tokenizer: Any) -> int:
     return tokenizer.model_max_length if tokenizer.model_max_length <= 100_000 else LENGTH
 
 
+def count(tokenizer: Any, text: str) -> int:
+    """The number of ids of a text, start and end among them, however long it is."""
+    with _ONE_AT_A_TIME:
+        return len(tokenizer(text, truncation=False, verbose=False)["input_ids"])
+
+
 def encode(tokenizer: Any, texts: Sequence[str], length: int) -> np.ndarray:
     """Returns (len(texts), length) int32 ids: start, words, end, padding; long texts are cut, not their end id."""
     if not texts:

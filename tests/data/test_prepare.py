@@ -39,7 +39,7 @@ def test_mimic_tree_becomes_records(tmp_path):
     train = everything(tmp_path / "out", "train")
     assert train.keys() == {row.dicom for row in members[:12]}
     record = train[members[5].dicom]
-    assert record["prompts"].tolist() == [b"Image number 5 is clear."]
+    assert list(record["prompts"]) == [b"Image number 5 is clear."]
     assert record["view"] == b"AP"
     assert record["patient"] == members[5].subject.encode()
     assert [label.decode() for label in record["labels"]] == []
@@ -330,10 +330,10 @@ sys.path.insert(0, {str(Path(__file__).parent)!r})
 from trees import small_config
 from jaxcxr.data import builder, prepare
 make = builder.make_record
-def dying(candidate, settings):
+def dying(candidate, *others):
     if candidate.split == "test":
         os.kill(os.getpid(), 9)
-    return make(candidate, settings)
+    return make(candidate, *others)
 builder.make_record = dying
 prepare.prepare(small_config(), Path({str(tree)!r}), Path({str(tmp_path / "out")!r}))
 """

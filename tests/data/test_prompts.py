@@ -50,7 +50,8 @@ def test_age_at_the_study_sex_and_race_of_mimic_iv(tmp_path):
     found = prompts(tmp_path / "out")
     assert found[members[0].dicom] == ["65 year old male. Image number 0 is clear."]
     assert found[members[3].dicom] == ["55 year old female. Image number 3 is clear."]
-    people = Patients.find((tree / "mimiciv/3.1/hosp",))
+    hosp = tree / "mimiciv/3.1/hosp"
+    people = Patients.read({name: hosp / f"{name}.csv.gz" for name in ("patients", "admissions")})
     assert people is not None
     assert people.at(members[0].subject, "21750101") == {"age": "60", "sex": "male", "race": "white"}
     assert people.at(members[2].subject, "21750101")["race"] == ""

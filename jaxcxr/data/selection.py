@@ -1,0 +1,37 @@
+"""Which images of a source the settings want."""
+
+from pathlib import Path
+
+from jaxcxr.data.records import NotSelected, Settings
+from jaxcxr.errors import UserError
+
+
+class Selection:
+    """What decides on an image before its text and pixels are read."""
+
+    def __init__(self, settings: Settings):
+        self._settings = settings
+        self._wanted = _read_list(settings.patients_in) if settings.patients_in else None
+        self._unwanted = _read_list(settings.patients_out) if settings.patients_out else set()
+        self._studies: set[str] = set()
+
+    def check(self, *, patient: str, study: str, view: str, labels: tuple[str, ...]) -> None:
+        """Raises NotSelected with the reason if the settings leave this image out."""
+        settings = self._settings
+        if patient in self._unwanted or (self._wanted is not None and patient not in self._wanted):
+            raise NotSelected("patient not listed" if self._wanted is not None else "patient listed out")
+        if settings.views and view not in settings.views:
+            raise NotSelected(f"view {view}" if view else "view empty")
+        if settings.labels and not set(labels) & set(settings.labels):
+            raise NotSelected("no label asked for")
+        if settings.one_per_study:
+            if study in self._studies:
+                raise NotSelected("another image of its study")
+            self._studies.add(study)
+
+
+def _read_list(file: str) -> set[str]:
+    try:
+        return set(Path(file).read_text(encoding="utf-8").split())
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: not a readable list of patients: give a text file with one id a line") from error

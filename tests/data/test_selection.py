@@ -1,0 +1,93 @@
+import pytest
+from trees import LABELS, image_folder, mimic_tree, report, rows, small_config, write_table
+
+from jaxcxr.data import tokens
+from jaxcxr.data.loader import open_split
+from jaxcxr.data.prepare import prepare
+from jaxcxr.errors import UserError
+
+
+@pytest.fixture
+def tree(tmp_path):
+    return mimic_tree(tmp_path / "raw", rows())
+
+
+def ids(out, split="train"):
+    return {record["id"].decode() for record in open_split(out, split)}
+
+
+def test_lists_of_patients(tree, tmp_path):
+    members, file = rows(), tmp_path / "patients.txt"
+    file.write_text(f"{members[0].subject}\n{members[4].subject}\n")
+    only = prepare(small_config(patients_in=str(file)), tree, tmp_path / "only")
+    assert ids(tmp_path / "only") == {members[n].dicom for n in (0, 1, 4, 5)}
+    assert only.not_selected == {"patient not listed": 16}
+    without = prepare(small_config(patients_out=str(file)), tree, tmp_path / "without")
+    assert without.splits["train"] == 8
+    assert without.not_selected == {"patient listed out": 4}
+    with pytest.raises(UserError, match="absent.txt: not a readable list"):
+        prepare(small_config(patients_in=str(tmp_path / "absent.txt")), tree, tmp_path / "none")
+
+
+def test_labels_of_each_table(tree, tmp_path):
+    members = rows()
+    table = tree / "mimic-cxr-jpg/2.1.0" / "mimic-cxr-2.0.0-negbio.csv.gz"
+    body = [[row.subject, row.study, "1.0" if row.number < 4 else "-1.0"] for row in members]
+    write_table(table, ["subject_id", "study_id", "Edema"], body)
+    write_table(
+        table.with_name("mimic-cxr-2.1.0-test-set-labeled.csv.gz"),
+        ["study_id", "Airspace Opacity"],
+        [[row.study, "1.0"] for row in members[-2:]],
+    )
+    summary = prepare(small_config(labels=("Pneumothorax", "Cardiomegaly")), tree, tmp_path / "chexpert")
+    assert summary.labels["train"] == {LABELS[0]: 3, LABELS[2]: 3}
+    assert summary.not_selected == {"no label asked for": 10}
+    summary = prepare(small_config(label_table="negbio", labels=("Edema",)), tree, tmp_path / "negbio")
+    assert summary.splits == {"train": 4, "validate": 0, "test": 0}
+    assert prepare(small_config(label_table="test"), tree, tmp_path / "t").labels["test"] == {"Lung Opacity": 2}
+    table.unlink()
+    with pytest.raises(UserError, match="no mimic-cxr-2.0.0-negbio.csv.gz, which data.label_table='negbio' asks for"):
+        prepare(small_config(label_table="negbio"), tree, tmp_path / "none")
+
+
+def test_one_image_of_a_study(tmp_path):
+    lines = [{"file_name": f"{n}.png", "text": "clear lungs", "view": "PA", "study": n // 3} for n in range(24)]
+    source = image_folder(tmp_path / "raw", lines)
+    summary = prepare(small_config(one_per_study=True), source, tmp_path / "out")
+    assert ids(tmp_path / "out") == {f"{n}.png" for n in range(0, 24, 3)}
+    assert summary.not_selected == {"another image of its study": 16}
+
+
+def test_patients_p19_are_the_test_split(tmp_path):
+    members = rows()
+    for row in members[-6:]:
+        row.number += 18_000_000  # subjects 19…
+    summary = prepare(small_config(split="p19"), mimic_tree(tmp_path / "raw", members), tmp_path / "out")
+    assert summary.splits == {"train": 14, "validate": 0, "test": 6}
+    source = image_folder(tmp_path / "folder", [{"file_name": "0.png", "text": "clear lungs", "view": "PA"}])
+    with pytest.raises(UserError, match="data.split='p19' is of MIMIC-CXR"):
+        prepare(small_config(split="p19"), source, tmp_path / "none")
+
+
+def test_length_in_tokens_of_the_tokenizer_given(tmp_path):
+    members = rows()
+    members[0].text = report("Clear lungs.").encode()
+    members[1].text = report("Clear lungs " * 60).encode()
+    tokens.train(["Clear lungs. Image number is clear."] * 3, 600, tmp_path / "tokenizer")
+    tokenizer = tokens.load(tmp_path / "tokenizer")
+    assert tokens.count(tokenizer, "clear lungs") == 4
+    tree = mimic_tree(tmp_path / "raw", members)
+    config = small_config(tokens=(6, 77), tokenizer=str(tmp_path / "tokenizer"))
+    summary = prepare(config, tree, tmp_path / "out")
+    assert summary.not_selected == {"too few tokens": 1, "too many tokens": 1}
+    assert ids(tmp_path / "out") == {row.dicom for row in members[2:12]}
+    with pytest.raises(UserError, match="data.tokens counts tokens of data.tokenizer, which is empty"):
+        prepare(small_config(tokens=(7, 77)), tree, tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"), [({"split": "p18"}, "official or p19"), ({"label_table": "x"}, "negbio")]
+)
+def test_unknown_choices_are_named(tree, tmp_path, change, message):
+    with pytest.raises(UserError, match=message):
+        prepare(small_config(**change), tree, tmp_path / "out")
