@@ -11,9 +11,9 @@ import tensorflow_datasets as tfds
 from tqdm import tqdm
 
 from jaxcxr.data import tokens
-from jaxcxr.data.records import SPLITS, Candidate, Ledger, NotSelected, Rejected, Settings, make_record
+from jaxcxr.data.records import SPLITS, Candidate, Ledger, Made, NotSelected, Rejected, Settings, make_record
 
-Outcome = dict[str, Any] | Rejected | NotSelected
+Outcome = Made | Rejected | NotSelected
 
 
 def features(size: int) -> tfds.features.FeaturesDict:
@@ -72,9 +72,9 @@ class RadiographBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True)
     def _generate_examples(self, members: Iterable[Candidate], bar: tqdm) -> Iterator[tuple[str, dict[str, Any]]]:
         for candidate, outcome in _in_order(members, self._attempt, self.workers):
             bar.update()
-            if isinstance(outcome, dict):
-                self.ledger.keep(candidate)
-                yield candidate.id, outcome
+            if isinstance(outcome, Made):
+                self.ledger.keep(candidate, outcome)
+                yield candidate.id, outcome.record
             else:
                 self.ledger.refuse(candidate.id, outcome)
         if bar.n == bar.total:

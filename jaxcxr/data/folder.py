@@ -20,6 +20,8 @@ _SPLIT_NAMES = {
     "valid": "validate",
 }
 
+_NOT_FIELDS = {"text", "file_name"}  # of a prompt; the text is its `report`
+
 
 def find(source: Path) -> dict[Path, str]:
     """Returns the metadata.jsonl files of a folder, each with the split that holds where a row states none.
@@ -72,7 +74,7 @@ class ImageFolder(RadiographBuilder):
             missing = [name for name in ("file_name", "text") if name not in columns]
             if missing:
                 raise UserError(f"{path}: no column {', '.join(missing)}; it has {', '.join(sorted(columns))}")
-            check_templates(self.settings.prompts, {"report", *columns} - {"text"}, str(path))
+            check_templates(self.settings.prompts, {"report", *columns} - _NOT_FIELDS, str(path))
             for where, row in rows:
                 try:
                     if isinstance(row, Rejected):
@@ -126,5 +128,9 @@ def _fields(row: dict[str, Any], where: str) -> dict[str, str]:
     text = row.get("text")
     if not isinstance(text, str) or not reports.fold(text):
         raise Rejected("no_usable_text", where)
-    values = {key: ", ".join(value) if isinstance(value, list) else _word(row, key) for key, value in row.items()}
+    values = {
+        key: ", ".join(map(str, value)) if isinstance(value, list) else _word(row, key)
+        for key, value in row.items()
+        if key not in _NOT_FIELDS
+    }
     return values | {"report": reports.fold(text)}

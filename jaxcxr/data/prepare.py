@@ -15,50 +15,12 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxcxr.data import sheet, tokens
+from jaxcxr.data import card, sheet, tokens
 from jaxcxr.data.loader import as_text, open_records
 from jaxcxr.data.records import SPLITS, Ledger, Settings
+from jaxcxr.data.summary import Summary
 from jaxcxr.errors import UserError
 from jaxcxr.files import new_folder
-
-
-@dataclasses.dataclass(frozen=True)
-class Summary:
-    """What a prepared folder holds; `summary.json` is its content. No report text, no patient ids."""
-
-    builder: str
-    records: str  # the folder of the ArrayRecord files, relative to the prepared folder
-    fingerprint: str
-    settings: dict[str, Any]
-    splits: dict[str, int]  # empty splits are there, with 0
-    views: dict[str, dict[str, int]]
-    labels: dict[str, dict[str, int]]
-    bad: dict[str, int]  # by reason
-    not_selected: dict[str, int]  # by reason
-    vocab_size: int
-    prompts_cut: dict[str, int]  # prompts longer than the tokenizer's length
-
-    @classmethod
-    def read(cls, folder: Path) -> "Summary | None":
-        """Reads a prepared folder's summary; None if the folder is not one."""
-        try:
-            values = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-            return cls(**values)
-        except (OSError, ValueError, TypeError):
-            return None
-
-    def __str__(self) -> str:
-        kept = ", ".join(f"{split} {count}" for split, count in self.splits.items())
-        lines = [f"{sum(self.splits.values())} records: {kept}", f"vocabulary {self.vocab_size}"]
-        if any(self.prompts_cut.values()):
-            cut = ", ".join(f"{split} {count}" for split, count in self.prompts_cut.items() if count)
-            lines.append(f"prompts longer than the text encoder reads, cut: {cut}")
-        for title, counts in (("not selected", self.not_selected), ("bad, in quarantine.jsonl", self.bad)):
-            if counts:
-                listed = ", ".join(f"{reason} {count}" for reason, count in counts.items())
-                lines.append(f"{title}: {sum(counts.values())} ({listed})")
-        lines += [f"split {split} is empty" for split, count in self.splits.items() if not count]
-        return "\n".join(lines)
 
 
 def prepare(config_data: ConfigDict, source: Path, out: Path) -> Summary:
@@ -155,6 +117,8 @@ def _finish(partial: Path, builder: str, records: str, fingerprint: str, setting
         splits={split: ledger.kept[split] for split in SPLITS},
         views=_sorted(ledger.kept_by["view"]),
         labels=_sorted(ledger.kept_by["label"]),
+        fields=_sorted(ledger.kept_by["field"]),
+        duplicates=ledger.duplicates,
         bad=ledger.reasons(),
         not_selected=dict(sorted(ledger.not_selected.items())),
         vocab_size=len(tokenizer),
@@ -162,6 +126,7 @@ def _finish(partial: Path, builder: str, records: str, fingerprint: str, setting
     )
     written = json.dumps(dataclasses.asdict(summary), indent=2, ensure_ascii=False)
     (partial / "summary.json").write_text(written + "\n", encoding="utf-8")
+    (partial / "README.md").write_text(card.text(summary), encoding="utf-8")
     return summary
 
 

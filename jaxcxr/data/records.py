@@ -1,12 +1,13 @@
 """What a prepared record is, and the account of what did not become one."""
 
 import dataclasses
+import hashlib
 import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -125,7 +126,9 @@ class Ledger:
         self.not_selected: Counter[str] = Counter()
         self.bad: list[dict[str, str]] = []
         self.kept: Counter[str] = Counter()
-        self.kept_by: dict[str, dict[str, Counter[str]]] = {"view": {}, "label": {}}
+        self.kept_by: dict[str, dict[str, Counter[str]]] = {"view": {}, "label": {}, "field": {}}
+        self.duplicates = 0  # records whose pixels are those of an earlier one
+        self._seen: set[bytes] = set()
 
     def refuse(self, identity: str, error: Rejected | NotSelected) -> None:
         """Books a row as bad or as not selected."""
@@ -134,10 +137,13 @@ class Ledger:
         else:
             self.bad.append({"id": identity, "reason": error.reason, "detail": error.detail})
 
-    def keep(self, candidate: Candidate) -> None:
+    def keep(self, candidate: Candidate, made: "Made") -> None:
         """Books a row that became a record."""
         self.kept[candidate.split] += 1
-        for kind, names in (("view", (candidate.view,)), ("label", candidate.labels)):
+        digest = hashlib.blake2b(made.record["image"], digest_size=12).digest()
+        self.duplicates += digest in self._seen
+        self._seen.add(digest)
+        for kind, names in (("view", (candidate.view,)), ("label", candidate.labels), ("field", made.known)):
             self.kept_by[kind].setdefault(candidate.split, Counter()).update(names)
 
     def reasons(self) -> dict[str, int]:
@@ -187,14 +193,22 @@ def check_patients(pairs: Iterable[tuple[str, str]], table: Path) -> None:
         raise UserError(f"{table}: {crossing} patients are in more than one split: put each patient into one split")
 
 
-def make_record(candidate: Candidate, settings: Settings, tokenizer: Any = None) -> dict[str, Any]:
-    """Reads a candidate's text and image into a record; see `builder.features` for its fields.
+class Made(NamedTuple):
+    """A record, by the fields of `builder.features`, and the names of the fields that were known for its prompts."""
+
+    record: dict[str, Any]
+    known: tuple[str, ...]
+
+
+def make_record(candidate: Candidate, settings: Settings, tokenizer: Any = None) -> Made:
+    """Reads a candidate's text and image into a record.
 
     Raises:
       Rejected: the text or the image is missing or damaged, or no prompt can be made of what is known.
       NotSelected: every prompt has too few words, or too few or too many tokens.
     """
-    filled, absent = prompts.fill(settings.prompts, candidate.read_fields())
+    fields = candidate.read_fields()
+    filled, absent = prompts.fill(settings.prompts, fields)
     if not filled:
         raise Rejected(_ABSENT.get(absent, f"no_{absent}"))
     texts = [text for text in filled if len(text.split()) >= settings.min_words]
@@ -214,7 +228,7 @@ def make_record(candidate: Candidate, settings: Settings, tokenizer: Any = None)
         raise Rejected("missing_image", candidate.image.name) from error
     except (OSError, images.UnreadableImage) as error:
         raise Rejected("unreadable_image", f"{candidate.image.name}: {error}") from error
-    return {
+    record = {
         "image": images.encode_png(image),
         "prompts": texts,
         "id": candidate.id,
@@ -222,3 +236,4 @@ def make_record(candidate: Candidate, settings: Settings, tokenizer: Any = None)
         "view": candidate.view,
         "labels": list(candidate.labels),
     }
+    return Made(record, tuple(name for name, value in fields.items() if value))

@@ -12,7 +12,8 @@ from trees import LABELS, image_folder, mimic_tree, picture, report, rows, small
 
 from jaxcxr.data import images, records
 from jaxcxr.data.loader import open_split
-from jaxcxr.data.prepare import Summary, prepare
+from jaxcxr.data.prepare import prepare
+from jaxcxr.data.summary import Summary
 from jaxcxr.errors import UserError
 
 
@@ -34,6 +35,12 @@ def test_mimic_tree_becomes_records(tmp_path):
     assert summary.views["train"] == {"AP": 6, "PA": 6}
     assert summary.labels["train"] == dict.fromkeys(sorted(LABELS), 3)
     assert summary.bad == summary.not_selected == {}
+    assert summary.fields["train"] == {"findings": 12, "impression": 12, "labels": 9, "report": 12, "view": 12}
+    assert summary.duplicates == 12, "there are eight pictures"
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| records | 12 | 4 | 4 |" in card
+    assert "| AP | 6 | 2 | 2 |" in card
+    assert "PhysioNet Credentialed Health Data License" in card
     assert Summary.read(tmp_path / "out") == summary
     assert quarantine(tmp_path / "out") == []
     train = everything(tmp_path / "out", "train")
@@ -348,7 +355,8 @@ def test_neither_output_nor_summary_tells_reports_or_patients(tmp_path, capsys):
     members[0].text = report(None).replace("FINAL", "SECRETWORD").encode()
     prepare(small_config(), mimic_tree(tmp_path / "raw", members), tmp_path / "out")
     told = capsys.readouterr()
-    for text in (told.out, told.err, (tmp_path / "out/summary.json").read_text()):
+    written = [(tmp_path / "out" / name).read_text() for name in ("summary.json", "README.md")]
+    for text in (told.out, told.err, *written):
         assert "is clear" not in text
         assert "SECRETWORD" not in text
         assert not any(row.subject in text for row in members)
