@@ -19,6 +19,7 @@ def get_config() -> ConfigDict:
 
     config.data = records.defaults()  # what `jaxcxr prepare` makes of the raw data; the keys are told there
     config.data.path = "runs/data"  # the folder it wrote
+    config.data.cache = ""  # the folder that `jaxcxr cache` wrote of it; empty: images are encoded on the way
 
     config.model = ConfigDict()
     config.model.base = ""  # checkpoint of the networks that are not described below

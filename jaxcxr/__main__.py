@@ -11,6 +11,7 @@ from jaxcxr.errors import UserError
 VERBS = {
     "phantoms": "draw synthetic chest radiographs with reports, laid out as MIMIC-CXR-JPG",
     "prepare": "turn a MIMIC-CXR-JPG tree or an image folder into ArrayRecord",
+    "cache": "encode all images once, so that training need not",
     "train": "train or resume a model",
     "prompts": "write prompts that ask for known findings",
     "sample": "generate images from prompts",

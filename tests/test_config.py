@@ -73,7 +73,7 @@ def test_first_difference_is_dotted():
     assert configs.first_difference({}, {"a": 2}) == "a was 'absent', is 2"
 
 
-@pytest.mark.parametrize("verb", ["phantoms", "prepare", "train", "prompts", "sample", "convert", "evaluate"])
+@pytest.mark.parametrize("verb", ["phantoms", "prepare", "cache", "train", "prompts", "sample", "convert", "evaluate"])
 def test_every_verb_has_help_with_an_example(verb, capsys):
     with pytest.raises(SystemExit) as stop:
         main([verb, "--help"])

@@ -95,13 +95,16 @@ class Batches:
         return list(many(places)) if many else [self._source[place] for place in places]
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
-        """Returns `image`, (local batch, S, S, 1) uint8, and `input_ids`, (local batch, length) int32."""
+        """Returns `image`, (local batch, S, S, 1) uint8, and `input_ids`, (local batch, length) int32.
+
+        From a cache it is `moments`, (local batch, h, w, 2 * latent_channels), in place of `image`.
+        """
         records = self._read(step)
         texts = [self._choose(*pair) for pair in zip(self._indices(step), records, strict=True)]
-        return {
-            "image": np.stack([images.decode_png(record["image"]) for record in records]),
-            "input_ids": np.stack(self._encode(texts)),
-        }
+        input_ids = np.stack(self._encode(texts))
+        if "moments" in records[0]:
+            return {"moments": np.stack([record["moments"] for record in records]), "input_ids": input_ids}
+        return {"image": np.stack([images.decode_png(record["image"]) for record in records]), "input_ids": input_ids}
 
     def _choose(self, index: int, record: dict[str, Any]) -> str:
         """One of a record's prompts, decided by the seed and its place in the order."""

@@ -90,6 +90,8 @@ def _read_item(folder: Path, only: Iterable[str] | None) -> dict[str, np.ndarray
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         stored = checkpointer.metadata(folder).item_metadata.tree
         wanted = {name: meta for name, meta in stored.items() if only is None or name.split(".")[0] in only}
+        if not wanted:  # as of averages, where only other networks learn
+            return {}
         arguments = ocp.args.PyTreeRestore(
             item={name: np.empty((), meta.dtype) for name, meta in wanted.items()},
             restore_args={name: ocp.RestoreArgs(restore_type=np.ndarray) for name in wanted},

@@ -71,7 +71,7 @@ def diffusion(pipeline: StableDiffusion, objective: ConfigDict) -> Loss:
     def loss(parameters, batch, key):
         networks = pipeline.with_parameters(parameters)
         posterior_key, noise_key, time_key, drop_key = jax.random.split(key, 4)
-        latents = encode_image(networks, batch["image"], posterior_key)
+        latents = draw_latents(networks, batch, posterior_key)
         examples = len(latents)
 
         dropped = jax.random.bernoulli(drop_key, objective.caption_dropout, (examples, 1))
@@ -91,11 +91,17 @@ def normalize(image: jax.Array | np.ndarray, channels: int) -> jax.Array:
     return jnp.repeat(jnp.asarray(image, jnp.float32) / 127.5 - 1, channels, axis=-1)
 
 
-def encode_image(networks: StableDiffusion, image: jax.Array, key: jax.Array) -> jax.Array:
-    """A draw of the scaled latents of uint8 images (B, H, W, 1): float32 (B, h, w, latent_channels)."""
+def draw_latents(networks: StableDiffusion, batch: Mapping[str, jax.Array], key: jax.Array) -> jax.Array:
+    """A draw of a batch's scaled latents: float32 (B, h, w, latent_channels).
+
+    The batch has `image`, uint8 (B, H, W, 1), or the `moments` that a cache holds in its place.
+    """
     vae = networks.vae
-    mean, logvar = split_moments(vae.encode(normalize(image, vae.config.in_channels)))
-    return _sample_normal(mean, logvar, key) * vae.config.scaling_factor
+    if "moments" in batch:
+        moments = batch["moments"]
+    else:
+        moments = vae.encode(normalize(batch["image"], vae.config.in_channels))
+    return _sample_normal(*split_moments(moments), key) * vae.config.scaling_factor
 
 
 def _sample_normal(mean: jax.Array, logvar: jax.Array, key: jax.Array) -> jax.Array:

@@ -6,9 +6,11 @@ from pathlib import Path
 from types import FrameType
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 from tqdm.auto import tqdm
 
+from jaxcxr import interop
 from jaxcxr.data.loader import Batches, open_split
 from jaxcxr.data.tokens import load as load_tokenizer
 from jaxcxr.errors import UserError
@@ -18,7 +20,7 @@ from jaxcxr.interop.pipeline import from_files
 from jaxcxr.parallel import mesh as meshes
 from jaxcxr.parallel import rules
 from jaxcxr.training.checkpoint import Checkpoints, check_workdir, claim
-from jaxcxr.training.feed import open_batches
+from jaxcxr.training.feed import check_cache, open_batches
 from jaxcxr.training.judge import Judge
 from jaxcxr.training.metrics import Metrics
 from jaxcxr.training.model import compute_dtype, make_model, with_scaling_factor
@@ -85,6 +87,8 @@ def train(config: ConfigDict, workdir: Path, stop_at: int | None = None) -> None
         if parameters is None:  # stopped before the first checkpoint: the same seed gives the same weights
             _, parameters = make_model(config, key)
         state = jax.jit(lambda p: init_state(p, learns, tx), out_shardings=shardings)(parameters)
+    if config.data.cache:
+        check_cache(config, pipeline, learns, parameters if parameters is not None else _frozen(workdir))
     claim(workdir, config, pipeline.files if first_time else None)
     del parameters
     start = int(state["step"])
@@ -134,6 +138,11 @@ def train(config: ConfigDict, workdir: Path, stop_at: int | None = None) -> None
     metrics.close()
     checkpoints.close()
     print(f"{workdir}: at step {step} of {config.steps}" + ("; run again to go on" if step < config.steps else ""))
+
+
+def _frozen(workdir: Path) -> dict[str, np.ndarray]:
+    """The autoencoder's parameters of a run that has a checkpoint, on the host."""
+    return {name: tensor.read() for name, tensor in interop.read(workdir, only=("vae",)).tensors.items()}
 
 
 def _due(step: int, every: int, last: int) -> bool:

@@ -72,9 +72,10 @@ def test_eight_devices_wrote_it_and_one_reads_it(workdir, ema):
         assert (found[name].read() == value + (ema and name.startswith("unet."))).all(), name
 
 
-def test_networks_are_made_of_it(workdir):
+@pytest.mark.parametrize("ema", [True, False])
+def test_networks_are_made_of_it(workdir, ema):
     folder, weights = workdir
-    parameters = interop.load(folder, only=("vae",), ema=False).parameters()
+    parameters = interop.load(folder, only=("vae",), ema=ema).parameters()
     assert set(parameters) == {name for name in weights if name.startswith("vae.")}
     assert all((np.asarray(value) == weights[name]).all() for name, value in parameters.items())
 

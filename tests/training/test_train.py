@@ -136,11 +136,11 @@ def test_the_workdir_holds_what_it_should(diffusion):
 
 def test_the_scaling_factor_makes_the_latents_unit(autoencoder, diffusion):
     from jaxcxr.data.loader import Batches, open_split
-    from jaxcxr.training.objectives import encode_image
+    from jaxcxr.training.objectives import draw_latents
 
     pipeline = interop.load(diffusion)
     batches = Batches(open_split(runs.data(), "train"), tokenizer=pipeline.tokenizer, seed=3, batch_size=32)
-    latents = encode_image(pipeline, batches.batch(0)["image"], jax.random.key(0))
+    latents = draw_latents(pipeline, batches.batch(0), jax.random.key(0))
     assert abs(float(latents.std()) - 1) < 0.1
 
 

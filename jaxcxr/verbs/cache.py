@@ -1,0 +1,31 @@
+"""Encode all images once, so that training need not.
+
+Writes the moments of the autoencoder of `model.base` for every record of `data.path`. A training with the same
+config and `--config.data.cache=OUT` reads them in place of images: the same loss, to the rounding of the dtype,
+without the autoencoder's work. Run it again to go on where it stopped.
+"""
+
+import argparse
+from pathlib import Path
+
+EXAMPLE = "jaxcxr cache --config configs/finetune.py --out runs/cache --config.model.base=stable-diffusion-v1-4"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the verb's options."""
+    parser.add_argument("--config", required=True, help="config file of the training, FILE.py or FILE.py:STAGE")
+    parser.add_argument("--out", required=True, type=Path, help="folder to write, new or begun")
+    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"], help="default: %(default)s")
+    parser.add_argument("--distributed", action="store_true", help="one process of several, as for train")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Caches; raises UserError on a user's mistake."""
+    import jax
+
+    from jaxcxr import config as configs
+    from jaxcxr.cache import cache
+
+    if args.distributed:
+        jax.distributed.initialize()
+    cache(configs.load(args.config, args.overrides), args.out, args.dtype)

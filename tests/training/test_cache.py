@@ -1,0 +1,166 @@
+"""Training on cached moments is training on images."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from jaxcxr import interop
+from jaxcxr.cache import cache
+from jaxcxr.data import moments
+from jaxcxr.data.loader import open_split
+from jaxcxr.data.moments import Card, Moments
+from jaxcxr.errors import UserError
+from jaxcxr.models.vae import split_moments
+from jaxcxr.training.objectives import normalize
+from jaxcxr.training.train import train
+from tests.training import runs
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("ae") / "run"
+    train(runs.autoencoder(steps=2), workdir)
+    return workdir
+
+
+def frozen(base, **changes):
+    return runs.diffusion(base, **changes)
+
+
+@pytest.fixture(scope="module")
+def made(base, tmp_path_factory):
+    """A cache of four shards and more, stored in float32."""
+    folder = tmp_path_factory.mktemp("cache") / "float32"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(moments, "PER_SHARD", 8)
+        patch.setattr("jaxcxr.cache.PER_SHARD", 8)
+        cache(frozen(base), folder, "float32")
+        yield folder
+
+
+def losses(workdir):
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [row["loss"] for row in rows if "loss" in row] + [
+        row["validation_loss"] for row in rows if "validation_loss" in row
+    ]
+
+
+def test_it_holds_the_moments_of_every_record_in_order(base, made):
+    prepared, cached = open_split(runs.data(), "train"), Moments(made, "train")
+    assert len(cached) == len(prepared)
+    assert len(list(made.glob("train-*"))) > 2
+    vae = interop.load(base).vae
+    from jaxcxr.data import images
+
+    for place in (0, 7, 8, len(prepared) - 1):
+        record, found = prepared[place], cached[place]
+        assert found["id"] == record["id"].decode()
+        assert found["prompts"] == [prompt.decode() for prompt in record["prompts"]]
+        expected = vae.encode(normalize(images.decode_png(record["image"])[None], 1))
+        np.testing.assert_allclose(
+            found["moments"], np.concatenate(split_moments(expected), -1)[0], rtol=1e-4, atol=1e-5
+        )
+
+
+def test_training_on_it_is_training_on_images(base, made, tmp_path):
+    changes = {"eval_every": 3}
+    train(frozen(base, **changes), tmp_path / "online")
+    train(frozen(base, **changes, **{"data.cache": str(made)}), tmp_path / "cached")
+    np.testing.assert_allclose(losses(tmp_path / "cached"), losses(tmp_path / "online"), rtol=1e-4)
+    cache(frozen(base), tmp_path / "half", "bfloat16")
+    assert Moments(tmp_path / "half", "train")[0]["moments"].dtype.name == "bfloat16"
+    train(frozen(base, **changes, **{"data.cache": str(tmp_path / "half")}), tmp_path / "rounded")
+    np.testing.assert_allclose(losses(tmp_path / "rounded"), losses(tmp_path / "online"), rtol=2e-2)
+
+
+def test_a_run_on_it_goes_on_bit_for_bit(base, made, tmp_path):
+    config = frozen(base, **{"data.cache": str(made)})
+    train(config, tmp_path / "whole")
+    for stop in (2, None):
+        train(config, tmp_path / "parts", stop_at=stop)
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+
+
+def test_what_is_missing_is_told_and_made(base, made, tmp_path, capsys):
+    before = {file.name: file.read_bytes() for file in made.iterdir()}
+    lost = sorted(made.glob("train-*"))[1]
+    lost.unlink()
+    with pytest.raises(UserError, match="not complete, 1 files are missing"):
+        Moments(made, "train")
+    times = {file.name: file.stat().st_mtime_ns for file in made.iterdir()}
+    cache(frozen(base), made, "float32")
+    after = {file.name: file.read_bytes() for file in made.iterdir()}
+    assert moments.msgpack.unpackb(Moments(made, "train")._records[8])[2] == Moments(made, "train")[8]["id"]
+    assert after.keys() == before.keys()
+    assert all(made.joinpath(name).stat().st_mtime_ns == time for name, time in times.items())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"trainable": r"(unet|vae)\..*"}, "an autoencoder that is not learning"),
+        ({"dtype": "bfloat16"}, "differs from this run in compute dtype"),
+        ({"model.base": "other"}, "differs from this run in autoencoder weights;"),
+    ],
+)
+def test_a_cache_of_something_else_is_refused(base, made, tmp_path, change, message):
+    if "model.base" in change:
+        train(runs.autoencoder(steps=1), tmp_path / "other")
+        change = {"model.base": str(tmp_path / "other")}
+    with pytest.raises(UserError, match=message):
+        train(frozen(base, **{"data.cache": str(made)}, **change), tmp_path / "run")
+
+
+def test_a_folder_of_something_else_is_left_alone(base, made, tmp_path):
+    (tmp_path / "notes.txt").write_text("")
+    with pytest.raises(UserError, match="is not empty and no cache"):
+        cache(frozen(base), tmp_path)
+    with pytest.raises(UserError, match="holds moments in float32"):
+        cache(frozen(base), made, "bfloat16")
+    with pytest.raises(UserError, match="not a cache"):
+        Moments(tmp_path, "train")
+    with pytest.raises(UserError, match="no records in split 'holdout'"):
+        Moments(made, "holdout")
+    card = Card.read(made)
+    assert card is not None
+    assert card.dtype == "float32"
+
+
+DYING = """
+import os, sys
+from pathlib import Path
+from jaxcxr import cache
+from jaxcxr.data import moments
+from tests.training import test_cache
+moments.PER_SHARD = cache.PER_SHARD = 8
+write, done = cache.write_shard, []
+def dying(file, records):
+    if len(done) == 2:
+        every = list(records)
+        def cut():
+            yield from every[:3]
+            os.kill(os.getpid(), 9)
+        records = cut()
+    write(file, records)
+    done.append(file)
+cache.write_shard = dying
+config = test_cache.frozen(Path(sys.argv[1]))
+config.data.path = sys.argv[3]
+cache.cache(config, Path(sys.argv[2]), "float32")
+"""
+
+
+def test_a_killed_job_loses_nothing_that_was_finished(base, made, tmp_path):
+    argv = [sys.executable, "-c", DYING, base, tmp_path / "out", runs.data()]
+    done = subprocess.run(argv, capture_output=True, cwd=runs.ROOT, env={**os.environ, "PYTHONPATH": str(runs.ROOT)})
+    assert done.returncode == -9, done.stderr[-2000:]
+    finished = {file: file.stat().st_mtime_ns for file in (tmp_path / "out").glob("[!.]*.array_record")}
+    assert len(finished) == 2
+    cache(frozen(base), tmp_path / "out", "float32")
+    assert all(file.stat().st_mtime_ns == time for file, time in finished.items())
+    ours, theirs = Moments(tmp_path / "out", "train"), Moments(made, "train")
+    assert all((ours[place]["moments"] == theirs[place]["moments"]).all() for place in range(len(theirs)))
