@@ -38,7 +38,8 @@ def prepare(config_data: ConfigDict, source: Path, out: Path) -> Summary:
     if not source.is_dir():
         raise UserError(f"{source}: no such folder: give a MIMIC-CXR-JPG tree or an image folder")
     builder_class, tables = _recognise(source)
-    fingerprint = _fingerprint(builder_class.__name__, settings, tables)
+    lists = [Path(name) for name in (settings.patients_in, settings.patients_out) if name]
+    fingerprint = _fingerprint(builder_class.__name__, settings, tables + lists)
     done = Summary.read(out)
     if done is not None:
         if done.fingerprint == fingerprint:

@@ -86,6 +86,9 @@ class Settings:
         for key, known in (("split", ("official", "p19")), ("label_table", ("chexpert", "negbio", "test"))):
             if getattr(settings, key) not in known:
                 raise UserError(f"data.{key} is {getattr(settings, key)!r}: may be {' or '.join(known)}")
+        for name in (settings.patients_in, settings.patients_out):
+            if name and not Path(name).is_file():
+                raise UserError(f"{name}: no such file: data.patients_in and patients_out name lists of patient ids")
         if not 0 <= settings.max_bad_share <= 1:
             raise UserError(f"data.max_bad_share is {settings.max_bad_share}: give a share from 0 to 1")
         return settings

@@ -25,7 +25,10 @@ def test_lists_of_patients(tree, tmp_path):
     without = prepare(small_config(patients_out=str(file)), tree, tmp_path / "without")
     assert without.splits["train"] == 8
     assert without.not_selected == {"patient listed out": 4}
-    with pytest.raises(UserError, match="absent.txt: not a readable list"):
+    file.write_text(f"{members[0].subject}\n")
+    with pytest.raises(UserError, match="only: holds data prepared with other settings"):
+        prepare(small_config(patients_in=str(file)), tree, tmp_path / "only")
+    with pytest.raises(UserError, match="absent.txt: no such file"):
         prepare(small_config(patients_in=str(tmp_path / "absent.txt")), tree, tmp_path / "none")
 
 
