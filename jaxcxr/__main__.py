@@ -10,7 +10,7 @@ from jaxcxr.errors import UserError
 
 VERBS = {
     "phantoms": "draw synthetic chest radiographs with reports, laid out as MIMIC-CXR-JPG",
-    "prepare": "turn a MIMIC-CXR-JPG tree or an image folder into ArrayRecord",
+    "prepare": "turn a MIMIC-CXR-JPG or CheXpert tree or an image folder into ArrayRecord",
     "cache": "encode all images once, so that training need not",
     "train": "train or resume a model",
     "prompts": "write prompts that ask for known findings",

@@ -31,7 +31,15 @@ def features(size: int) -> tfds.features.FeaturesDict:
 
 
 class RadiographBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """Writes the candidates that a source lists; a subclass lists them."""
+    """Writes the candidates that a source lists; a subclass lists them.
+
+    Attributes:
+      signs: what a folder of this source has, for the error about one of none.
+      licence: what may be done with its data, for the data card.
+    """
+
+    signs: ClassVar[str]
+    licence: ClassVar[str]
 
     VERSION = tfds.core.Version("2.0.0")
     url_infos: ClassVar[dict[str, Any]] = {}  # TFDS need not look for checksums of downloads
@@ -40,6 +48,11 @@ class RadiographBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True)
         self.source, self.settings, self.ledger, self.workers = source, settings, ledger, workers
         self._counter = tokens.load(settings.tokenizer) if any(settings.tokens) else None
         super().__init__(data_dir=str(data_dir), file_format="array_record")
+
+    @classmethod
+    def tables(cls, source: Path) -> list[Path]:
+        """The tables that define a source of this kind; none if `source` is of another."""
+        raise NotImplementedError
 
     def candidates(self) -> list[Candidate]:
         """Lists the selected images and books the others in the ledger; raises UserError on bad tables."""

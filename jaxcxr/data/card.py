@@ -4,15 +4,9 @@ from collections.abc import Mapping
 
 from jaxcxr.data.summary import Summary
 
-_LICENCE = {
-    "MimicCxr": "PhysioNet Credentialed Health Data License: only who signed the data use agreement may see it or"
-    " what is made of it record by record; it does not leave their storage.",
-    "ImageFolder": "That of the images and texts it was made of.",
-}
 
-
-def text(summary: Summary) -> str:
-    """The card, as Markdown."""
+def text(summary: Summary, licence: str) -> str:
+    """The card, as Markdown; `licence` says what may be done with the data."""
     settings = summary.settings
     prompts = ", ".join(f"`{template}`" for template in settings["prompts"])
     lines = [
@@ -22,7 +16,7 @@ def text(summary: Summary) -> str:
         "",
         f"- **Images**: {settings['size']} × {settings['size']}, 8-bit gray, padded square, never cropped or flipped.",
         f"- **Prompts**: {prompts}.",
-        f"- **Use**: {_LICENCE[summary.builder]}",
+        f"- **Use**: {licence}",
         "- **Not for diagnosis.** Labels are those of the source, some of them found by programs in reports.",
         "",
         *_table("", {split: {"records": count} for split, count in summary.splits.items()}),

@@ -59,6 +59,14 @@ def _word(row: dict[str, Any], key: str, default: str = "") -> str:
 class ImageFolder(RadiographBuilder):
     """Pictures with their row's `text` as report; `split`, `view`, `patient` and `labels` are optional."""
 
+    signs = "metadata.jsonl (here or in train/)"
+    licence = "That of the images and texts it was made of."
+
+    @classmethod
+    def tables(cls, source: Path) -> list[Path]:
+        """The metadata.jsonl files."""
+        return list(find(source))
+
     def candidates(self) -> list[Candidate]:
         """Lists the selected rows; see the base class. Rows without `patient` are each their own patient."""
         if self.settings.split != "official":
@@ -110,17 +118,17 @@ class ImageFolder(RadiographBuilder):
         labels = row.get("labels") or []
         if not (isinstance(labels, list) and all(isinstance(label, str) for label in labels)):
             raise Rejected("labels_not_a_list", where)
-        view = _word(row, "view")
-        self.selection.check(patient=patient, study=_word(row, "study", name), view=view, labels=tuple(labels))
-        return Candidate(
+        candidate = Candidate(
             id=name,
             split=_SPLIT_NAMES[stated],
             patient=patient,
-            view=view,
+            view=_word(row, "view"),
             labels=tuple(labels),
             image=image,
             read_fields=functools.partial(_fields, row, where),
         )
+        self.selection.check(candidate, _word(row, "study", name))
+        return candidate
 
 
 def _fields(row: dict[str, Any], where: str) -> dict[str, str]:

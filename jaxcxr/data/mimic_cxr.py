@@ -113,6 +113,18 @@ def _open_zip(path: Path) -> zipfile.ZipFile:
 class MimicCxr(RadiographBuilder):
     """Chest radiographs with a section of their report as prompt, in the release's own splits."""
 
+    signs = f"{_PREFIX}metadata.csv.gz (here or in mimic-cxr-jpg/*/)"
+    licence = (
+        "PhysioNet Credentialed Health Data License: only who signed the data use agreement may see it or"
+        " what is made of it record by record; it does not leave their storage."
+    )
+
+    @classmethod
+    def tables(cls, source: Path) -> list[Path]:
+        """The tables of the release, and MIMIC-IV's where they are there."""
+        tree = find(source)
+        return list(tree.tables.values()) if tree else []
+
     def candidates(self) -> list[Candidate]:
         """Lists the metadata table's selected rows; see the base class."""
         tree = find(self.source)
@@ -174,26 +186,27 @@ class _Lister:
         if dicom in self.seen:
             raise Rejected("duplicate_id")
         self.seen.add(dicom)
-        view, labels = row["ViewPosition"], self.labels.get(study, ())
-        self.selection.check(patient=subject, study=study, view=view, labels=labels)
         study_folder = f"files/p{subject[:2]}/p{subject}/s{study}"
         report = str(inside(Path(), f"{study_folder}.txt"))
-        return Candidate(
+        candidate = Candidate(
             id=dicom,
             split=self.split(dicom, subject),
             patient=subject,
-            view=view,
-            labels=labels,
+            view=row["ViewPosition"],
+            labels=self.labels.get(study, ()),
             image=inside(self.tree.images, f"{study_folder}/{dicom}.jpg"),
             read_fields=functools.partial(self.fields, row, report),
         )
+        self.selection.check(candidate, study)
+        if candidate.split not in SPLITS:
+            raise Rejected("unknown_split" if dicom in self.splits else "not_in_split_table")
+        return candidate
 
     def split(self, dicom: str, subject: str) -> str:
+        """The image's split by the settings; any other word is a fault of the table."""
         if self.settings.split == "p19":
             return "test" if subject.startswith("19") else "train"
-        if self.splits.get(dicom) not in SPLITS:
-            raise Rejected("unknown_split" if dicom in self.splits else "not_in_split_table")
-        return self.splits[dicom]
+        return self.splits.get(dicom, "")
 
     def fields(self, row: dict[str, str], report: str) -> dict[str, str]:
         """The values of `FIELDS`, and of `DEMOGRAPHICS` where MIMIC-IV's tables are there."""

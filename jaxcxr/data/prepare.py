@@ -24,7 +24,7 @@ from jaxcxr.files import new_folder
 
 
 def prepare(config_data: ConfigDict, source: Path, out: Path) -> Summary:
-    """Prepares `source`, a MIMIC-CXR-JPG tree or an image folder, into the new folder `out`.
+    """Prepares `source`, a tree of MIMIC-CXR-JPG or CheXpert or an image folder, into the new folder `out`.
 
     A second call with the same settings and the same tables returns the summary of the first. `out` appears
     only when everything in it is written.
@@ -36,7 +36,7 @@ def prepare(config_data: ConfigDict, source: Path, out: Path) -> Summary:
     """
     settings = Settings.from_config(config_data)
     if not source.is_dir():
-        raise UserError(f"{source}: no such folder: give a MIMIC-CXR-JPG tree or an image folder")
+        raise UserError(f"{source}: no such folder: give a tree of MIMIC-CXR-JPG or CheXpert, or an image folder")
     builder_class, tables = _recognise(source)
     lists = [Path(name) for name in (settings.patients_in, settings.patients_out) if name]
     fingerprint = _fingerprint(builder_class.__name__, settings, tables + lists)
@@ -62,6 +62,7 @@ def prepare(config_data: ConfigDict, source: Path, out: Path) -> Summary:
         seconds = time.perf_counter() - started
         ledger.write_quarantine(partial / "quarantine.jsonl")
         summary = _finish(partial, builder_class.__name__, records, fingerprint, settings, ledger)
+        (partial / "README.md").write_text(card.text(summary, builder_class.licence), encoding="utf-8")
     failed.unlink(missing_ok=True)
     print(f"{out}: {summary}\n{(len(ledger.bad) + ledger.kept.total()) / seconds:.0f} images/s")
     return summary
@@ -69,16 +70,15 @@ def prepare(config_data: ConfigDict, source: Path, out: Path) -> Summary:
 
 def _recognise(source: Path) -> tuple[Any, list[Path]]:
     """Returns the builder for a source and the tables that define it."""
-    from jaxcxr.data import folder, mimic_cxr
+    from jaxcxr.data.chexpert import CheXpert
+    from jaxcxr.data.folder import ImageFolder
+    from jaxcxr.data.mimic_cxr import MimicCxr
 
-    if found := folder.find(source):
-        return folder.ImageFolder, list(found)
-    if tree := mimic_cxr.find(source):
-        return mimic_cxr.MimicCxr, list(tree.tables.values())
-    raise UserError(
-        f"{source}: neither mimic-cxr-2.0.0-metadata.csv.gz (here or in mimic-cxr-jpg/*/) nor metadata.jsonl "
-        "(here or in train/): give a MIMIC-CXR-JPG tree or an image folder"
-    )
+    builders = (ImageFolder, MimicCxr, CheXpert)
+    for builder in builders:
+        if tables := builder.tables(source):
+            return builder, tables
+    raise UserError(f"{source}: not a source; one of these has " + ", ".join(builder.signs for builder in builders))
 
 
 def _fingerprint(builder: str, settings: Settings, tables: list[Path]) -> str:
@@ -127,7 +127,6 @@ def _finish(partial: Path, builder: str, records: str, fingerprint: str, setting
     )
     written = json.dumps(dataclasses.asdict(summary), indent=2, ensure_ascii=False)
     (partial / "summary.json").write_text(written + "\n", encoding="utf-8")
-    (partial / "README.md").write_text(card.text(summary), encoding="utf-8")
     return summary
 
 

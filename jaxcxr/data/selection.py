@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from jaxcxr.data.records import NotSelected, Settings
+from jaxcxr.data.records import Candidate, NotSelected, Settings
 from jaxcxr.errors import UserError
 
 
@@ -15,14 +15,14 @@ class Selection:
         self._unwanted = _read_list(settings.patients_out) if settings.patients_out else set()
         self._studies: set[str] = set()
 
-    def check(self, *, patient: str, study: str, view: str, labels: tuple[str, ...]) -> None:
-        """Raises NotSelected with the reason if the settings leave this image out."""
-        settings = self._settings
+    def check(self, candidate: Candidate, study: str) -> None:
+        """Raises NotSelected with the reason if the settings leave this image of `study` out."""
+        settings, patient, view = self._settings, candidate.patient, candidate.view
         if patient in self._unwanted or (self._wanted is not None and patient not in self._wanted):
             raise NotSelected("patient not listed" if self._wanted is not None else "patient listed out")
         if settings.views and view not in settings.views:
             raise NotSelected(f"view {view}" if view else "view empty")
-        if settings.labels and not set(labels) & set(settings.labels):
+        if settings.labels and not set(candidate.labels) & set(settings.labels):
             raise NotSelected("no label asked for")
         if settings.one_per_study:
             if study in self._studies:

@@ -171,7 +171,7 @@ def test_tables_that_are_missing_or_wrong_are_named(tmp_path):
     table.unlink()
     with pytest.raises(UserError, match=r"no mimic-cxr-2\.0\.0-split\.csv\.gz"):
         prepare(small_config(), tree, tmp_path / "out")
-    with pytest.raises(UserError, match=r"neither mimic-cxr-2\.0\.0-metadata\.csv\.gz"):
+    with pytest.raises(UserError, match=r"not a source; .*mimic-cxr-2\.0\.0-metadata\.csv\.gz"):
         prepare(small_config(), tmp_path, tmp_path / "out")
     with pytest.raises(UserError, match="no such folder"):
         prepare(small_config(), tmp_path / "absent", tmp_path / "out")
