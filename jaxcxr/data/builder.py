@@ -36,10 +36,12 @@ class RadiographBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True)
     Attributes:
       signs: what a folder of this source has, for the error about one of none.
       licence: what may be done with its data, for the data card.
+      splits: the values that `data.split` may have.
     """
 
     signs: ClassVar[str]
     licence: ClassVar[str]
+    splits: ClassVar[tuple[str, ...]] = ("official",)
 
     VERSION = tfds.core.Version("2.0.0")
     url_infos: ClassVar[dict[str, Any]] = {}  # TFDS need not look for checksums of downloads

@@ -9,7 +9,6 @@ from jaxcxr.data.prompts import check_templates
 from jaxcxr.data.records import Candidate, NotSelected, Rejected, check_patients, inside
 from jaxcxr.data.selection import Selection
 from jaxcxr.data.tables import find_table, read_table
-from jaxcxr.errors import UserError
 
 FIELDS = ("labels", "view", "age", "sex")
 """What a prompt may ask for."""
@@ -43,8 +42,6 @@ class CheXpert(RadiographBuilder):
 
     def candidates(self) -> list[Candidate]:
         """Lists the tables' selected rows; see the base class."""
-        if self.settings.split != "official":
-            raise UserError(f"data.split={self.settings.split!r} is of MIMIC-CXR's folders; {self.source} is not one")
         check_templates(self.settings.prompts, FIELDS, str(self.source))
         selection, seen = Selection(self.settings), set[str]()
         found: list[Candidate] = []

@@ -69,8 +69,6 @@ class ImageFolder(RadiographBuilder):
 
     def candidates(self) -> list[Candidate]:
         """Lists the selected rows; see the base class. Rows without `patient` are each their own patient."""
-        if self.settings.split != "official":
-            raise UserError(f"data.split={self.settings.split!r} is of MIMIC-CXR's folders; {self.source} is not one")
         self.selection = Selection(self.settings)
         found: list[Candidate] = []
         pairs: set[tuple[str, str]] = set()

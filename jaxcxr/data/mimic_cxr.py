@@ -119,6 +119,8 @@ class MimicCxr(RadiographBuilder):
         " what is made of it record by record; it does not leave their storage."
     )
 
+    splits = ("official", "p19")
+
     @classmethod
     def tables(cls, source: Path) -> list[Path]:
         """The tables of the release, and MIMIC-IV's where they are there."""

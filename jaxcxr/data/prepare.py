@@ -38,6 +38,9 @@ def prepare(config_data: ConfigDict, source: Path, out: Path) -> Summary:
     if not source.is_dir():
         raise UserError(f"{source}: no such folder: give a tree of MIMIC-CXR-JPG or CheXpert, or an image folder")
     builder_class, tables = _recognise(source)
+    if settings.split not in builder_class.splits:
+        known = " or ".join(builder_class.splits)
+        raise UserError(f"data.split is {settings.split!r}: may be {known} for {builder_class.__name__}")
     lists = [Path(name) for name in (settings.patients_in, settings.patients_out) if name]
     fingerprint = _fingerprint(builder_class.__name__, settings, tables + lists)
     done = Summary.read(out)

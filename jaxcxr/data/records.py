@@ -15,6 +15,7 @@ from jaxcxr.data import images, prompts, tokens
 from jaxcxr.errors import UserError
 
 SPLITS = ("train", "validate", "test")
+LABEL_TABLES = ("chexpert", "negbio", "test")
 # By the field of a prompt that a row lacks, where the reason for the quarantine is not `no_FIELD`.
 _ABSENT = dict.fromkeys(("report", "impression", "findings"), "no_usable_section")
 
@@ -83,9 +84,8 @@ class Settings:
             raise UserError(f"data.tokens is {settings.tokens}: give the least and the most, such as (7, 77)")
         if any(settings.tokens) and not settings.tokenizer:
             raise UserError("data.tokens counts tokens of data.tokenizer, which is empty: give its folder")
-        for key, known in (("split", ("official", "p19")), ("label_table", ("chexpert", "negbio", "test"))):
-            if getattr(settings, key) not in known:
-                raise UserError(f"data.{key} is {getattr(settings, key)!r}: may be {' or '.join(known)}")
+        if settings.label_table not in LABEL_TABLES:
+            raise UserError(f"data.label_table is {settings.label_table!r}: may be {' or '.join(LABEL_TABLES)}")
         for name in (settings.patients_in, settings.patients_out):
             if name and not Path(name).is_file():
                 raise UserError(f"{name}: no such file: data.patients_in and patients_out name lists of patient ids")
