@@ -42,7 +42,7 @@ def get_config(stage: str = "diffusion") -> ConfigDict:
         config.model.base = "runs/cxr/autoencoder"
         config.model.unet = ConfigDict(UNET)
         config.batch_size = 16
-        config.steps = 1200
+        config.steps = 3200
         config.optimizer.learning_rate = 5e-4
         config.samples.prompts = (
             "Frontal chest radiograph, PA view, 59 year old female. No acute cardiopulmonary abnormality.",
