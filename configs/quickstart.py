@@ -11,7 +11,7 @@ def get_config(stage: str = "diffusion") -> ConfigDict:
     """`stage` is autoencoder or diffusion."""
     config = phantom.get_config(stage)
     config.batch_size = {"autoencoder": 8, "diffusion": 16}[stage]
-    config.steps = {"autoencoder": 120, "diffusion": 150}[stage]
+    config.steps = {"autoencoder": 90, "diffusion": 100}[stage]
     config.optimizer.warmup_steps = 20
     config.ema_decay = 0.95
     config.log_every = 5
