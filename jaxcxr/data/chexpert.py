@@ -8,7 +8,7 @@ from jaxcxr.data.builder import RadiographBuilder
 from jaxcxr.data.prompts import check_templates
 from jaxcxr.data.records import Candidate, NotSelected, Rejected, check_patients, inside
 from jaxcxr.data.selection import Selection
-from jaxcxr.data.tables import find_table, read_table
+from jaxcxr.data.tables import find_table, in_words, positive, read_table
 
 FIELDS = ("labels", "view", "age", "sex")
 """What a prompt may ask for."""
@@ -58,7 +58,7 @@ class CheXpert(RadiographBuilder):
                     found.append(candidate)
                 except (Rejected, NotSelected) as refusal:
                     self.ledger.refuse(row["Path"], refusal)
-            check_patients(pairs, table)
+        check_patients(pairs, self.source)
         return found
 
 
@@ -67,10 +67,10 @@ def _candidate(row: Mapping[str, str], split: str, root: Path) -> Candidate:
     parts = PurePosixPath(row["Path"]).parts
     if len(parts) != 5 or not parts[2].startswith("patient"):
         raise Rejected("path_of_another_form")
-    labels = tuple(name for name, value in row.items() if name not in _COLUMNS and value in ("1", "1.0"))
+    labels = positive(row, _COLUMNS)
     view = row["AP/PA"] if row["Frontal/Lateral"] == "Frontal" else row["Frontal/Lateral"].upper()
     values = {
-        "labels": ", ".join(label.lower() for label in labels),
+        "labels": in_words(labels),
         "view": view,
         "age": row["Age"].removesuffix(".0"),
         "sex": row["Sex"].lower() if row["Sex"] in ("Female", "Male") else "",

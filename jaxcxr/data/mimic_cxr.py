@@ -22,7 +22,7 @@ from jaxcxr.data.records import (
     inside,
 )
 from jaxcxr.data.selection import Selection
-from jaxcxr.data.tables import find_table, read_table
+from jaxcxr.data.tables import find_table, in_words, positive, read_table
 from jaxcxr.errors import UserError
 
 # The tables keep "2.0.0" in their names in release 2.1.0, all but the one that came with it.
@@ -144,16 +144,14 @@ class MimicCxr(RadiographBuilder):
         return list(lister.run(self.ledger))
 
     def _labels(self, tree: Tree) -> dict[str, tuple[str, ...]]:
-        """The labels marked 1.0 by study; 0.0, -1.0 (uncertain) and empty are not positive."""
+        """The positive labels by study."""
         kind = self.settings.label_table
         if kind not in tree.tables:
             raise UserError(f"{tree.images}: no {_OPTIONAL[kind]}.csv.gz, which data.label_table={kind!r} asks for")
         ids = ("subject_id", "study_id")
         return {
             # The radiologists' table calls Airspace Opacity what the others call Lung Opacity.
-            row["study_id"]: tuple(
-                name.replace("Airspace", "Lung") for name, v in row.items() if name not in ids and v in ("1", "1.0")
-            )
+            row["study_id"]: tuple(name.replace("Airspace", "Lung") for name in positive(row, ids))
             for row in read_table(tree.tables[kind], COLUMNS.get(kind, ("study_id",)))
         }
 
@@ -218,7 +216,7 @@ class _Lister:
             "report": next((sections[name] for name in self.settings.sections if name in sections), ""),
             "impression": sections.get("impression", ""),
             "findings": sections.get("findings", ""),
-            "labels": ", ".join(label.lower() for label in self.labels.get(row["study_id"], ())),
+            "labels": in_words(self.labels.get(row["study_id"], ())),
             "view": row["ViewPosition"],
             **about,
         }

@@ -3,11 +3,21 @@
 import csv
 import gzip
 import zlib
-from collections.abc import Iterator
+from collections.abc import Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from jaxcxr.errors import UserError
+
+
+def positive(row: Mapping[str, str], others: Container[str]) -> tuple[str, ...]:
+    """The labels of a row marked 1.0, its columns but `others`; 0.0, -1.0 (uncertain) and empty are not positive."""
+    return tuple(name for name, value in row.items() if name not in others and value in ("1", "1.0"))
+
+
+def in_words(labels: Iterable[str]) -> str:
+    """Labels as a prompt says them."""
+    return ", ".join(label.lower() for label in labels)
 
 
 def find_table(folders: tuple[Path, ...], name: str) -> Path | None:
