@@ -36,9 +36,7 @@ def cache(config: ConfigDict, out: Path, dtype: str = "bfloat16") -> None:
     Raises:
       UserError: the data or the base cannot be read, or `out` holds something else.
     """
-    summary = Summary.read(Path(config.data.path))
-    if summary is None:
-        raise UserError(f"{config.data.path}: not a prepared folder: make one with jaxcxr prepare")
+    summary = Summary.require(Path(config.data.path))
     pipeline = interop.load(config.model.base, dtype=compute_dtype(config), only=("vae",))
     weights = {name: np.asarray(value) for name, value in pipeline.parameters().items()}
     vae = pipeline.vae

@@ -12,6 +12,7 @@ import msgpack
 import numpy as np
 
 from jaxcxr.data.loader import as_text
+from jaxcxr.data.summary import Summary
 from jaxcxr.errors import UserError
 from jaxcxr.files import new_file
 
@@ -41,11 +42,9 @@ class Origin:
         # The scaling factor is applied to what is drawn from the moments.
         described = {key: value for key, value in json.loads(vae_config).items() if key != "scaling_factor"}
         architecture = hashlib.blake2b(json.dumps(described, sort_keys=True).encode(), digest_size=8).hexdigest()
-        try:
-            fingerprint = json.loads((Path(data) / "summary.json").read_text(encoding="utf-8"))["fingerprint"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{data}: not a prepared folder: make one with jaxcxr prepare") from error
-        return cls(fingerprint, digest.hexdigest(), architecture, np.dtype(compute_dtype).name)
+        return cls(
+            Summary.require(Path(data)).fingerprint, digest.hexdigest(), architecture, np.dtype(compute_dtype).name
+        )
 
     def check(self, other: "Origin", folder: Path) -> None:
         """Raises UserError saying what is not the same."""

@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from jaxcxr.errors import UserError
+
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
@@ -32,6 +34,13 @@ class Summary:
             return cls(**values)
         except (OSError, ValueError, TypeError):
             return None
+
+    @classmethod
+    def require(cls, folder: Path) -> "Summary":
+        """Reads a prepared folder's summary; raises UserError if the folder is not one."""
+        if (found := cls.read(folder)) is None:
+            raise UserError(f"{folder}: not a prepared folder: make one with jaxcxr prepare")
+        return found
 
     def __str__(self) -> str:
         kept = ", ".join(f"{split} {count}" for split, count in self.splits.items())
