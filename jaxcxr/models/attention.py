@@ -104,7 +104,8 @@ class GEGLU(nnx.Module):
     def __call__(self, hidden_states: jax.Array) -> jax.Array:
         """Returns the value half times the GELU of the gate half."""
         value, gate = jnp.split(self.proj(hidden_states), 2, axis=-1)
-        return value * nnx.gelu(gate, approximate=False)
+        gated = value.astype(jnp.float32) * nnx.gelu(gate.astype(jnp.float32), approximate=False)
+        return gated.astype(value.dtype)  # rounded once
 
 
 class FeedForward(nnx.Module):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -14,11 +14,11 @@ from jaxcxr.errors import UserError
 from jaxcxr.models import initial
 from jaxcxr.models.attention import attention
 from jaxcxr.models.config import BertConfig, layers_kept
-from jaxcxr.models.layers import layer_norm
+from jaxcxr.models.layers import gelu, layer_norm
 
-_ACTIVATIONS = {
-    "gelu": lambda x: nnx.gelu(x, approximate=False),
-    "gelu_new": lambda x: nnx.gelu(x, approximate=True),
+_ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu": gelu,
+    "gelu_new": lambda x: gelu(x, approximate=True),
     "relu": nnx.relu,
 }
 

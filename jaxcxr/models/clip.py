@@ -14,7 +14,7 @@ from jaxcxr.errors import UserError
 from jaxcxr.models import initial
 from jaxcxr.models.attention import attention
 from jaxcxr.models.config import CLIPTextConfig, layers_kept
-from jaxcxr.models.layers import layer_norm
+from jaxcxr.models.layers import gelu, layer_norm
 
 
 def _linear(in_features: int, out_features: int, std: float, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.Linear:
@@ -24,7 +24,7 @@ def _linear(in_features: int, out_features: int, std: float, dtype: DTypeLike, r
 def _activation(name: str, hidden_states: jax.Array) -> jax.Array:
     if name == "quick_gelu":
         return hidden_states * nnx.sigmoid(1.702 * hidden_states)
-    return nnx.gelu(hidden_states, approximate=False)
+    return gelu(hidden_states)
 
 
 class CLIPTextEmbeddings(nnx.Module):

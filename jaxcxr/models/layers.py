@@ -7,6 +7,7 @@ Parameters are float32 whatever the compute `dtype`. Kernels start as PyTorch st
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -58,15 +59,21 @@ class GroupNorm(nnx.GroupNorm):
     over the pixels of each channel with the channels of a group added up last.
     """
 
-    def __call__(self, hidden_states: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
-        """Returns the normalized `(B, H, W, C)` in the compute dtype."""
+    def __call__(
+        self,
+        hidden_states: jax.Array,
+        activation: Callable[[jax.Array], jax.Array] = lambda x: x,
+        *,
+        mask: jax.Array | None = None,
+    ) -> jax.Array:
+        """Returns `activation` of the normalized `(B, H, W, C)` in the compute dtype, rounded once."""
         x = hidden_states.astype(jnp.float32)
         x = x - self._group_mean(x)
         # Two passes: E[x²] − E[x]² cancels when a group's mean is large beside its spread.
         x = x * jax.lax.rsqrt(self._group_mean(jnp.square(x)) + self.epsilon)
         assert self.scale is not None
         assert self.bias is not None
-        return (x * self.scale[...] + self.bias[...]).astype(self.dtype)
+        return activation(x * self.scale[...] + self.bias[...]).astype(self.dtype)
 
     def _group_mean(self, x: jax.Array) -> jax.Array:
         """The mean over the pixels and channels of each group, float32 `(B, 1, 1, C)`."""
@@ -83,6 +90,21 @@ def group_norm(channels: int, num_groups: int, *, epsilon: float, dtype: DTypeLi
 def layer_norm(features: int, *, epsilon: float = 1e-5, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.LayerNorm:
     """Layer normalization (arXiv 1607.06450) with float32 statistics."""
     return nnx.LayerNorm(features, epsilon=epsilon, use_fast_variance=False, dtype=dtype, rngs=rngs)
+
+
+def silu(hidden_states: jax.Array) -> jax.Array:
+    """`x · sigmoid(x)` (arXiv 1702.03118), computed in float32 and rounded once."""
+    return nnx.silu(hidden_states.astype(jnp.float32)).astype(hidden_states.dtype)
+
+
+def gelu(hidden_states: jax.Array, *, approximate: bool = False) -> jax.Array:
+    """The Gaussian error linear unit (arXiv 1606.08415), computed in float32 and rounded once.
+
+    Args:
+        hidden_states: any shape.
+        approximate: take the tanh formula of the paper.
+    """
+    return nnx.gelu(hidden_states.astype(jnp.float32), approximate=approximate).astype(hidden_states.dtype)
 
 
 class Identity(nnx.Module):
@@ -111,7 +133,7 @@ class TimestepEmbedding(nnx.Module):
 
     def __call__(self, sample: jax.Array) -> jax.Array:
         """Returns the embedding `(B, time_embed_dim)`."""
-        return self.linear_2(nnx.silu(self.linear_1(sample)))
+        return self.linear_2(silu(self.linear_1(sample)))
 
 
 class ResnetBlock2D(nnx.Module):
@@ -152,18 +174,18 @@ class ResnetBlock2D(nnx.Module):
     def __call__(self, hidden_states: jax.Array, temb: jax.Array | None = None) -> jax.Array:
         """`(B, H, W, in)` and `(B, temb_channels)` to `(B, H, W, out)`."""
         shortcut = hidden_states if self.conv_shortcut is None else self.conv_shortcut(hidden_states)
-        hidden_states = self.conv1(nnx.silu(self.norm1(hidden_states)))
+        hidden_states = self.conv1(self.norm1(hidden_states, nnx.silu))
         if self.time_emb_proj is None:
-            hidden_states = self.norm2(hidden_states)
+            hidden_states = self.norm2(hidden_states, nnx.silu)
         else:
             assert temb is not None
-            shift = self.time_emb_proj(nnx.silu(temb))[:, None, None, :]
+            shift = self.time_emb_proj(silu(temb))[:, None, None, :].astype(jnp.float32)
             if self.scale_shift:
                 scale, shift = jnp.split(shift, 2, axis=-1)
-                hidden_states = self.norm2(hidden_states) * (1 + scale) + shift
+                hidden_states = self.norm2(hidden_states, lambda x: nnx.silu(x * (1 + scale) + shift))
             else:
-                hidden_states = self.norm2(hidden_states + shift)
-        hidden_states = self.conv2(nnx.silu(hidden_states))
+                hidden_states = self.norm2(hidden_states + shift, nnx.silu)
+        hidden_states = self.conv2(hidden_states)
         return (shortcut + hidden_states) / self.output_scale_factor
 
 

@@ -111,7 +111,7 @@ class UNet2DConditionModel(nnx.Module):
         hidden_states = self.mid_block(hidden_states, temb, context)
         for up_block in self.up_blocks:
             hidden_states = up_block(hidden_states, skips, temb, context)
-        return self.conv_out(nnx.silu(self.conv_norm_out(hidden_states)))
+        return self.conv_out(self.conv_norm_out(hidden_states, nnx.silu))
 
 
 def _spec(config: UNet2DConditionConfig, block_type: str, level: int, num_layers: int, dtype: DTypeLike) -> BlockSpec:

@@ -108,7 +108,7 @@ class Encoder(nnx.Module):
         for down_block in self.down_blocks:
             hidden_states = down_block(hidden_states)
         hidden_states = self.mid_block(hidden_states)
-        return self.conv_out(nnx.silu(self.conv_norm_out(hidden_states)))
+        return self.conv_out(self.conv_norm_out(hidden_states, nnx.silu))
 
 
 class Decoder(nnx.Module):
@@ -131,7 +131,7 @@ class Decoder(nnx.Module):
         hidden_states = self.mid_block(self.conv_in(latents))
         for up_block in self.up_blocks:
             hidden_states = up_block(hidden_states)
-        return self.conv_out(nnx.silu(self.conv_norm_out(hidden_states)))
+        return self.conv_out(self.conv_norm_out(hidden_states, nnx.silu))
 
 
 class AutoencoderKL(nnx.Module):

@@ -42,43 +42,62 @@ def report(what: str, error: float, bar: float) -> None:
     assert error <= bar
 
 
-@pytest.mark.parametrize(("config", "size"), [(SD15_UNET, 64), (SD21_UNET, 64)], ids=["sd1.5", "sd2.1"])
-def test_unet(config, size, request):
-    """Output and gradients in float32; output in bfloat16, held against float32 and diffusers' own bfloat16."""
-    name, width = request.node.callspec.id, config["cross_attention_dim"]
+@pytest.mark.parametrize("config", [SD15_UNET, SD21_UNET], ids=["sd1.5", "sd2.1"])
+def test_unet_output(config, request):
+    """At 64² latents in float32, and in bfloat16, held against float32 and diffusers' own bfloat16."""
+    name = request.node.callspec.id
     theirs = diffusers.UNet2DConditionModel(**config).eval()
     params = randomize(theirs)
-    sample, context, timesteps = draw(1, size, size, 4), draw(1, 77, width, seed=1), np.array([501])
-    weights = draw(1, size, size, 4, seed=2)
+    sample, timesteps, context = unet_inputs(config, 64)
     inputs = nchw(sample), torch.from_numpy(timesteps), torch.from_numpy(context)
-    output = theirs(*inputs).sample
-    (output * nchw(weights)).sum().backward()
-    expected, gradients = nhwc(output), in_our_layout(theirs, lambda parameter: parameter.grad)
-    theirs.zero_grad(set_to_none=True)
     with torch.no_grad():
+        expected = nhwc(theirs(*inputs).sample)
         half = theirs.bfloat16()(*(x.bfloat16() if x.is_floating_point() else x for x in inputs)).sample
     theirs_half = relative(nhwc(half.float()), expected)
-    del theirs, output, half, inputs
+    del theirs, inputs
+
+    model = abstract(UNet2DConditionModel, config)
+    ours = jax.jit(lambda params: with_parameters(model, params)(sample, timesteps, context))(params)
+    report(f"{name} U-Net, float32 output", relative(ours, expected), 1e-5)
+    halved = abstract(UNet2DConditionModel, config, jnp.bfloat16)
+    ours = jax.jit(lambda params: with_parameters(halved, params)(sample, timesteps, context))(params)
+    error = relative(np.asarray(ours, np.float32), expected)
+    print(f"\n{name} U-Net, diffusers' bfloat16: {theirs_half:.3g}")
+    # XLA rounds a product before it adds the bias on CPUs, PyTorch after it: a few percent of the error.
+    report(f"{name} U-Net, bfloat16 output", error, min(0.02, 1.05 * theirs_half))
+
+
+@pytest.mark.parametrize("config", [SD15_UNET, SD21_UNET], ids=["sd1.5", "sd2.1"])
+def test_unet_gradient(config, request):
+    """In float32 at 32² latents: at 64² the two libraries' activations do not fit beside the gradients."""
+    theirs = diffusers.UNet2DConditionModel(**config).eval()
+    params = randomize(theirs)
+    sample, timesteps, context = unet_inputs(config, 32)
+    weights = draw(1, 32, 32, 4, seed=2)
+    output = theirs(nchw(sample), torch.from_numpy(timesteps), torch.from_numpy(context)).sample
+    (output * nchw(weights)).sum().backward()
+    expected = in_our_layout(theirs, lambda parameter: parameter.grad)
+    params = {key: jnp.asarray(value) for key, value in params.items()}
+    del theirs, output
     gc.collect()
 
     model = abstract(UNet2DConditionModel, config)
 
     def loss(params):
-        ours = with_parameters(model, params)(sample, timesteps, context)
-        return jnp.sum(ours * weights), ours
+        return jnp.sum(with_parameters(model, params)(sample, timesteps, context) * weights)
 
-    (_, ours), of_params = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
-    report(f"{name} U-Net, float32 output", relative(ours, expected), 1e-5)
-    total = np.sqrt(sum(np.linalg.norm(g.astype(np.float64)) ** 2 for g in gradients.values()))
-    errors = [np.linalg.norm(np.asarray(of_params[key]) - gradient) for key, gradient in gradients.items()]
-    report(f"{name} U-Net, gradient, all parameters together", float(np.linalg.norm(errors) / total), 1e-4)
-    del of_params, gradients
+    ours = jax.jit(jax.grad(loss))(params)
+    total = np.sqrt(sum(np.linalg.norm(g.astype(np.float64)) ** 2 for g in expected.values()))
+    errors = {key: np.linalg.norm(np.asarray(ours[key]) - g) for key, g in expected.items()}
+    together = float(np.linalg.norm(list(errors.values())) / total)
+    report(f"{request.node.callspec.id} U-Net, gradient, all parameters together", together, 1e-4)
+    # A gradient far below the others is the difference of large terms, and holds their rounding.
+    worst = max(errors[key] / (np.linalg.norm(g) + 1e-6 * total) for key, g in expected.items())
+    report(f"{request.node.callspec.id} U-Net, gradient, worst parameter", float(worst), 1e-4)
 
-    halved = abstract(UNet2DConditionModel, config, jnp.bfloat16)
-    ours = jax.jit(lambda params: with_parameters(halved, params)(sample, timesteps, context))(params)
-    error = relative(np.asarray(ours, np.float32), expected)
-    print(f"\n{name} U-Net, diffusers' bfloat16: {theirs_half:.3g}")
-    report(f"{name} U-Net, bfloat16 output", error, min(0.02, theirs_half))
+
+def unet_inputs(config: dict, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return draw(1, size, size, 4), np.array([501]), draw(1, 77, config["cross_attention_dim"], seed=1)
 
 
 def test_vae():
