@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from jaxcxr.data import records
+from jaxcxr.data import settings
 
 
 def get_config() -> ConfigDict:
@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
     config.mesh = (-1, 1)  # devices on the axes data and fsdp; -1 takes the rest
     config.sharding = "replicated"  # or fsdp
 
-    config.data = records.defaults()  # what `jaxcxr prepare` makes of the raw data; the keys are told there
+    config.data = settings.defaults()  # what `jaxcxr prepare` makes of the raw data; the keys are told there
     config.data.path = "runs/data"  # the folder it wrote
     config.data.cache = ""  # the folder that `jaxcxr cache` wrote of it; empty: images are encoded on the way
 

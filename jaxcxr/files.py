@@ -5,6 +5,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from jaxcxr.errors import UserError
 
@@ -17,11 +18,50 @@ def new_folder(path: str | Path) -> Iterator[Path]:
       UserError: `path` exists, or it cannot be written, for its parent's sake or the disk's.
     """
     path = Path(path)
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise UserError(f"{path}: exists already; name a new folder or remove this one")
+    _require_new(path)
     with _sibling(path) as partial:
         partial.mkdir()
         yield partial
+
+
+@contextlib.contextmanager
+def begun_folder(path: Path, identity: str) -> Iterator[Path]:
+    """Yields a hidden sibling of `path` that takes its name when the block ends well.
+
+    What an interrupted block leaves in it is there again for the next one of the same `identity`.
+
+    Raises:
+      UserError: `path` exists, another process is at it, it was begun with another identity, or it cannot be written.
+    """
+    _require_new(path)
+    partial = path.with_name(f".{path.name}.partial")
+    mark = partial / ".identity"
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+        with mark.open("a+") as file:
+            _lock(file, path)
+            file.seek(0)
+            if (begun := file.read()) not in ("", identity):
+                raise UserError(f"{partial}: was begun with other settings: finish it with those, or remove it")
+            if not begun:
+                file.write(identity)
+                file.flush()
+            yield partial
+        mark.unlink()
+        partial.replace(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error}); run it again to go on") from error
+
+
+def _lock(file: IO[str], path: Path) -> None:
+    import fcntl
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise UserError(f"{path}: another process is writing it") from error
+    except OSError:  # a file system without locks
+        return
 
 
 @contextlib.contextmanager
@@ -36,6 +76,11 @@ def new_file(path: str | Path) -> Iterator[Path]:
         raise UserError(f"{path}: exists already; name a new file or remove this one")
     with _sibling(path) as partial:
         yield partial
+
+
+def _require_new(path: Path) -> None:
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise UserError(f"{path}: exists already; name a new folder or remove this one")
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@ import pytest
 
 from jaxcxr import config as configs
 from jaxcxr.__main__ import main
-from jaxcxr.data import records
+from jaxcxr.data import settings
 from jaxcxr.errors import UserError
 from tests.training.runs import ROOT
 
@@ -63,8 +63,8 @@ def test_every_config_loads_and_has_the_keys_of_base(file):
 @pytest.mark.parametrize("file", sorted((ROOT / "configs" / "data").glob("*.py")), ids=lambda file: file.stem)
 def test_every_data_config_is_complete(file):
     config = configs.load(file, ["--config.data.tokenizer=folder"])
-    assert config.data.keys() == records.defaults().keys()
-    assert records.Settings.from_config(config.data).tokens == (7, 77)
+    assert config.data.keys() == settings.defaults().keys()
+    assert settings.Settings.from_config(config.data).tokens == (7, 77)
 
 
 def test_first_difference_is_dotted():

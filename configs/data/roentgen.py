@@ -8,12 +8,12 @@ patients p10 to p18 to learn from, p19 to test with.
 
 from ml_collections import ConfigDict
 
-from jaxcxr.data import records
+from jaxcxr.data import settings
 
 
 def get_config() -> ConfigDict:
     """Needs `data.tokenizer`."""
-    config = ConfigDict({"data": records.defaults()})
+    config = ConfigDict({"data": settings.defaults()})
     config.data.views = ("PA",)
     config.data.prompts = ("{impression}",)
     config.data.tokens = (7, 77)

@@ -12,7 +12,7 @@ def text(summary: Summary, licence: str) -> str:
     lines = [
         "# Radiographs and prompts",
         "",
-        f"Made by `jaxcxr prepare` ({summary.builder}, fingerprint {summary.fingerprint}).",
+        f"Made by `jaxcxr prepare` ({summary.source}, fingerprint {summary.fingerprint}).",
         "",
         f"- **Images**: {settings['size']} × {settings['size']}, 8-bit gray, padded square, never cropped or flipped.",
         f"- **Prompts**: {prompts}.",

@@ -1,13 +1,11 @@
 """CheXpert's csv trees (Irvin et al. 2019, arXiv 1901.07031): labels, view, age and sex; no reports."""
 
-import functools
-from collections.abc import Mapping
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from jaxcxr.data.builder import RadiographBuilder
 from jaxcxr.data.prompts import check_templates
-from jaxcxr.data.records import Candidate, NotSelected, Rejected, check_patients, inside
-from jaxcxr.data.selection import Selection
+from jaxcxr.data.records import Candidate, Rejected, inside
+from jaxcxr.data.source import Source
 from jaxcxr.data.tables import find_table, in_words, positive, read_table
 
 FIELDS = ("labels", "view", "age", "sex")
@@ -29,58 +27,46 @@ def find(source: Path) -> dict[Path, str]:
     return {}
 
 
-class CheXpert(RadiographBuilder):
+class CheXpert(Source):
     """Chest radiographs of CheXpert with prompts made of labels, view, age and sex."""
 
     signs = "train.csv beside train/ (here or in CheXpert-v1.0*/)"
     licence = "Stanford University's research use agreement for CheXpert: no redistribution, no commercial use."
 
     @classmethod
-    def tables(cls, source: Path) -> list[Path]:
+    def tables(cls, folder: Path) -> list[Path]:
         """The tables of the splits there are."""
-        return list(find(source))
+        return list(find(folder))
 
-    def candidates(self) -> list[Candidate]:
-        """Lists the tables' selected rows; see the base class."""
-        check_templates(self.settings.prompts, FIELDS, str(self.source))
-        selection, seen = Selection(self.settings), set[str]()
-        found: list[Candidate] = []
-        pairs: set[tuple[str, str]] = set()
-        for table, split in find(self.source).items():
+    def rows(self) -> Iterator[tuple[str, tuple[Path, str, dict[str, str]]]]:
+        """The rows of the tables, each with its table and split; see the base class."""
+        check_templates(self.settings.prompts, FIELDS, str(self.folder))
+        for table, split in find(self.folder).items():
             for row in read_table(table, _COLUMNS):
-                try:
-                    candidate = _candidate(row, split, table.parent)
-                    if candidate.id in seen:
-                        raise Rejected("duplicate_id")
-                    seen.add(candidate.id)
-                    pairs.add((candidate.patient, split))
-                    selection.check(candidate, study=str(candidate.image.parent))
-                    found.append(candidate)
-                except (Rejected, NotSelected) as refusal:
-                    self.ledger.refuse(row["Path"], refusal)
-        check_patients(pairs, self.source)
-        return found
+                yield row["Path"], (table, split, row)
 
-
-def _candidate(row: Mapping[str, str], split: str, root: Path) -> Candidate:
-    # A path begins with the folder's name as it was published, whatever it is called here.
-    parts = PurePosixPath(row["Path"]).parts
-    if len(parts) != 5 or not parts[2].startswith("patient"):
-        raise Rejected("path_of_another_form")
-    labels = positive(row, _COLUMNS)
-    view = row["AP/PA"] if row["Frontal/Lateral"] == "Frontal" else row["Frontal/Lateral"].upper()
-    values = {
-        "labels": in_words(labels),
-        "view": view,
-        "age": row["Age"].removesuffix(".0"),
-        "sex": row["Sex"].lower() if row["Sex"] in ("Female", "Male") else "",
-    }
-    return Candidate(
-        id="/".join(parts[1:]),
-        split=split,
-        patient=parts[2],
-        view=view,
-        labels=labels,
-        image=inside(root, "/".join(parts[1:])),
-        read_fields=functools.partial(dict, values),
-    )
+    def candidate(self, row: tuple[Path, str, dict[str, str]]) -> Candidate:
+        """See the base class."""
+        table, split, values = row
+        # A path begins with the folder's name as it was published, whatever it is called here.
+        parts = PurePosixPath(values["Path"]).parts
+        if len(parts) != 5 or not parts[2].startswith("patient"):
+            raise Rejected("path_of_another_form")
+        labels = positive(values, _COLUMNS)
+        view = values["AP/PA"] if values["Frontal/Lateral"] == "Frontal" else values["Frontal/Lateral"].upper()
+        image = inside(table.parent, "/".join(parts[1:]))
+        return Candidate(
+            id="/".join(parts[1:]),
+            split=self.split_of(parts[2], split),
+            patient=parts[2],
+            study=str(image.parent),
+            view=view,
+            labels=labels,
+            image=str(image),
+            known={
+                "labels": in_words(labels),
+                "view": view,
+                "age": values["Age"].removesuffix(".0"),
+                "sex": values["Sex"].lower() if values["Sex"] in ("Female", "Male") else "",
+            },
+        )

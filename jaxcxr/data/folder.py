@@ -1,16 +1,14 @@
 """Image folders in the Hugging Face convention: pictures and a metadata.jsonl with `file_name`, `text`."""
 
-import functools
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxcxr.data import reports
-from jaxcxr.data.builder import RadiographBuilder
 from jaxcxr.data.prompts import check_templates
-from jaxcxr.data.records import SPLITS, Candidate, NotSelected, Rejected, check_patients, inside
-from jaxcxr.data.selection import Selection
+from jaxcxr.data.records import SPLITS, Candidate, Rejected, inside
+from jaxcxr.data.source import Source
 from jaxcxr.errors import UserError
 
 _SPLIT_NAMES = {
@@ -56,25 +54,27 @@ def _word(row: dict[str, Any], key: str, default: str = "") -> str:
     return default if value is None or value == "" else str(value)
 
 
-class ImageFolder(RadiographBuilder):
-    """Pictures with their row's `text` as report; `split`, `view`, `patient` and `labels` are optional."""
+class _Row(NamedTuple):
+    root: Path
+    where: str
+    split: str  # where the row states none
+    values: dict[str, Any]
+
+
+class ImageFolder(Source):
+    """Pictures with their row's `text` as report; `split`, `view`, `patient`, `study` and `labels` are optional."""
 
     signs = "metadata.jsonl (here or in train/)"
     licence = "That of the images and texts it was made of."
 
     @classmethod
-    def tables(cls, source: Path) -> list[Path]:
+    def tables(cls, folder: Path) -> list[Path]:
         """The metadata.jsonl files."""
-        return list(find(source))
+        return list(find(folder))
 
-    def candidates(self) -> list[Candidate]:
-        """Lists the selected rows; see the base class. Rows without `patient` are each their own patient."""
-        self.selection = Selection(self.settings)
-        found: list[Candidate] = []
-        pairs: set[tuple[str, str]] = set()
-        seen: set[str] = set()
-        files = find(self.source)
-        for path, split in files.items():
+    def rows(self) -> Iterator[tuple[str, _Row | Rejected]]:
+        """The lines of the metadata files; see the base class."""
+        for path, split in find(self.folder).items():
             rows = list(_lines(path))
             columns = {key for _, row in rows if isinstance(row, dict) for key in row}
             missing = [name for name in ("file_name", "text") if name not in columns]
@@ -82,61 +82,45 @@ class ImageFolder(RadiographBuilder):
                 raise UserError(f"{path}: no column {', '.join(missing)}; it has {', '.join(sorted(columns))}")
             check_templates(self.settings.prompts, {"report", *columns} - _NOT_FIELDS, str(path))
             for where, row in rows:
-                try:
-                    if isinstance(row, Rejected):
-                        raise row
-                    found.append(self._candidate(row, where, path.parent, split, seen, pairs))
-                except (Rejected, NotSelected) as refusal:
-                    name = row.get("file_name", where) if isinstance(row, dict) else where
-                    self.ledger.refuse(str(name), refusal)
-        check_patients(pairs, next(iter(files), self.source))
-        return found
+                if isinstance(row, Rejected):
+                    yield where, row
+                else:
+                    yield str(row.get("file_name", where)), _Row(path.parent, where, split, row)
 
-    def _candidate(
-        self,
-        row: dict[str, Any],
-        where: str,
-        root: Path,
-        split: str,
-        seen: set[str],
-        pairs: set[tuple[str, str]],
-    ) -> Candidate:
-        if not isinstance(row.get("file_name"), str):
+    def candidate(self, row: _Row) -> Candidate:
+        """See the base class. Rows without `patient` are each their own patient."""
+        values, where = row.values, row.where
+        if not isinstance(values.get("file_name"), str):
             raise Rejected("row_without_file_name", where)
-        image = inside(root, row["file_name"])
-        name = image.relative_to(self.source).as_posix()
-        if name in seen:
-            raise Rejected("duplicate_id", where)
-        seen.add(name)
-        stated = _word(row, "split", split)
-        patient = _word(row, "patient", name)
-        if stated not in _SPLIT_NAMES:
-            raise Rejected("unknown_split", where)
-        pairs.add((patient, _SPLIT_NAMES[stated]))
-        labels = row.get("labels") or []
+        image = inside(row.root, values["file_name"])
+        name = image.relative_to(self.folder).as_posix()
+        stated, patient = _word(values, "split", row.split), _word(values, "patient", name)
+        labels = values.get("labels") or []
         if not (isinstance(labels, list) and all(isinstance(label, str) for label in labels)):
             raise Rejected("labels_not_a_list", where)
-        candidate = Candidate(
+        return Candidate(
             id=name,
-            split=_SPLIT_NAMES[stated],
+            split=self.split_of(patient, _SPLIT_NAMES.get(stated, stated)),
             patient=patient,
-            view=_word(row, "view"),
+            study=_word(values, "study", name),
+            view=_word(values, "view"),
             labels=tuple(labels),
-            image=image,
-            read_fields=functools.partial(_fields, row, where),
+            image=str(image),
+            known=_known(values),
         )
-        self.selection.check(candidate, _word(row, "study", name))
-        return candidate
+
+    def fields(self, candidate: Candidate) -> dict[str, str]:
+        """Every column by its name, the text as `report`."""
+        if not candidate.known["report"]:
+            raise Rejected("no_usable_text")
+        return dict(candidate.known)
 
 
-def _fields(row: dict[str, Any], where: str) -> dict[str, str]:
-    """Every column by its name, the text as `report`."""
+def _known(row: dict[str, Any]) -> dict[str, str]:
     text = row.get("text")
-    if not isinstance(text, str) or not reports.fold(text):
-        raise Rejected("no_usable_text", where)
     values = {
         key: ", ".join(map(str, value)) if isinstance(value, list) else _word(row, key)
         for key, value in row.items()
         if key not in _NOT_FIELDS
     }
-    return values | {"report": reports.fold(text)}
+    return values | {"report": reports.fold(text) if isinstance(text, str) else ""}

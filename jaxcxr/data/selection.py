@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from jaxcxr.data.records import Candidate, NotSelected, Settings
+from jaxcxr.data.records import Candidate, NotSelected
+from jaxcxr.data.settings import Settings
 from jaxcxr.errors import UserError
 
 
@@ -15,8 +16,8 @@ class Selection:
         self._unwanted = _read_list(settings.patients_out) if settings.patients_out else set()
         self._studies: set[str] = set()
 
-    def check(self, candidate: Candidate, study: str) -> None:
-        """Raises NotSelected with the reason if the settings leave this image of `study` out."""
+    def check(self, candidate: Candidate) -> None:
+        """Raises NotSelected with the reason if the settings leave this image out."""
         settings, patient, view = self._settings, candidate.patient, candidate.view
         if patient in self._unwanted or (self._wanted is not None and patient not in self._wanted):
             raise NotSelected("patient not listed" if self._wanted is not None else "patient listed out")
@@ -25,9 +26,9 @@ class Selection:
         if settings.labels and not set(candidate.labels) & set(settings.labels):
             raise NotSelected("no label asked for")
         if settings.one_per_study:
-            if study in self._studies:
+            if candidate.study in self._studies:
                 raise NotSelected("another image of its study")
-            self._studies.add(study)
+            self._studies.add(candidate.study)
 
 
 def _read_list(file: str) -> set[str]:

@@ -1,37 +1,24 @@
-"""The TFDS half of preparing: candidates to ArrayRecord, without TensorFlow, since images come encoded."""
+"""What a source of radiographs is: a class that lists its images and reads their texts; a module each."""
 
-import itertools
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+import functools
+import hashlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-import tensorflow_datasets as tfds
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
-from jaxcxr.data import tokens
-from jaxcxr.data.records import SPLITS, Candidate, Ledger, Made, NotSelected, Rejected, Settings, make_record
-
-Outcome = Made | Rejected | NotSelected
-
-
-def features(size: int) -> tfds.features.FeaturesDict:
-    """Returns the fields of a record: a (size, size, 1) uint8 image, its prompts and where it comes from."""
-    return tfds.features.FeaturesDict(
-        {
-            "image": tfds.features.Image(shape=(size, size, 1), encoding_format="png"),
-            "prompts": tfds.features.Sequence(tfds.features.Text()),
-            "id": tfds.features.Text(),
-            "patient": tfds.features.Text(),
-            "view": tfds.features.Text(),
-            "labels": tfds.features.Sequence(tfds.features.Text()),
-        }
-    )
+from jaxcxr.data.ledger import Ledger
+from jaxcxr.data.records import SPLITS, Candidate, NotSelected, Rejected, check_patients
+from jaxcxr.data.selection import Selection
+from jaxcxr.data.settings import Settings
+from jaxcxr.errors import UserError
 
 
-class RadiographBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
-    """Writes the candidates that a source lists; a subclass lists them.
+class Source:
+    """A folder of raw data. A subclass reads its tables and, where it has any, its reports.
+
+    It is pickled as its folder and settings, so that every process opens files of its own.
 
     Attributes:
       signs: what a folder of this source has, for the error about one of none.
@@ -41,75 +28,90 @@ class RadiographBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True)
 
     signs: ClassVar[str]
     licence: ClassVar[str]
-    splits: ClassVar[tuple[str, ...]] = ("official",)
+    splits: ClassVar[tuple[str, ...]] = ("official", "hash")
 
-    VERSION = tfds.core.Version("2.0.0")
-    url_infos: ClassVar[dict[str, Any]] = {}  # TFDS need not look for checksums of downloads
+    def __init__(self, folder: Path, settings: Settings):
+        self.folder, self.settings = folder, settings
+        if settings.split not in self.splits:
+            known = " or ".join(self.splits)
+            raise UserError(f"data.split is {settings.split!r}: may be {known} for {type(self).__name__}")
 
-    def __init__(self, *, source: Path, settings: Settings, ledger: Ledger, data_dir: Path, workers: int):
-        self.source, self.settings, self.ledger, self.workers = source, settings, ledger, workers
-        self._counter = tokens.load(settings.tokenizer) if any(settings.tokens) else None
-        super().__init__(data_dir=str(data_dir), file_format="array_record")
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.folder, self.settings)
 
     @classmethod
-    def tables(cls, source: Path) -> list[Path]:
-        """The tables that define a source of this kind; none if `source` is of another."""
+    def tables(cls, folder: Path) -> list[Path]:
+        """The tables that define a source of this kind; none if `folder` is of another."""
         raise NotImplementedError
 
-    def candidates(self) -> list[Candidate]:
-        """Lists the selected images and books the others in the ledger; raises UserError on bad tables."""
+    def rows(self) -> Iterator[tuple[str, Any]]:
+        """Yields the name of each row and the row, or a Rejected in its place.
+
+        Raises:
+          UserError: a table cannot be read or lacks a column, or a prompt asks for what the source does not have.
+        """
         raise NotImplementedError
 
-    def _info(self) -> tfds.core.DatasetInfo:
-        return tfds.core.DatasetInfo(
-            builder=self,
-            features=features(self.settings.size),
-            description=f"{type(self).__name__}: gray radiographs and prompts.",
-        )
+    def candidate(self, row: Any) -> Candidate:
+        """What the tables say of a row; raises Rejected if that is nothing useful."""
+        raise NotImplementedError
 
-    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-        by_split: dict[str, list[Candidate]] = {split: [] for split in SPLITS}
-        listed = self.candidates()
-        for candidate in listed:
-            by_split[candidate.split].append(candidate)
-        bar = tqdm(total=len(listed), unit="img", desc="prepare")
-        generators = {}
-        for split, members in by_split.items():
-            # TFDS fails on a split that yields nothing, so a split exists once its first record does.
-            records = self._generate_examples(members, bar)
-            first = next(records, None)
-            if first is not None:
-                generators[split] = itertools.chain([first], records)
-        if not generators:
-            self.ledger.check(self.source, self.settings.max_bad_share)
-        return generators
+    def fields(self, candidate: Candidate) -> Mapping[str, str]:
+        """The values for prompts, those of its report too; raises Rejected if that cannot be read."""
+        return candidate.known
 
-    def _generate_examples(self, members: Iterable[Candidate], bar: tqdm) -> Iterator[tuple[str, dict[str, Any]]]:
-        for candidate, outcome in _in_order(members, self._attempt, self.workers):
-            bar.update()
-            if isinstance(outcome, Made):
-                self.ledger.keep(candidate, outcome)
-                yield candidate.id, outcome.record
-            else:
-                self.ledger.refuse(candidate.id, outcome)
-        if bar.n == bar.total:
-            bar.close()
+    def candidates(self, ledger: Ledger) -> list[Candidate]:
+        """Lists the selected images and books the others; raises UserError on bad tables."""
+        found: list[Candidate] = []
+        seen: set[str] = set()
+        pairs: set[tuple[str, str]] = set()
+        selection = Selection(self.settings)
+        for name, row in tqdm(self.rows(), desc="list", unit="row", disable=None):
+            try:
+                if isinstance(row, Rejected):
+                    raise row
+                candidate = self.candidate(row)
+                if candidate.id in seen:
+                    raise Rejected("duplicate_id")
+                seen.add(candidate.id)
+                selection.check(candidate)
+                if candidate.split not in SPLITS:
+                    raise Rejected("unknown_split" if candidate.split else "no_split")
+                pairs.add((candidate.patient, candidate.split))
+                found.append(candidate)
+            except (Rejected, NotSelected) as refusal:
+                ledger.refuse(name, refusal)
+        check_patients(pairs, self.folder)
+        return found
 
-    def _attempt(self, candidate: Candidate) -> Outcome:
-        try:
-            return make_record(candidate, self.settings, self._counter)
-        except (Rejected, NotSelected) as refusal:
-            return refusal
+    def split_of(self, patient: str, official: str) -> str:
+        """A patient's split by `data.split`; `official` is the source's own word for it."""
+        if self.settings.split == "hash":
+            share = int.from_bytes(hashlib.blake2b(patient.encode(), digest_size=4).digest()) / 2**32
+            return "train" if share < 0.9 else "validate" if share < 0.95 else "test"
+        return official
 
 
-def _in_order(
-    members: Iterable[Candidate], attempt: Callable[[Candidate], Outcome], workers: int
-) -> Iterator[tuple[Candidate, Outcome]]:
-    """Makes records on threads (Pillow decodes outside the GIL), a bounded number ahead of the writer."""
-    remaining = iter(members)
-    with ThreadPoolExecutor(workers) as pool:
-        waiting = deque((c, pool.submit(attempt, c)) for c in itertools.islice(remaining, 4 * workers))
-        while waiting:
-            candidate, future = waiting.popleft()
-            yield candidate, future.result()
-            waiting.extend((c, pool.submit(attempt, c)) for c in itertools.islice(remaining, 1))
+@functools.cache
+def kinds() -> tuple[type[Source], ...]:
+    """The sources there are."""
+    from jaxcxr.data.chexpert import CheXpert
+    from jaxcxr.data.folder import ImageFolder
+    from jaxcxr.data.mimic_cxr import MimicCxr
+
+    return ImageFolder, MimicCxr, CheXpert
+
+
+def open_source(folder: Path, settings: Settings) -> Source:
+    """Opens a folder of raw data of any kind.
+
+    Raises:
+      UserError: there is no such folder, it is of no kind, or the settings ask for what its kind does not have.
+    """
+    signs = ", ".join(kind.signs for kind in kinds())
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder: a source is one that has one of {signs}")
+    for kind in kinds():
+        if kind.tables(folder):
+            return kind(folder, settings)
+    raise UserError(f"{folder}: not a source; one of these has {signs}")

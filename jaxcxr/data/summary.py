@@ -7,12 +7,15 @@ from typing import Any
 
 from jaxcxr.errors import UserError
 
+LABELS = "labels.json"
+"""Beside it: by split and label, the places of the records that have it."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
     """What a prepared folder holds; `summary.json` is its content. No report text, no patient ids."""
 
-    builder: str
+    source: str  # its kind
     records: str  # the folder of the ArrayRecord files, relative to the prepared folder
     fingerprint: str
     settings: dict[str, Any]
@@ -41,6 +44,10 @@ class Summary:
         if (found := cls.read(folder)) is None:
             raise UserError(f"{folder}: not a prepared folder: make one with jaxcxr prepare")
         return found
+
+    def to_json(self) -> str:
+        """The content of `summary.json`."""
+        return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
 
     def __str__(self) -> str:
         kept = ", ".join(f"{split} {count}" for split, count in self.splits.items())

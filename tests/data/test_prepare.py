@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 from trees import LABELS, image_folder, mimic_tree, picture, report, rows, small_config, write_table
 
-from jaxcxr.data import images, records
+from jaxcxr import files
+from jaxcxr.data import images, records, shards
 from jaxcxr.data.loader import open_split
 from jaxcxr.data.prepare import prepare
 from jaxcxr.data.summary import Summary
@@ -76,7 +77,7 @@ def test_bad_rows_are_listed_with_their_reason_and_the_rest_goes_on(tmp_path):
         ("view empty", {"view": ""}),
         ("too few words", {"text": report("Normal.").encode()}),
         ("unknown_split", {"split": "holdout"}),
-        ("unknown_split", {"split": ""}),
+        ("no_split", {"split": ""}),
     ]
     for row, (_, change) in zip(members, faults, strict=False):
         for key, value in change.items():
@@ -335,19 +336,114 @@ import os, sys
 from pathlib import Path
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from trees import small_config
-from jaxcxr.data import builder, prepare
-make = builder.make_record
+from jaxcxr.data import shards, prepare
+make = shards.make_record
 def dying(candidate, *others):
     if candidate.split == "test":
         os.kill(os.getpid(), 9)
     return make(candidate, *others)
-builder.make_record = dying
+shards.make_record = dying
 prepare.prepare(small_config(), Path({str(tree)!r}), Path({str(tmp_path / "out")!r}))
 """
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, cwd=Path(__file__).parents[2])
     assert ended.returncode == -9, ended.stderr
     assert not (tmp_path / "out").exists()
     assert sum(prepare(small_config(), tree, tmp_path / "out").splits.values()) == 20
+
+
+def contents(out: Path) -> dict[str, object]:
+    """The records of a prepared folder by split, in order, and every other file."""
+    files = {path.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob("*.*") if path.is_file()}
+    splits = [split for split, count in Summary.require(out).splits.items() if count]
+    records = {split: list(open_split(out, split)) for split in splits}
+    lengths = {name: len(data) for name, data in files.items() if "array_record" in name}
+    return files | lengths | records  # the bytes of equal ArrayRecord files are not
+
+
+@pytest.fixture
+def small_shards(monkeypatch):
+    monkeypatch.setattr(shards, "PER_SHARD", 3)
+
+
+def test_processes_and_beam_write_what_one_process_writes(tmp_path, small_shards):
+    tree = mimic_tree(tmp_path / "raw", rows())
+    prepare(small_config(), tree, tmp_path / "one", workers=1)
+    prepare(small_config(), tree, tmp_path / "two", workers=2)
+    one = contents(tmp_path / "one")
+    assert sum(name.startswith("records/radiographs-train") for name in one) == 4
+    assert contents(tmp_path / "two") == one
+    pytest.importorskip("apache_beam")
+    prepare(small_config(), tree, tmp_path / "beam", beam=["--runner=DirectRunner"])
+    assert contents(tmp_path / "beam") == one
+
+
+def test_an_interrupted_run_goes_on_from_what_is_finished(tmp_path, small_shards, monkeypatch):
+    tree = mimic_tree(tmp_path / "raw", rows())
+    prepare(small_config(), tree, tmp_path / "whole")
+    make_record, made = shards.make_record, []
+
+    def interrupted(candidate, *others):
+        if len(made) == 10:
+            raise KeyboardInterrupt
+        made.append(candidate.id)
+        return make_record(candidate, *others)
+
+    monkeypatch.setattr(shards, "make_record", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(small_config(), tree, tmp_path / "out", workers=1)
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(UserError, match="was begun with other settings"):
+        prepare(small_config(size=24), tree, tmp_path / "out")
+    finished, made[:] = made[:9], [""]
+    monkeypatch.setattr(
+        shards, "make_record", lambda candidate, *o: made.append(candidate.id) or make_record(candidate, *o)
+    )
+    prepare(small_config(), tree, tmp_path / "out")
+    assert not set(finished) & set(made), "three shards of three were finished"
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "raw", "whole"]
+
+
+def test_two_jobs_do_not_write_one_folder(tmp_path):
+    with files.begun_folder(tmp_path / "out", "a"), pytest.raises(UserError, match="another process is writing it"):
+        prepare(small_config(), mimic_tree(tmp_path / "raw", rows()), tmp_path / "out")
+
+
+def test_reports_that_the_parser_names_are_read_by_the_table(tmp_path):
+    members = rows()
+    members[0].text = report("Not this.", "But this.").encode()
+    members[1].text = b"FINAL REPORT\n no header; THE SPAN is here"
+    table = tmp_path / "exceptions.csv"
+    start = members[1].text.index(b"THE")
+    table.write_text(
+        f"study_id,section,start,end\ns{members[0].study},FINDINGS,,\n{members[1].study},,{start},{start + 8}\n"
+    )
+    prepare(small_config(report_exceptions=str(table)), mimic_tree(tmp_path / "raw", members), tmp_path / "out")
+    train = everything(tmp_path / "out", "train")
+    assert [train[row.dicom]["prompts"] for row in members[:2]] == [[b"But this."], [b"THE SPAN"]]
+    table.write_text("study_id,section\n50000000,\n")
+    with pytest.raises(UserError, match="50000000: give a section, or start and end"):
+        prepare(small_config(report_exceptions=str(table)), tmp_path / "raw", tmp_path / "other")
+
+
+def test_patients_are_split_by_hash(tmp_path):
+    lines = [
+        {"file_name": f"{n}.png", "text": "clear lungs", "view": "PA", "patient": n // 2, "split": "test"}
+        for n in range(80)
+    ]
+    summary = prepare(small_config(split="hash"), image_folder(tmp_path / "raw", lines), tmp_path / "out")
+    assert sum(summary.splits.values()) == 80
+    assert summary.splits["train"] > 60
+    assert all(count % 2 == 0 for count in summary.splits.values()), "a patient's two images are together"
+
+
+def test_labels_are_listed_with_their_places(tmp_path):
+    prepare(small_config(), mimic_tree(tmp_path / "raw", rows()), tmp_path / "out")
+    places = json.loads((tmp_path / "out" / "labels.json").read_text())
+    for split in ("train", "validate", "test"):
+        records = list(open_split(tmp_path / "out", split))
+        for label, found in places[split].items():
+            assert found == [n for n, r in enumerate(records) if label.encode() in (r["labels"] or [b""])]
 
 
 def test_neither_output_nor_summary_tells_reports_or_patients(tmp_path, capsys):

@@ -68,7 +68,7 @@ def test_patients_p19_are_the_test_split(tmp_path):
     summary = prepare(small_config(split="p19"), mimic_tree(tmp_path / "raw", members), tmp_path / "out")
     assert summary.splits == {"train": 14, "validate": 0, "test": 6}
     source = image_folder(tmp_path / "folder", [{"file_name": "0.png", "text": "clear lungs", "view": "PA"}])
-    with pytest.raises(UserError, match="data.split is 'p19': may be official for ImageFolder"):
+    with pytest.raises(UserError, match="data.split is 'p19': may be official or hash for ImageFolder"):
         prepare(small_config(split="p19"), source, tmp_path / "none")
 
 

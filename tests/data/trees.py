@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from jaxcxr.data.records import defaults
+from jaxcxr.data.settings import defaults
 
 LABELS = ("Cardiomegaly", "No Finding", "Pneumothorax")
 

@@ -1,0 +1,103 @@
+"""What `config.data` says of preparing."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from jaxcxr.errors import UserError
+
+LABEL_TABLES = ("chexpert", "negbio", "test")
+INTENSITIES = ("stored", "equalize", "percentile")
+
+
+def defaults() -> ConfigDict:
+    """Returns the `data` section of a config with its default values."""
+    config = ConfigDict()
+    config.size = 512  # pixels of a side; the longer one is resized to it, the shorter padded with black
+    config.intensity = "stored"  # or equalize (its histogram), or percentile: the lowest and highest 0.5 % are clipped
+    config.views = ("PA", "AP")  # empty: every view, also an unstated one
+    config.sections = ("impression", "findings")  # {report} in a prompt is the first of these that is there
+    # Templates; several are several prompts of one image. Fields: {report}, {impression}, {findings}, {labels}, {view},
+    # and with MIMIC-IV's tables {age}, {sex}, {race}; of an image folder every column of metadata.jsonl.
+    config.prompts = ("{report}",)
+    config.min_words = 2
+    config.report_exceptions = ""  # csv of reports that are read otherwise: study_id, and section or start and end
+    config.tokens = (0, 0)  # least and most tokens of a prompt, start and end among them; 0: any; needs data.tokenizer
+    # The source's own; or p19: MIMIC-CXR's patients p10–p18 as train, p19 as test; or hash: 90, 5, 5 % of the patients.
+    config.split = "official"
+    config.label_table = "chexpert"  # of MIMIC-CXR-JPG; or negbio, or test: the labels radiologists gave in 2.1.0
+    config.labels = ()  # images with at least one of these; empty: all
+    config.one_per_study = False  # the first that is selected, in the table's order
+    config.patients_in = ""  # file of patient ids, one a line: only these
+    config.patients_out = ""  # not these
+    # One report in twenty of MIMIC-CXR has neither section, so a sound tree is near 0.05.
+    config.max_bad_share = 0.1
+    config.tokenizer = ""  # folder with CLIPTokenizer files; empty: train one on the train split
+    config.tokenizer_vocab = 4096  # at most; a small corpus has fewer words
+    return config
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The checked values of `config.data` that decide what a prepared folder holds."""
+
+    size: int
+    intensity: str
+    views: tuple[str, ...]
+    sections: tuple[str, ...]
+    prompts: tuple[str, ...]
+    min_words: int
+    report_exceptions: str
+    tokens: tuple[int, ...]
+    split: str
+    label_table: str
+    labels: tuple[str, ...]
+    one_per_study: bool
+    patients_in: str
+    patients_out: str
+    max_bad_share: float
+    tokenizer: str
+    tokenizer_vocab: int
+
+    @classmethod
+    def from_config(cls, config: ConfigDict) -> "Settings":
+        """Takes these fields from `config.data`, defaults where absent; raises UserError on a bad value."""
+        values: dict[str, Any] = {**defaults(), **{k: config[k] for k in defaults() if k in config}}
+        for key in ("views", "sections", "prompts", "tokens", "labels"):
+            if isinstance(values[key], str):
+                raise UserError(f"data.{key} is the string {values[key]!r}: give a tuple such as ('{values[key]}',)")
+            values[key] = tuple(values[key])
+        settings = cls(**values)
+        for key, least in (("size", 8), ("min_words", 0)):
+            if getattr(settings, key) < least:
+                raise UserError(f"data.{key} is {getattr(settings, key)}: give at least {least}")
+        if not settings.sections:
+            raise UserError("data.sections is empty: name a report section such as 'impression'")
+        if not settings.prompts:
+            raise UserError("data.prompts is empty: give a template such as '{report}'")
+        if len(settings.tokens) != 2 or min(settings.tokens) < 0:
+            raise UserError(f"data.tokens is {settings.tokens}: give the least and the most, such as (7, 77)")
+        if any(settings.tokens) and not settings.tokenizer:
+            raise UserError("data.tokens counts tokens of data.tokenizer, which is empty: give its folder")
+        for key, known in (("label_table", LABEL_TABLES), ("intensity", INTENSITIES)):
+            if (value := getattr(settings, key)) not in known:
+                raise UserError(f"data.{key} is {value!r}: may be {' or '.join(known)}")
+        for name in settings.lists():
+            if not name.is_file():
+                raise UserError(
+                    f"{name}: no such file; data.patients_in, patients_out and report_exceptions name files"
+                )
+        if not 0 <= settings.max_bad_share <= 1:
+            raise UserError(f"data.max_bad_share is {settings.max_bad_share}: give a share from 0 to 1")
+        return settings
+
+    def lists(self) -> list[Path]:
+        """The user's own files that decide what is selected."""
+        return [Path(name) for name in (self.patients_in, self.patients_out, self.report_exceptions) if name]
+
+    def as_json(self) -> dict[str, Any]:
+        """The values as they are read back from JSON."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
