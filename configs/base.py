@@ -19,6 +19,9 @@ def get_config() -> ConfigDict:
 
     config.data = settings.defaults()  # what `jaxcxr prepare` makes of the raw data; the keys are told there
     config.data.path = "runs/data"  # the folder it wrote
+    # Further ones with their weights beside its 1, and their caches if it has one: (("runs/more", 0.5),).
+    config.data.mixture = ()
+    config.data.rebalance = 0.0  # 1: every label is drawn equally often, an image by its rarest; 0: every image
     config.data.cache = ""  # the folder that `jaxcxr cache` wrote of it; empty: images are encoded on the way
 
     config.model = ConfigDict()

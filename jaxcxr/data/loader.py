@@ -8,13 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import grain
 import numpy as np
 
 from jaxcxr.data import images, tokens
+from jaxcxr.data.mixture import Order, Part, read
 from jaxcxr.errors import UserError
 
-_EPOCHS = 1_000_000_000
 _REMEMBERED = 100_000  # prompts, each of some 500 bytes with its ids
 
 
@@ -55,8 +54,9 @@ class Batches:
     """The batches of one process out of `process_count`, by step.
 
     Global batch n holds the records at n * batch_size … (n + 1) * batch_size - 1 of an endless order that
-    depends on `seed` alone; process p takes the p-th equal part. Every epoch is another permutation; with
-    `shuffle=False` it is the records' own order, and batch 0 holds the first ones.
+    depends on `seed` and `parts` alone (`mixture.Order`); process p takes the p-th equal share. With one part,
+    the default, every epoch is another permutation; with `shuffle=False` it is the records' own order, and batch 0
+    holds the first ones.
     """
 
     def __init__(
@@ -69,15 +69,14 @@ class Batches:
         process_index: int = 0,
         process_count: int = 1,
         shuffle: bool = True,
+        parts: Sequence[Part] = (),
     ):
         if batch_size < 1 or batch_size % process_count:
             raise UserError(f"batch size {batch_size} is not a multiple of the {process_count} processes")
         if not 0 <= process_index < process_count:
             raise UserError(f"process index {process_index} is not below the process count {process_count}")
-        order = grain.MapDataset.range(len(source)).seed(seed)
-        if shuffle:
-            order = order.shuffle()
-        self._source, self._order, self._seed = source, order.repeat(_EPOCHS), seed
+        self._source, self._seed = source, seed
+        self._order = Order(parts or [Part(range(len(source)), 1.0)], seed, shuffle)
         self._tokenizer, self._length = tokenizer, tokens.length(tokenizer)
         self._coded: dict[str, np.ndarray] = {}
         self._global, self._local = batch_size, batch_size // process_count
@@ -89,10 +88,7 @@ class Batches:
         return range(start, start + self._local)
 
     def _read(self, step: int) -> list[dict[str, Any]]:
-        places = [int(self._order[index]) for index in self._indices(step)]
-        # ArrayRecord reads a list of places in parallel; a plain sequence reads one at a time.
-        many = getattr(self._source, "__getitems__", None)
-        return list(many(places)) if many else [self._source[place] for place in places]
+        return read(self._source, self._order[np.array(self._indices(step))].tolist())
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
         """Returns `image`, (local batch, S, S, 1) uint8, and `input_ids`, (local batch, length) int32.

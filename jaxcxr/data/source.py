@@ -102,6 +102,11 @@ def kinds() -> tuple[type[Source], ...]:
     return ImageFolder, MimicCxr, CheXpert
 
 
+def is_source(folder: Path) -> bool:
+    """Whether a folder holds raw data of a known kind."""
+    return folder.is_dir() and any(kind.tables(folder) for kind in kinds())
+
+
 def open_source(folder: Path, settings: Settings) -> Source:
     """Opens a folder of raw data of any kind.
 

@@ -1,28 +1,43 @@
 """What a run reads: this process's part of the batches of a split."""
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from jaxcxr.data.loader import Batches, open_split
+from jaxcxr.data.mixture import Joined, Part, by_rarest_label, weighted
 from jaxcxr.data.moments import Card, Moments, Origin
+from jaxcxr.data.raw import RawSplit
+from jaxcxr.data.settings import Settings
+from jaxcxr.data.source import is_source
+from jaxcxr.data.summary import Summary
 from jaxcxr.errors import UserError
 from jaxcxr.interop.pipeline import StableDiffusion
 
 
 def open_batches(config: ConfigDict, split: str, tokenizer: Any, *, shuffle: bool = True) -> Batches:
-    """Opens the batches of a split of `config.data.path`, by the config's seed, batch size and image size.
+    """Opens the batches of a split of `config.data`: of one folder, or of a mixture of several.
 
     Raises:
-      UserError: the folder was not prepared, or at another size, or it has nothing in this split.
+      UserError: a folder is neither prepared nor a source, or of another size, or it has nothing in this split.
     """
-    data = config.data
-    source = Moments(data.cache, split) if data.cache else open_split(data.path, split, data.size)
+    folders = _folders(config)
+    source = Joined([_open(folder, split, config) for folder in folders])
+    parts: list[Part] = []
+    for folder, start, end in zip(folders, source.starts, source.starts[1:], strict=False):
+        if config.data.rebalance and split == "train":
+            own = by_rarest_label(Path(folder.path), split, config.data.rebalance)
+        else:
+            own = [Part(range(end - start), 1.0)]
+        parts += weighted(own, folder.weight, start)
     return Batches(
         source,
+        parts=parts,
         tokenizer=tokenizer,
         seed=config.seed,
         batch_size=config.batch_size,
@@ -32,8 +47,54 @@ def open_batches(config: ConfigDict, split: str, tokenizer: Any, *, shuffle: boo
     )
 
 
+class _Folder(NamedTuple):
+    path: str
+    weight: float
+    cache: str
+
+
+def _folders(config: ConfigDict) -> list[_Folder]:
+    """What `data.path`, `data.cache` and `data.mixture` name."""
+    data = config.data
+    folders = [_Folder(data.path, 1.0, data.cache)]
+    for entry in data.mixture:
+        path, weight, cache = (*entry, "", "")[:3] if isinstance(entry, list | tuple) else (entry, "", "")
+        if not (isinstance(path, str) and isinstance(weight, int | float) and weight > 0):
+            raise UserError(f"config.data.mixture has {entry!r}: give (folder, weight) or (folder, weight, cache)")
+        if bool(cache) != bool(data.cache):
+            raise UserError(f"config.data.mixture: {path} needs a cache if config.data.path has one, and only then")
+        folders.append(_Folder(path, float(weight), cache))
+    return folders
+
+
+def _open(folder: _Folder, split: str, config: ConfigDict) -> Sequence[Any]:
+    if folder.cache:
+        return Moments(folder.cache, split)
+    path = Path(folder.path)
+    if Summary.read(path) is None and is_source(path):
+        print(f"{path}: is read as it is, slowly; jaxcxr prepare makes it fast", file=sys.stderr)
+        return RawSplit(path, Settings.from_config(config.data), split)
+    return open_split(path, split, config.data.size)
+
+
+def some_images(config: ConfigDict, tokenizer: Any, count: int) -> np.ndarray:
+    """The first `count` training images of `config.data.path` in a run's order, uint8 (count, S, S, 1)."""
+    source = _open(_Folder(config.data.path, 1.0, ""), "train", config)
+    return Batches(source, tokenizer=tokenizer, seed=config.seed, batch_size=count).batch(0)["image"]
+
+
+def tokenizer_folder(config: ConfigDict) -> Path:
+    """Where the data's tokenizer lies: in the prepared folder, or where `data.tokenizer` says for raw data."""
+    path = Path(config.data.path)
+    if Summary.read(path) is None and is_source(path):
+        if not config.data.tokenizer:
+            raise UserError(f"{path}: is not prepared and has no tokenizer: give config.data.tokenizer its folder")
+        return Path(config.data.tokenizer)
+    return path / "tokenizer"
+
+
 def check_cache(config: ConfigDict, pipeline: StableDiffusion, learns: set[str], weights: Mapping[str, Any]) -> None:
-    """Sees to it that `config.data.cache` was made of this run's data and autoencoder.
+    """Sees to it that the caches of `config.data` were made of this run's data and autoencoder.
 
     Args:
       learns: the names of the parameters that learn.
@@ -44,8 +105,9 @@ def check_cache(config: ConfigDict, pipeline: StableDiffusion, learns: set[str],
     """
     if config.objective.name != "diffusion" or any(name.startswith("vae.") for name in learns):
         raise UserError("config.data.cache: holds latents of an autoencoder that is not learning; leave it empty here")
-    card = Card.read(Path(config.data.cache))
-    assert card is not None
     frozen = {name: value for name, value in weights.items() if name.startswith("vae.")}
-    origin = Origin.of(config.data.path, pipeline.files["vae/config.json"], frozen, pipeline.vae.dtype)
-    card.origin.check(origin, Path(config.data.cache))
+    for folder in _folders(config):
+        card = Card.read(Path(folder.cache))
+        assert card is not None
+        origin = Origin.of(folder.path, pipeline.files["vae/config.json"], frozen, pipeline.vae.dtype)
+        card.origin.check(origin, Path(folder.cache))

@@ -1,7 +1,6 @@
 """What a run starts from: the pipeline that its config describes, and its first weights."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,6 +19,7 @@ from jaxcxr.interop.pipeline import (
     model_index,
     network_config,
 )
+from jaxcxr.training.feed import tokenizer_folder
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -55,9 +55,10 @@ def make_model(config: ConfigDict, key: jax.Array) -> tuple[StableDiffusion, dic
         if model.scheduler:
             files[SCHEDULER_CONFIG] = _scheduler_config(model.scheduler.to_dict())
         if "text_encoder" in described:
-            folder = Path(config.data.path) / "tokenizer"
+            folder = tokenizer_folder(config)
             described["text_encoder"] |= _vocabulary(tokens.load(folder))
-            files |= {f"tokenizer/{file.name}": file.read_bytes() for file in sorted(folder.iterdir())}
+            found = [file for file in sorted(folder.iterdir()) if file.name in tokens.FILES]
+            files |= {f"tokenizer/{file.name}": file.read_bytes() for file in found}
         else:
             files |= {name: data for name, data in base.files.items() if name.startswith("tokenizer/")}
     files |= {f"{name}/config.json": network_config(name, text) for name, text in described.items()}

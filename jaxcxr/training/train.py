@@ -11,7 +11,6 @@ from ml_collections import ConfigDict
 from tqdm.auto import tqdm
 
 from jaxcxr import interop
-from jaxcxr.data.loader import Batches, open_split
 from jaxcxr.data.tokens import load as load_tokenizer
 from jaxcxr.errors import UserError
 from jaxcxr.interop.diffusers import read_files
@@ -20,7 +19,7 @@ from jaxcxr.interop.pipeline import from_files
 from jaxcxr.parallel import mesh as meshes
 from jaxcxr.parallel import rules
 from jaxcxr.training.checkpoint import Checkpoints, check_workdir, claim
-from jaxcxr.training.feed import check_cache, open_batches
+from jaxcxr.training.feed import check_cache, open_batches, some_images, tokenizer_folder
 from jaxcxr.training.judge import Judge
 from jaxcxr.training.metrics import Metrics
 from jaxcxr.training.model import compute_dtype, make_model, with_scaling_factor
@@ -46,7 +45,7 @@ def train(config: ConfigDict, workdir: Path, stop_at: int | None = None) -> None
     mesh = meshes.make_mesh(tuple(config.mesh))
     if config.batch_size % mesh.size:
         raise UserError(f"config.batch_size={config.batch_size}: is not a multiple of the {mesh.size} devices")
-    tokenizer = load_tokenizer(Path(config.data.path) / "tokenizer")
+    tokenizer = load_tokenizer(tokenizer_folder(config))
     check_workdir(workdir, config)
     first_time = not (workdir / MODEL).is_dir()
 
@@ -55,9 +54,7 @@ def train(config: ConfigDict, workdir: Path, stop_at: int | None = None) -> None
     if first_time:
         pipeline, parameters = make_model(config, key)
         if config.model.measure_scaling_factor:
-            train_split = open_split(config.data.path, "train", config.data.size)
-            images = Batches(train_split, tokenizer=tokenizer, seed=config.seed, batch_size=256).batch(0)["image"]
-            factor = measure_scaling_factor(pipeline, parameters, images)
+            factor = measure_scaling_factor(pipeline, parameters, some_images(config, tokenizer, 256))
             pipeline = with_scaling_factor(pipeline, factor, dtype)
     else:
         pipeline = from_files(read_files(workdir / MODEL), dtype)

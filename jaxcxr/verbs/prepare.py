@@ -1,11 +1,12 @@
 """Turn a tree of MIMIC-CXR-JPG or CheXpert, or an image folder, into ArrayRecord.
 
 Writes OUT whole or not at all: the records by split, the tokenizer, README.md (the data card), summary.json,
-contact_sheet.png and quarantine.jsonl, which lists every bad row with its reason. Safe to run again: the same
-settings and tables are recognised, anything else is refused.
+contact_sheet.png and quarantine.jsonl, which lists every bad row with its reason. Safe to run again: an interrupted
+job goes on, a finished one of the same settings and tables is recognised, anything else is refused.
 """
 
 import argparse
+import shlex
 from pathlib import Path
 
 EXAMPLE = "jaxcxr prepare --config configs/phantom.py --source runs/phantoms --out runs/data"
@@ -16,6 +17,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", required=True, type=Path, help="config file; its `data` section is used")
     parser.add_argument("--source", required=True, type=Path, help="folder with the raw data")
     parser.add_argument("--out", required=True, type=Path, help="folder to write, new")
+    parser.add_argument("--workers", type=int, help="processes; default: one a core")
+    parser.add_argument(
+        "--beam",
+        metavar="OPTIONS",
+        help="run on Apache Beam with these options, e.g. '--runner=FlinkRunner --flink_master=HOST:8081'",
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -23,4 +30,5 @@ def run(args: argparse.Namespace) -> None:
     from jaxcxr import config as configs
     from jaxcxr.data.prepare import prepare
 
-    prepare(configs.load(args.config, args.overrides).data, args.source, args.out)
+    data, beam = configs.load(args.config, args.overrides).data, shlex.split(args.beam or "")
+    prepare(data, args.source, args.out, workers=args.workers, beam=beam)

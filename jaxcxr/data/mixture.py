@@ -1,0 +1,128 @@
+"""Which records a stream draws, and how often: several folders by weight, rare labels more often."""
+
+import bisect
+import functools
+import itertools
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, SupportsIndex
+
+import numpy as np
+
+from jaxcxr.data.summary import LABELS
+from jaxcxr.errors import UserError
+
+
+class Part(NamedTuple):
+    """Records that are drawn from together, each once an epoch."""
+
+    places: Sequence[int] | np.ndarray
+    weight: float  # beside the other parts'
+
+
+class Order:
+    """The places to read, in an endless order that depends on the arguments alone, by any index into it.
+
+    Parts take turns by their weights, exactly so over any longer stretch. Every epoch of a part is another
+    permutation; with `shuffle=False` it is the part's own order.
+    """
+
+    def __init__(self, parts: Sequence[Part], seed: int, shuffle: bool):
+        self._parts, self._seed = [(np.asarray(part.places), part.weight) for part in parts], seed
+        # The raw bits, since NumPy promises those alone to stay what they are in later versions.
+        self._permutation = functools.lru_cache(2 * len(parts))(self._draw if shuffle else self._straight)
+
+    def __getitem__(self, indices: np.ndarray) -> np.ndarray:
+        """The places at these indices, (n,) integers."""
+        indices, places = np.asarray(indices, np.int64), np.zeros(len(indices), np.int64)
+        left, weight = np.arange(len(indices)), sum(weight for _, weight in self._parts)
+        for number in reversed(range(len(self._parts))):
+            share = self._parts[number][1] / weight if number else 1.0  # all that is left, whatever the rounding
+            # Of the first n draws that are left, floor(n · share) are this part's.
+            before = np.floor(indices * share).astype(np.int64)
+            mine = np.floor((indices + 1) * share).astype(np.int64) > before
+            places[left[mine]] = self._read(number, before[mine])
+            indices, left, weight = (indices - before)[~mine], left[~mine], weight - self._parts[number][1]
+        return places
+
+    def _read(self, number: int, indices: np.ndarray) -> np.ndarray:
+        members = self._parts[number][0]
+        epochs, within = np.divmod(indices, len(members))
+        places = np.zeros(len(indices), np.int64)
+        for epoch in np.unique(epochs):
+            here = epochs == epoch
+            places[here] = members[self._permutation(number, int(epoch))[within[here]]]
+        return places
+
+    def _draw(self, number: int, epoch: int) -> np.ndarray:
+        bits = np.random.PCG64((self._seed, number, epoch)).random_raw(len(self._parts[number][0]))
+        return np.argsort(bits, kind="stable")
+
+    def _straight(self, number: int, epoch: int) -> np.ndarray:
+        return np.arange(len(self._parts[number][0]))
+
+
+def by_rarest_label(folder: Path, split: str, strength: float) -> list[Part]:
+    """Parts the records of a prepared folder by the rarest of their labels.
+
+    Args:
+      folder: the prepared folder.
+      split: one of its splits.
+      strength: 0 draws the records as often as one another, 1 the labels; between them a label of n records is drawn
+        in proportion to n ** (1 - strength).
+
+    Raises:
+      UserError: the strength is not from 0 to 1, or the folder lists no labels.
+    """
+    if not 0 <= strength <= 1:
+        raise UserError(f"config.data.rebalance={strength}: give a number from 0 to 1")
+    try:
+        places = json.loads((folder / LABELS).read_text(encoding="utf-8"))[split]
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{folder / LABELS}: no labels to rebalance by: prepare again") from error
+    parts, taken = [], set[int]()
+    for label in sorted(places, key=lambda label: (len(places[label]), label)):
+        members = [place for place in places[label] if place not in taken]
+        taken.update(members)
+        if members:
+            parts.append(Part(np.array(members), len(members) ** (1 - strength)))
+    return parts
+
+
+def weighted(parts: Iterable[Part], weight: float, offset: int) -> list[Part]:
+    """The parts, `weight` together, their places moved by `offset`."""
+    parts = list(parts)
+    total = sum(part.weight for part in parts)
+    return [Part(np.asarray(part.places) + offset, weight * part.weight / total) for part in parts]
+
+
+class Joined(Sequence[Any]):
+    """Several sequences of records as one."""
+
+    def __init__(self, sources: Sequence[Sequence[Any]]):
+        self._sources = sources
+        self.starts = [0, *itertools.accumulate(map(len, sources))]
+
+    def __len__(self) -> int:
+        return self.starts[-1]
+
+    def __getitem__(self, place: SupportsIndex) -> Any:  # type: ignore[override]
+        return self.__getitems__([place])[0]
+
+    def __getitems__(self, places: Sequence[SupportsIndex]) -> list[Any]:
+        """The records at these places, those of one source read together."""
+        found: list[Any] = [None] * len(places)
+        owners = [bisect.bisect_right(self.starts, int(place)) - 1 for place in places]
+        for owner in sorted(set(owners)):
+            wanted = [number for number, each in enumerate(owners) if each == owner]
+            inside = [int(places[number]) - self.starts[owner] for number in wanted]
+            for number, record in zip(wanted, read(self._sources[owner], inside), strict=True):
+                found[number] = record
+        return found
+
+
+def read(source: Sequence[Any], places: Sequence[int]) -> list[Any]:
+    """The records at these places; ArrayRecord reads them in parallel, a plain sequence one at a time."""
+    many = getattr(source, "__getitems__", None)
+    return list(many(places)) if many else [source[place] for place in places]
