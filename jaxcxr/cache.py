@@ -1,6 +1,6 @@
-"""A caching job: every image of a prepared folder to the moments of its latent, once."""
+"""A caching job: what frozen networks make of a prepared folder, once."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,25 +11,28 @@ from ml_collections import ConfigDict
 from tqdm.auto import tqdm
 
 from jaxcxr import interop
-from jaxcxr.data import images
-from jaxcxr.data.loader import open_split
+from jaxcxr.data import images, tokens
+from jaxcxr.data.loader import as_text, open_split
+from jaxcxr.data.mixture import read
 from jaxcxr.data.moments import PER_SHARD, Card, Origin, pack, write_shard
 from jaxcxr.data.records import SPLITS
 from jaxcxr.data.summary import Summary
 from jaxcxr.errors import UserError
+from jaxcxr.interop.pipeline import StableDiffusion
 from jaxcxr.models.vae import split_moments
 from jaxcxr.training.model import compute_dtype
 from jaxcxr.training.objectives import normalize
 
 
-def cache(config: ConfigDict, out: Path, dtype: str = "bfloat16") -> None:
+def cache(config: ConfigDict, out: Path, dtype: str = "bfloat16", *, text: bool = False) -> None:
     """Writes the moments of all records of `config.data.path` to the folder `out`, or what is missing of them.
 
     Args:
-      config: of the training that will read it: `data`, `model.base` (whose autoencoder it is), `dtype`,
+      config: of the training that will read it: `data`, `model.base` (whose networks they are), `dtype`,
         `batch_size` (images at once, of all devices together).
       out: a new folder, or one that this config's job has begun.
-      dtype: to store the moments in.
+      dtype: to store in.
+      text: store the text encoder's states of the prompts too.
 
     Each process does its share of the shards on its own devices; a stopped job goes on at the shard it was in.
 
@@ -37,45 +40,91 @@ def cache(config: ConfigDict, out: Path, dtype: str = "bfloat16") -> None:
       UserError: the data or the base cannot be read, or `out` holds something else.
     """
     summary = Summary.require(Path(config.data.path))
-    pipeline = interop.load(config.model.base, dtype=compute_dtype(config), only=("vae",))
+    pipeline = _frozen(config, text)
     weights = {name: np.asarray(value) for name, value in pipeline.parameters().items()}
-    vae = pipeline.vae
-    origin = Origin.of(config.data.path, pipeline.files["vae/config.json"], weights, vae.dtype)
-
-    @jax.jit
-    def encode(image: jax.Array) -> jax.Array:
-        moments = pipeline.with_parameters(weights).vae.encode(normalize(image, vae.config.in_channels))
-        # Held within bounds before they are rounded, as training holds them.
-        return jnp.concatenate(split_moments(moments), axis=-1).astype(dtype)
-
-    side = config.data.size
-    shape = jax.eval_shape(encode, jax.ShapeDtypeStruct((1, side, side, 1), jnp.uint8)).shape[1:]
+    origin = Origin.of(config.data.path, pipeline.files, weights, compute_dtype(config), text=text)
+    here = jax.local_devices()
+    mesh = jax.make_mesh((len(here),), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=here)
+    encoder = _Encoder(pipeline, weights, mesh, config.batch_size // jax.process_count(), dtype)
     splits = {split: count for split in SPLITS if (count := summary.splits[split])}
-    card = Card(origin, dtype, tuple(shape), splits)
+    shapes = encoder.shape(config.data.size), encoder.states_shape() if text else ()
+    card = Card(origin, dtype, *shapes, splits)
     _claim(out, card)
-    mesh = jax.make_mesh((jax.local_device_count(),), ("data",), devices=jax.local_devices())
-    batch_size = -(-config.batch_size // jax.process_count() // mesh.size) * mesh.size
     for split in splits:
-        source = open_split(config.data.path, split, side)
+        source = open_split(config.data.path, split, config.data.size)
         shards = list(enumerate(card.shards(out, split)))[jax.process_index() :: jax.process_count()]
         for index, file in tqdm(shards, desc=f"cache {split}", unit="shard", disable=jax.process_index() > 0):
             if not file.is_file():
                 places = range(index * PER_SHARD, min((index + 1) * PER_SHARD, len(source)))
-                write_shard(file, _records(source, places, encode, batch_size, mesh))
-    print(f"{out}: {sum(splits.values())} records of {' × '.join(map(str, shape))}, {dtype}")
+                write_shard(file, encoder.records(source, places, text))
+    print(f"{out}: {sum(splits.values())} records of {' × '.join(map(str, card.shape))}, {dtype}")
 
 
-def _records(source: Sequence[Any], places: range, encode: Any, batch_size: int, mesh: Any) -> Iterator[bytes]:
-    """The cache's records for these places, encoded `batch_size` at a time on the devices of `mesh`."""
-    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
-    for start in range(0, len(places), batch_size):
-        records = [source[place] for place in places[start : start + batch_size]]
-        batch = np.stack([images.decode_png(record["image"]) for record in records])
-        # The last batch is filled up, so that one program serves all.
-        filled = np.pad(batch, ((0, batch_size - len(batch)), (0, 0), (0, 0), (0, 0)), mode="edge")
-        moments = np.asarray(encode(jax.device_put(filled, sharding)))
-        for record, each in zip(records, moments, strict=False):
-            yield pack(each, record)
+def _frozen(config: ConfigDict, text: bool) -> StableDiffusion:
+    """The networks to encode with, as a training of this config would read them."""
+    dtype, base, separate = compute_dtype(config), config.model.base, config.model.text_encoder_base
+    if not text or not separate:
+        return interop.load(base, dtype=dtype, only=("vae", "text_encoder") if text else ("vae",))
+    vae = interop.load(base, dtype=dtype, only=("vae",))
+    encoder = interop.load(separate, dtype=dtype, only=("text_encoder",))
+    own = {name: data for name, data in encoder.files.items() if name.split("/")[0] in ("text_encoder", "tokenizer")}
+    kept = {name: data for name, data in vae.files.items() if not name.startswith("tokenizer/")}
+    return StableDiffusion(vae.networks | encoder.networks, kept | own)
+
+
+class _Encoder:
+    """The networks' work on batches of one size, spread over the devices of a mesh."""
+
+    def __init__(self, pipeline: StableDiffusion, weights: Mapping[str, Any], mesh: Any, batch_size: int, dtype: str):
+        self._pipeline, self._dtype = pipeline, dtype
+        self._batch_size = -(-batch_size // mesh.size) * mesh.size
+        self._sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+        self._weights = jax.device_put(dict(weights), jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+        self._encode_image, self._encode_text = jax.jit(self._moments), jax.jit(self._states)
+
+    def shape(self, side: int) -> tuple[int, ...]:
+        """That of the moments of an image of `side` pixels."""
+        image = jax.ShapeDtypeStruct((1, side, side, 1), jnp.uint8)
+        return jax.eval_shape(self._moments, self._weights, image).shape[1:]
+
+    def states_shape(self) -> tuple[int, ...]:
+        """That of a prompt's states."""
+        ids = jax.ShapeDtypeStruct((1, self._length), jnp.int32)
+        return jax.eval_shape(self._states, self._weights, ids).shape[1:]
+
+    def records(self, source: Sequence[Any], places: range, text: bool) -> Iterator[bytes]:
+        """Yields the cache's records for these places."""
+        for start in range(0, len(places), self._batch_size):
+            records = read(source, places[start : start + self._batch_size])
+            pictures = np.stack([images.decode_png(record["image"]) for record in records])
+            states: Iterator[np.ndarray] = iter(())
+            if text:
+                prompts = [as_text(prompt) for record in records for prompt in record["prompts"]]
+                ids = tokens.encode(self._pipeline.tokenizer, prompts, self._length)
+                states = iter(np.concatenate([*self._batches(self._encode_text, ids)]))
+            for record, moments in zip(records, *self._batches(self._encode_image, pictures), strict=True):
+                yield pack(moments, record, [next(states) for _ in record["prompts"]] if text else ())
+
+    @property
+    def _length(self) -> int:
+        return tokens.length(self._pipeline.tokenizer)
+
+    def _batches(self, encode: Any, values: np.ndarray) -> Iterator[np.ndarray]:
+        """Encodes batch by batch; the last is filled up, so that one program serves all."""
+        for start in range(0, len(values), self._batch_size):
+            part = values[start : start + self._batch_size]
+            missing = self._batch_size - len(part)
+            filled = np.pad(part, ((0, missing), *((0, 0),) * (part.ndim - 1)), mode="edge")
+            yield np.asarray(encode(self._weights, jax.device_put(filled, self._sharding)))[: len(part)]
+
+    def _moments(self, weights: Any, image: jax.Array) -> jax.Array:
+        vae = self._pipeline.with_parameters(weights).vae
+        moments = vae.encode(normalize(image, vae.config.in_channels))
+        # Held within bounds before they are rounded, as training holds them.
+        return jnp.concatenate(split_moments(moments), axis=-1).astype(self._dtype)
+
+    def _states(self, weights: Any, ids: jax.Array) -> jax.Array:
+        return self._pipeline.with_parameters(weights).text_encoder(ids).astype(self._dtype)
 
 
 def _claim(out: Path, card: Card) -> None:

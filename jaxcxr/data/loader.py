@@ -93,20 +93,24 @@ class Batches:
     def batch(self, step: int) -> dict[str, np.ndarray]:
         """Returns `image`, (local batch, S, S, 1) uint8, and `input_ids`, (local batch, length) int32.
 
-        From a cache it is `moments`, (local batch, h, w, 2 * latent_channels), in place of `image`.
+        From a cache it is `moments`, (local batch, h, w, 2 * latent_channels), in place of `image`, and if it has
+        them `states`, (local batch, length, hidden size), in place of `input_ids`.
         """
         records = self._read(step)
-        texts = [self._choose(*pair) for pair in zip(self._indices(step), records, strict=True)]
-        input_ids = np.stack(self._encode(texts))
+        chosen = [self._choose(*pair) for pair in zip(self._indices(step), records, strict=True)]
         if "moments" in records[0]:
-            return {"moments": np.stack([record["moments"] for record in records]), "input_ids": input_ids}
-        return {"image": np.stack([images.decode_png(record["image"]) for record in records]), "input_ids": input_ids}
+            batch = {"moments": np.stack([record["moments"] for record in records])}
+        else:
+            batch = {"image": np.stack([images.decode_png(record["image"]) for record in records])}
+        if "states" in records[0]:
+            return batch | {"states": np.stack([r["states"][n] for r, n in zip(records, chosen, strict=True)])}
+        texts = [as_text(r["prompts"][n]) for r, n in zip(records, chosen, strict=True)]
+        return batch | {"input_ids": np.stack(self._encode(texts))}
 
-    def _choose(self, index: int, record: dict[str, Any]) -> str:
-        """One of a record's prompts, decided by the seed and its place in the order."""
-        prompts = record["prompts"]
-        chosen = np.random.default_rng((self._seed, index)).integers(len(prompts)) if len(prompts) > 1 else 0
-        return as_text(prompts[chosen])
+    def _choose(self, index: int, record: dict[str, Any]) -> int:
+        """The number of one of a record's prompts, decided by the seed and its place in the order."""
+        count = len(record["prompts"])
+        return int(np.random.default_rng((self._seed, index)).integers(count)) if count > 1 else 0
 
     def _encode(self, texts: list[str]) -> list[np.ndarray]:
         """Returns a row of ids per text, from memory where possible: tokenizing costs more than decoding."""

@@ -1,4 +1,7 @@
-"""The cache of an autoencoder's moments: a folder of ArrayRecord shards that training reads in place of images."""
+"""The cache of what frozen networks make of the data: a folder of ArrayRecord shards that training reads in its place.
+
+Each record has the autoencoder's moments of an image and, if asked for, the text encoder's states of its prompts.
+"""
 
 import dataclasses
 import hashlib
@@ -22,36 +25,78 @@ PER_SHARD = 2048  # records; what is lost of a stopped run, and what one host wo
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """What the moments were made of; a difference in any of these makes them another's."""
+    """What a cache was made of; a difference in any of these makes it another's."""
 
     data: str  # the prepared folder's fingerprint
-    weights: str  # of the autoencoder
-    architecture: str  # of the autoencoder
     compute_dtype: str
+    autoencoder_weights: str
+    autoencoder_config: str
+    text_encoder_weights: str  # empty without states, like those below
+    text_encoder_config: str
+    tokenizer: str
 
     @classmethod
-    def of(cls, data: str | Path, vae_config: bytes, weights: Mapping[str, Any], compute_dtype: Any) -> "Origin":
-        """Takes the autoencoder's `config.json` and its parameters by full name.
+    def of(
+        cls,
+        data: str | Path,
+        files: Mapping[str, bytes],
+        weights: Mapping[str, Any],
+        compute_dtype: Any,
+        *,
+        text: bool,
+    ) -> "Origin":
+        """Describes what a run's frozen networks would make.
+
+        Args:
+          data: the prepared folder.
+          files: of the pipeline: configs, tokenizer.
+          weights: parameters by full name; those of other networks are passed over.
+          compute_dtype: the networks'.
+          text: whether states are made too.
 
         Raises:
           UserError: `data` is not a prepared folder.
         """
-        digest = hashlib.blake2b(digest_size=8)
-        for name in sorted(weights):
-            digest.update(name.encode() + np.ascontiguousarray(weights[name], np.float32).tobytes())
-        # The scaling factor is applied to what is drawn from the moments.
-        described = {key: value for key, value in json.loads(vae_config).items() if key != "scaling_factor"}
-        architecture = hashlib.blake2b(json.dumps(described, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+        def digest(parts: Iterable[bytes]) -> str:
+            whole = hashlib.blake2b(digest_size=8)
+            for part in parts:
+                whole.update(part)
+            return whole.hexdigest()
+
+        def of_weights(network: str) -> str:
+            names = sorted(name for name in weights if name.startswith(f"{network}."))
+            return digest(name.encode() + np.ascontiguousarray(weights[name], np.float32).tobytes() for name in names)
+
+        def of_config(network: str) -> str:
+            described = json.loads(files[f"{network}/config.json"])
+            described.pop("scaling_factor", None)  # is applied to what is drawn from the moments
+            return digest([json.dumps(described, sort_keys=True).encode()])
+
+        tokenizer = (files[name] for name in sorted(files) if name.startswith("tokenizer/"))
         return cls(
-            Summary.require(Path(data)).fingerprint, digest.hexdigest(), architecture, np.dtype(compute_dtype).name
+            Summary.require(Path(data)).fingerprint,
+            np.dtype(compute_dtype).name,
+            of_weights("vae"),
+            of_config("vae"),
+            of_weights("text_encoder") if text else "",
+            of_config("text_encoder") if text else "",
+            digest(tokenizer) if text else "",
         )
+
+    @property
+    def text(self) -> bool:
+        """Whether there are states."""
+        return bool(self.text_encoder_weights)
 
     def check(self, other: "Origin", folder: Path) -> None:
         """Raises UserError saying what is not the same."""
+        if self.text != other.text:
+            has, lacks = ("has", "not asked for") if self.text else ("has no", "asked for")
+            raise UserError(f"{folder}: {has} states of a text encoder, which are {lacks}; name another folder")
         changed = [f.name for f in dataclasses.fields(self) if getattr(self, f.name) != getattr(other, f.name)]
         if changed:
-            words = {"weights": "autoencoder weights", "architecture": "autoencoder config"}
-            said = " and ".join(words.get(name, name.replace("_", " ")) for name in changed)
+            said = " and ".join(name.replace("_", " ") for name in changed)
             raise UserError(f"{folder}: differs from this run in {said}; name another folder and run jaxcxr cache")
 
 
@@ -62,6 +107,7 @@ class Card:
     origin: Origin
     dtype: str  # as stored: bfloat16 or float32
     shape: tuple[int, ...]  # of one record's moments: (h, w, 2 * latent_channels)
+    states_shape: tuple[int, ...]  # of one prompt's states: (length, hidden size); empty without
     splits: dict[str, int]
 
     @classmethod
@@ -69,7 +115,8 @@ class Card:
         """The card of a folder; None if it is not a cache."""
         try:
             values = json.loads((folder / CARD).read_text(encoding="utf-8"))
-            return cls(Origin(**values["origin"]), values["dtype"], tuple(values["shape"]), values["splits"])
+            shapes = tuple(values["shape"]), tuple(values["states_shape"])
+            return cls(Origin(**values["origin"]), values["dtype"], *shapes, values["splits"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
@@ -84,9 +131,10 @@ class Card:
         return [folder / f"{split}-{index:05}-of-{count:05}.array_record" for index in range(count)]
 
 
-def pack(moments: np.ndarray, record: Mapping[str, Any]) -> bytes:
-    """One record of the cache, from its moments in the dtype to store and the prepared record."""
-    return msgpack.packb([moments.tobytes(), [as_text(text) for text in record["prompts"]], as_text(record["id"])])
+def pack(moments: np.ndarray, record: Mapping[str, Any], states: Sequence[np.ndarray] = ()) -> bytes:
+    """One record of the cache, from moments and prompts' states in the dtype to store and the prepared record."""
+    prompts = [as_text(text) for text in record["prompts"]]
+    return msgpack.packb([moments.tobytes(), prompts, as_text(record["id"]), [each.tobytes() for each in states]])
 
 
 def write_shard(file: Path, records: Iterable[bytes]) -> None:
@@ -101,7 +149,11 @@ def write_shard(file: Path, records: Iterable[bytes]) -> None:
 
 
 class Moments(Sequence[dict[str, Any]]):
-    """A split of a cache; records have `moments` (h, w, 2 * latent_channels), `prompts` and `id`."""
+    """A split of a cache.
+
+    Records have `moments` (h, w, 2 * latent_channels), `prompts`, `id`, and `states`, (length, hidden size) a prompt,
+    if the cache has them.
+    """
 
     def __init__(self, folder: str | Path, split: str):
         """Opens it.
@@ -121,7 +173,7 @@ class Moments(Sequence[dict[str, Any]]):
         if absent := [shard.name for shard in shards if not shard.is_file()]:
             raise UserError(f"{folder}: is not complete, {len(absent)} files are missing: run jaxcxr cache again")
         self._records = ArrayRecordDataSource([str(shard) for shard in shards])
-        self._dtype, self._shape = jnp.dtype(card.dtype), card.shape
+        self._dtype, self._card = jnp.dtype(card.dtype), card
 
     def __len__(self) -> int:
         return len(self._records)
@@ -134,9 +186,12 @@ class Moments(Sequence[dict[str, Any]]):
         return [self._unpack(record) for record in self._records.__getitems__(indices)]
 
     def _unpack(self, record: bytes) -> dict[str, Any]:
-        data, prompts, identity = msgpack.unpackb(record)
-        return {
-            "moments": np.frombuffer(data, self._dtype).reshape(self._shape),
+        data, prompts, identity, states = msgpack.unpackb(record)
+        found = {
+            "moments": np.frombuffer(data, self._dtype).reshape(self._card.shape),
             "prompts": prompts,
             "id": identity,
         }
+        if states:
+            found["states"] = [np.frombuffer(each, self._dtype).reshape(self._card.states_shape) for each in states]
+        return found

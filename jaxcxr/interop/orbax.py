@@ -21,6 +21,7 @@ from jaxcxr.interop.pipeline import write_files
 from jaxcxr.interop.tensors import Tensor, cast_all
 
 MODEL, CHECKPOINTS = "model", "checkpoints"
+_AT_ONCE = 128 * 2**20  # bytes of tensors in memory while they are written
 
 
 def is_orbax(path: Path) -> bool:
@@ -59,6 +60,8 @@ def read(path: Path, *, ema: bool = True, only: Iterable[str] | None = None) -> 
 def write(checkpoint: Checkpoint, path: str | Path, *, dtype: Any = None) -> None:
     """Writes `checkpoint` as step 0 of a new folder, its floats as `dtype` or as they are; all of it or nothing.
 
+    Tensors are read as they are written, a few at a time. They are not compressed: weights hardly get smaller by it.
+
     Raises:
       UserError: `path` exists or cannot be written.
     """
@@ -66,9 +69,35 @@ def write(checkpoint: Checkpoint, path: str | Path, *, dtype: Any = None) -> Non
 
     with new_folder(path) as folder, disk_errors():
         write_files(folder / MODEL, checkpoint.files)
-        with ocp.CheckpointManager((folder / CHECKPOINTS).absolute()) as manager:
-            arrays = {name: tensor.read() for name, tensor in cast_all(checkpoint.tensors, dtype).items()}
-            manager.save(0, args=ocp.args.Composite(params=ocp.args.StandardSave(arrays)))
+        registry = ocp.type_handlers.create_type_handler_registry((Tensor, _tensor_handler()))
+        handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry, use_compression=False)
+        options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
+        steps = (folder / CHECKPOINTS).absolute()
+        with ocp.CheckpointManager(steps, options=options, item_handlers={"params": handler}) as manager:
+            tensors = cast_all(checkpoint.tensors, dtype)
+            manager.save(0, args=ocp.args.Composite(params=ocp.args.PyTreeSave(tensors)))
+
+
+def _tensor_handler() -> Any:
+    """What Orbax is to do with a `Tensor`: as with an array, but not with all of them at once."""
+    import orbax.checkpoint as ocp
+
+    class Handler(ocp.type_handlers.NumpyHandler):
+        def __init__(self) -> None:
+            super().__init__(deepcopy_host_arrays=False)
+
+        async def serialize(self, values: Any, infos: Any, args: Any = None) -> list[Any]:
+            held, size = [], 0
+            for number, tensor in enumerate(values):
+                held.append((tensor.read(), infos[number], (args or [ocp.SaveArgs()] * len(values))[number]))
+                size += tensor.nbytes
+                if size >= _AT_ONCE or number + 1 == len(values):
+                    for written in await super().serialize(*map(list, zip(*held, strict=True))):
+                        written.result()
+                    held, size = [], 0
+            return []
+
+    return Handler()
 
 
 @contextlib.contextmanager

@@ -105,9 +105,10 @@ def check_cache(config: ConfigDict, pipeline: StableDiffusion, learns: set[str],
     """
     if config.objective.name != "diffusion" or any(name.startswith("vae.") for name in learns):
         raise UserError("config.data.cache: holds latents of an autoencoder that is not learning; leave it empty here")
-    frozen = {name: value for name, value in weights.items() if name.startswith("vae.")}
     for folder in _folders(config):
         card = Card.read(Path(folder.cache))
         assert card is not None
-        origin = Origin.of(folder.path, pipeline.files["vae/config.json"], frozen, pipeline.vae.dtype)
+        if card.origin.text and any(name.startswith("text_encoder.") for name in learns):
+            raise UserError(f"{folder.cache}: holds states of a text encoder, which is learning here; cache without it")
+        origin = Origin.of(folder.path, pipeline.files, weights, pipeline.vae.dtype, text=card.origin.text)
         card.origin.check(origin, Path(folder.cache))

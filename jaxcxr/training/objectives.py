@@ -66,7 +66,7 @@ def diffusion(pipeline: StableDiffusion, objective: ConfigDict) -> Loss:
     """Denoising of the autoencoder's latents under the report's encoding, some reports dropped for guidance."""
     schedule = pipeline.schedule
     alphas_cumprod = jnp.asarray(schedule.alphas_cumprod())
-    empty = tokens.encode(pipeline.tokenizer, [""], tokens.length(pipeline.tokenizer))
+    empty = jnp.asarray(tokens.encode(pipeline.tokenizer, [""], tokens.length(pipeline.tokenizer)))
 
     def loss(parameters, batch, key):
         networks = pipeline.with_parameters(parameters)
@@ -75,7 +75,10 @@ def diffusion(pipeline: StableDiffusion, objective: ConfigDict) -> Loss:
         examples = len(latents)
 
         dropped = jax.random.bernoulli(drop_key, objective.caption_dropout, (examples, 1))
-        states = networks.text_encoder(jnp.where(dropped, empty, batch["input_ids"]))
+        if "states" in batch:  # of a cache; the text encoder does not learn
+            states = jnp.where(dropped[..., None], networks.text_encoder(empty), batch["states"])
+        else:
+            states = networks.text_encoder(jnp.where(dropped, empty, batch["input_ids"]))
 
         noise = jax.random.normal(noise_key, latents.shape)
         timesteps = jax.random.randint(time_key, (examples,), 0, schedule.num_train_timesteps)

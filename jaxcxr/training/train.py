@@ -138,8 +138,9 @@ def train(config: ConfigDict, workdir: Path, stop_at: int | None = None) -> None
 
 
 def _frozen(workdir: Path) -> dict[str, np.ndarray]:
-    """The autoencoder's parameters of a run that has a checkpoint, on the host."""
-    return {name: tensor.read() for name, tensor in interop.read(workdir, only=("vae",)).tensors.items()}
+    """The parameters of the networks that a cache may stand in for, of a run that has a checkpoint, on the host."""
+    found = interop.read(workdir, only=("vae", "text_encoder"), ema=False)
+    return {name: tensor.read() for name, tensor in found.tensors.items()}
 
 
 def _due(step: int, every: int, last: int) -> bool:

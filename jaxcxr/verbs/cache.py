@@ -1,8 +1,9 @@
-"""Encode all images once, so that training need not.
+"""Encode all images, and if you like all prompts, once, so that training need not.
 
-Writes the moments of the autoencoder of `model.base` for every record of `data.path`. A training with the same
-config and `--config.data.cache=OUT` reads them in place of images: the same loss, to the rounding of the dtype,
-without the autoencoder's work. Run it again to go on where it stopped.
+Writes the moments of the autoencoder of `model.base` for every record of `data.path`, with `--text` the states of its
+text encoder for every prompt too. A training with the same config and `--config.data.cache=OUT` reads them in place of
+images and prompts: the same loss, to the rounding of the dtype, without the frozen networks' work. Run it again to go
+on where it stopped.
 """
 
 import argparse
@@ -16,6 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", required=True, help="config file of the training, FILE.py or FILE.py:STAGE")
     parser.add_argument("--out", required=True, type=Path, help="folder to write, new or begun")
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"], help="default: %(default)s")
+    parser.add_argument("--text", action="store_true", help="the text encoder's states too; for U-Nets alone to learn")
     parser.add_argument("--distributed", action="store_true", help="one process of several, as for train")
 
 
@@ -28,4 +30,4 @@ def run(args: argparse.Namespace) -> None:
 
     if args.distributed:
         jax.distributed.initialize()
-    cache(configs.load(args.config, args.overrides), args.out, args.dtype)
+    cache(configs.load(args.config, args.overrides), args.out, args.dtype, text=args.text)

@@ -45,7 +45,7 @@ SD21 = {"unet": SD21_UNET, "vae": SD_VAE, "text": SD21_TEXT, "prediction_type": 
         pytest.param({}, 8, 10, 4.0, id="gray"),
         pytest.param(COLOUR, 8, 10, 1.0, id="v-prediction in colour"),
         pytest.param(SD15, 64, 2, 4.0, id="Stable Diffusion 1.5", marks=pytest.mark.full_size),
-        pytest.param(SD21, 96, 2, 4.0, id="Stable Diffusion 2.1", marks=pytest.mark.full_size),
+        pytest.param(SD21, 64, 2, 4.0, id="Stable Diffusion 2.1", marks=pytest.mark.full_size),
     ],
 )
 def test_pictures_agree(tmp_path, networks, size, steps, guidance):

@@ -77,6 +77,38 @@ def test_training_on_it_is_training_on_images(base, made, tmp_path):
     np.testing.assert_allclose(losses(tmp_path / "rounded"), losses(tmp_path / "online"), rtol=2e-2)
 
 
+@pytest.fixture(scope="module")
+def whole(base, tmp_path_factory):
+    """A run that has a U-Net and a text encoder of its own."""
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    train(frozen(base, steps=2, checkpoint_every=2), workdir)
+    return workdir
+
+
+def finetuned(whole, **changes):
+    """A run in which the U-Net alone learns."""
+    config = runs.diffusion(whole, trainable=r"unet\..*", **changes)
+    config.model.text_encoder, config.model.unet = {}, {}
+    config.model.measure_scaling_factor = False
+    return config
+
+
+def test_states_of_a_frozen_text_encoder_stand_in_for_prompts(whole, tmp_path):
+    changes = {"eval_every": 3, "objective.caption_dropout": 0.5}
+    train(finetuned(whole, **changes), tmp_path / "online")
+    cache(finetuned(whole), tmp_path / "cache", "float32", text=True)
+    record = Moments(tmp_path / "cache", "train")[3]
+    assert [each.shape for each in record["states"]] == [(77, 32)] * len(record["prompts"])
+    config = finetuned(whole, **changes, **{"data.cache": str(tmp_path / "cache")})
+    train(config, tmp_path / "cached")
+    np.testing.assert_allclose(losses(tmp_path / "cached"), losses(tmp_path / "online"), rtol=1e-4)
+    with pytest.raises(UserError, match="has states of a text encoder, which are not asked for"):
+        cache(finetuned(whole), tmp_path / "cache", "float32")
+    config.trainable = r"(unet|text_encoder)\..*"
+    with pytest.raises(UserError, match="a text encoder, which is learning here; cache without it"):
+        train(config, tmp_path / "both")
+
+
 def test_a_run_on_it_goes_on_bit_for_bit(base, made, tmp_path):
     config = frozen(base, **{"data.cache": str(made)})
     train(config, tmp_path / "whole")
