@@ -20,6 +20,8 @@ _STATES_VIEW = re.compile(
     r"lateral and (pa|ap)|(pa|ap) and lat"
 )
 _BLANK_LINE = "\n \n"
+# What de-identification leaves: ___ in MIMIC-CXR, XXXX in Open-i, also of a word's part ("x-XXXX") or a date's.
+_MARK = re.compile(r"-?(_{2,}|X{4,})([-/](_{2,}|X{4,}))*-?")
 
 LAST_PARAGRAPH = "last_paragraph"
 
@@ -71,10 +73,13 @@ def parse(report: str) -> list[tuple[str, str]]:
 
 
 def fold(text: str) -> str:
-    """Puts text on one line and drops the `___` of de-identification, with the brackets it leaves empty."""
-    text = re.sub(r"_{2,}", " ", text)
+    """Puts text on one line and drops the marks of de-identification, with the brackets and stops they leave empty."""
+    text = _MARK.sub(" ", text)
     text = re.sub(r"\(\s*\)|\[\s*\]", " ", text)
-    return re.sub(r"\s+([.,;:])", r"\1", re.sub(r"\s+", " ", text)).strip()
+    # Of stops with nothing but white space between them one stays, the full stop if it is among them.
+    text = re.sub(r"[.,;:](\s+[.,;:])+", lambda stops: "." if "." in stops[0] else stops[0][0], text)
+    text = re.sub(r"\s+([.,;:])", r"\1", re.sub(r"\s+", " ", text)).strip()
+    return re.sub(r"^[.,;:](\s+|$)", "", text)
 
 
 def folded(report: str) -> dict[str, str]:
