@@ -21,7 +21,7 @@ def defaults() -> ConfigDict:
     config.views = ("PA", "AP")  # empty: every view, also an unstated one
     config.sections = ("impression", "findings")  # {report} in a prompt is the first of these that is there
     # Templates; several are several prompts of one image. Fields: {report}, {impression}, {findings}, {labels}, {view},
-    # and with MIMIC-IV's tables {age}, {sex}, {race}; of an image folder every column of metadata.jsonl.
+    # and with MIMIC-IV's tables {age}, {sex}, {race}; of an image folder every column of its metadata.
     config.prompts = ("{report}",)
     config.min_words = 2
     config.report_exceptions = ""  # csv of reports that are read otherwise: study_id, and section or start and end
