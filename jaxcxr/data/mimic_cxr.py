@@ -132,6 +132,10 @@ class MimicCxr(Source):
         return reports.Exceptions.read(self.settings.report_exceptions)
 
     @functools.cached_property
+    def _texts(self) -> reports.Texts:
+        return reports.Texts.read(self.settings.report_tables)
+
+    @functools.cached_property
     def _patients(self) -> Patients | None:
         return Patients.read(self._tree.tables)
 
@@ -161,6 +165,8 @@ class MimicCxr(Source):
     def rows(self) -> Iterator[tuple[str, dict[str, str] | Rejected]]:
         """The metadata table's rows, and those of the split table that it lacks; see the base class."""
         known = FIELDS + (DEMOGRAPHICS if self._patients else ())
+        if self.settings.report_tables:
+            known = tuple(name for name in known if name not in ("impression", "findings"))
         check_templates(self.settings.prompts, known, str(self.folder))
         missing = set(self._splits)
         for row in read_table(self._tree.tables["metadata"], COLUMNS["metadata"]):
@@ -174,6 +180,8 @@ class MimicCxr(Source):
         dicom, subject, study = row["dicom_id"], row["subject_id"], row["study_id"]
         labels = self._labels.get(study, ())
         about = self._patients.at(subject, row.get("StudyDate", "")) if self._patients else {}
+        if self.settings.report_tables:
+            about["report"] = self._texts.of(dicom, study)
         return Candidate(
             id=dicom,
             split=self.split_of(subject, self._splits.get(dicom, "")),
@@ -192,7 +200,14 @@ class MimicCxr(Source):
         return super().split_of(patient, official)
 
     def fields(self, candidate: Candidate) -> Mapping[str, str]:
-        """The values of `FIELDS`, and of `DEMOGRAPHICS` where MIMIC-IV's tables are there."""
+        """The values of `FIELDS`, and of `DEMOGRAPHICS` where MIMIC-IV's tables are there.
+
+        With `data.report_tables` the report is theirs, and impression and findings are not told.
+        """
+        if self.settings.report_tables:
+            if not candidate.known["report"]:
+                raise Rejected("no_report_in_table")
+            return candidate.known
         text = self._store.read(str(inside(Path(), f"{_folder(candidate.patient, candidate.study)}.txt")))
         sections = reports.folded(text)
         chosen = next((sections[name] for name in self.settings.sections if name in sections), "")
