@@ -42,6 +42,11 @@ class Source:
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.folder, self.settings)
 
+    @property
+    def name(self) -> str:
+        """What the summary calls this source: its kind, and its form where that decides what the records are."""
+        return type(self).__name__
+
     @classmethod
     def tables(cls, folder: Path) -> list[Path]:
         """The tables that define a source of this kind; none if `folder` is of another."""
