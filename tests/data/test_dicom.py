@@ -320,7 +320,7 @@ def write_broken_files(folder: Path) -> dict[Path, str]:
         in_header: "no pixels",
         other: "not a DICOM file",
         packed: "no pixels",
-        folder / "unknown.dcm": "no decoder for its transfer syntax: pip install 'jaxcxr[dicom]'",
+        folder / "unknown.dcm": "no decoder for its transfer syntax: pip install 'jaxcxr[dicom]' pylibjpeg-libjpeg",
     }
 
 
