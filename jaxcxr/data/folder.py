@@ -1,6 +1,7 @@
-"""Image folders in the Hugging Face convention: pictures and a metadata.jsonl with `file_name`, `text`."""
+"""Image folders in the Hugging Face convention: pictures and a metadata.jsonl or .csv with `file_name`, `text`."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,6 +10,7 @@ from jaxcxr.data import reports
 from jaxcxr.data.prompts import check_templates
 from jaxcxr.data.records import SPLITS, Candidate, Rejected, inside
 from jaxcxr.data.source import Source
+from jaxcxr.data.tables import read_table
 from jaxcxr.errors import UserError
 
 _SPLIT_NAMES = {
@@ -18,22 +20,37 @@ _SPLIT_NAMES = {
     "valid": "validate",
 }
 
-_NOT_FIELDS = {"text", "file_name"}  # of a prompt; the text is its `report`
+_NAMES = ("metadata.jsonl", "metadata.csv")
+_COLUMNS = ("file_name", "text")
+_NOT_FIELDS = set(_COLUMNS)  # of a prompt; the text is its `report`
+
+
+def _metadata(folder: Path) -> Path | None:
+    """The metadata file of a folder; the first of `_NAMES` if it has both."""
+    return next((path for name in _NAMES if (path := folder / name).is_file()), None)
 
 
 def find(source: Path) -> dict[Path, str]:
-    """Returns the metadata.jsonl files of a folder, each with the split that holds where a row states none.
+    """Returns the metadata files of a folder, each with the split that holds where a row states none.
 
     One file at the top, or one in each folder named for a split.
     """
-    top = source / "metadata.jsonl"
-    if top.is_file():
+    if top := _metadata(source):
         return {top: "train"}
-    return {path: split for name, split in _SPLIT_NAMES.items() if (path := source / name / top.name).is_file()}
+    return {path: split for name, split in _SPLIT_NAMES.items() if (path := _metadata(source / name))}
 
 
 def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any] | Rejected]]:
-    """Yields (where, row) of a metadata.jsonl; a Rejected stands for a line that is not a row."""
+    """Yields (where, row) of a metadata file; a Rejected stands for a line that is not a row.
+
+    Raises:
+      UserError: a csv cannot be read or lacks a column.
+    """
+    if path.suffix == ".csv":
+        for number, cells in enumerate(read_table(path, _COLUMNS), 2):
+            labels = [label.strip() for label in re.split(r"[|;]", cells.get("labels", ""))]
+            yield f"{path.name}:{number}", cells | ({"labels": list(filter(None, labels))} if "labels" in cells else {})
+        return
     for number, line in enumerate(path.read_bytes().splitlines(), 1):
         where = f"{path.name}:{number}"
         if not line.strip():
@@ -64,12 +81,12 @@ class _Row(NamedTuple):
 class ImageFolder(Source):
     """Pictures with their row's `text` as report; `split`, `view`, `patient`, `study` and `labels` are optional."""
 
-    signs = "metadata.jsonl (here or in train/)"
+    signs = "metadata.jsonl or metadata.csv (here or in train/)"
     licence = "That of the images and texts it was made of."
 
     @classmethod
     def tables(cls, folder: Path) -> list[Path]:
-        """The metadata.jsonl files."""
+        """The metadata files."""
         return list(find(folder))
 
     def rows(self) -> Iterator[tuple[str, _Row | Rejected]]:
@@ -77,7 +94,7 @@ class ImageFolder(Source):
         for path, split in find(self.folder).items():
             rows = list(_lines(path))
             columns = {key for _, row in rows if isinstance(row, dict) for key in row}
-            missing = [name for name in ("file_name", "text") if name not in columns]
+            missing = [name for name in _COLUMNS if name not in columns]
             if missing:
                 raise UserError(f"{path}: no column {', '.join(missing)}; it has {', '.join(sorted(columns))}")
             check_templates(self.settings.prompts, {"report", *columns} - _NOT_FIELDS, str(path))
@@ -85,12 +102,12 @@ class ImageFolder(Source):
                 if isinstance(row, Rejected):
                     yield where, row
                 else:
-                    yield str(row.get("file_name", where)), _Row(path.parent, where, split, row)
+                    yield str(row.get("file_name") or where), _Row(path.parent, where, split, row)
 
     def candidate(self, row: _Row) -> Candidate:
         """See the base class. Rows without `patient` are each their own patient."""
         values, where = row.values, row.where
-        if not isinstance(values.get("file_name"), str):
+        if not (isinstance(values.get("file_name"), str) and values["file_name"]):
             raise Rejected("row_without_file_name", where)
         image = inside(row.root, values["file_name"])
         name = image.relative_to(self.folder).as_posix()

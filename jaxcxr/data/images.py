@@ -25,12 +25,20 @@ def _to_gray(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.round(samples / 257).astype(np.uint8))
 
 
+def _open(path: Path) -> Image.Image:
+    if path.suffix.lower() != ".dcm":
+        return Image.open(path)
+    from jaxcxr.data import dicom
+
+    return dicom.load(path)
+
+
 def load_square(path: Path, size: int, intensity: str = "stored") -> np.ndarray:
     """Reads an image file as a (size, size, 1) uint8 array, padded with black to a centred square.
 
     The longer side is resized to `size` by an antialiased Lanczos filter; JPEGs are first reduced by the
     decoder (DCT scaling) to no less than that, which makes full-size radiographs cheap to read.
-    Orientation tags are obeyed.
+    Orientation tags are obeyed. A file that ends in .dcm is read by `dicom.load`.
 
     Args:
       path: the file.
@@ -41,9 +49,10 @@ def load_square(path: Path, size: int, intensity: str = "stored") -> np.ndarray:
     Raises:
       FileNotFoundError: there is no such file.
       UnreadableImage: it is empty, truncated or not a gray or colour picture.
+      UserError: it is DICOM, and pydicom is not installed.
     """
     try:
-        with Image.open(path) as image:
+        with _open(path) as image:
             image.draft("L", _fit(image.size, size))
             gray = _to_gray(ImageOps.exif_transpose(image))
             inner = gray.resize(_fit(gray.size, size), Image.Resampling.LANCZOS)

@@ -1,4 +1,7 @@
-"""MIMIC-CXR-JPG with MIMIC-CXR's reports (physionet.org/content/mimic-cxr-jpg, releases 2.0.0 and 2.1.0)."""
+"""MIMIC-CXR with its reports (physionet.org/content/mimic-cxr-jpg and mimic-cxr, releases 2.0.0 and 2.1.0).
+
+The tables are those of MIMIC-CXR-JPG, the images its JPGs or the DICOMs of MIMIC-CXR.
+"""
 
 import functools
 import zipfile
@@ -29,15 +32,15 @@ FIELDS = ("report", "impression", "findings", "labels", "view")
 
 
 class Tree(NamedTuple):
-    """Where the parts of a MIMIC-CXR-JPG tree lie."""
+    """Where the parts of a MIMIC-CXR tree lie."""
 
-    images: Path  # the folder that holds files/ and the tables
+    root: Path  # the folder that holds the tables
     tables: dict[str, Path]  # those of COLUMNS, and of the others those that are there
-    reports: tuple[Path, ...]  # folders that may hold files/**/s*.txt or the zip
+    reports: tuple[Path, ...]  # folders that may hold files/**/s*.txt or the zip; the first is the root
 
 
 def find(source: Path) -> Tree | None:
-    """Finds a tree in `source`, in its mimic-cxr-jpg/<release>, or in a wget mirror of physionet.org.
+    """Finds a tree's tables in `source`, in its mimic-cxr-jpg/<release>, or in a wget mirror of physionet.org.
 
     Returns None if no table is there; raises UserError naming the missing one if only some are.
     """
@@ -120,8 +123,39 @@ class MimicCxr(Source):
     def _tree(self) -> Tree:
         tree = find(self.folder)
         if tree is None:
-            raise UserError(f"{self.folder}: no {_PREFIX}metadata.csv.gz: give a MIMIC-CXR-JPG folder")
+            raise UserError(f"{self.folder}: no {_PREFIX}metadata.csv.gz: give a MIMIC-CXR folder")
         return tree
+
+    @functools.cached_property
+    def _images(self) -> tuple[Path, str]:
+        """The folder whose files/ holds the images, and how their names end: .jpg or .dcm.
+
+        The images are beside the tables if there is a files/, else in a release of MIMIC-CXR. Tables may have been put
+        beside DICOMs, and the files/ of a release may hold reports alone: where there is a choice, the first image of
+        the metadata table that is in one of the places tells. In a sound tree that is the first row's.
+
+        Raises:
+          UserError: there is no files/ anywhere, or the metadata table cannot be read.
+        """
+        root, *others = self._tree.reports
+        beside = (root / "files").is_dir()
+        places = (
+            [(root, ".jpg"), (root, ".dcm")] if beside else [(at, ".dcm") for at in others if (at / "files").is_dir()]
+        )
+        if not places:
+            raise UserError(f"{root}: no files/ with JPGs, nor DICOMs in mimic-cxr/*/files/: fetch one of the releases")
+        if len(places) > 1:
+            for row in read_table(self._tree.tables["metadata"], COLUMNS["metadata"]):
+                name = _image(row)
+                for place, suffix in places:
+                    if (place / (name + suffix)).is_file():
+                        return place, suffix
+        return places[0]
+
+    @property
+    def name(self) -> str:
+        """See the base class; DICOMs become other records than the JPGs of the same tables."""
+        return "MimicCxr" if self._images[1] == ".jpg" else "MimicCxr, DICOM"
 
     @functools.cached_property
     def _store(self) -> ReportStore:
@@ -130,6 +164,10 @@ class MimicCxr(Source):
     @functools.cached_property
     def _exceptions(self) -> reports.Exceptions:
         return reports.Exceptions.read(self.settings.report_exceptions)
+
+    @functools.cached_property
+    def _texts(self) -> reports.Texts:
+        return reports.Texts.read(self.settings.report_tables)
 
     @functools.cached_property
     def _patients(self) -> Patients | None:
@@ -148,9 +186,7 @@ class MimicCxr(Source):
         """The positive labels by study."""
         kind, tables = self.settings.label_table, self._tree.tables
         if kind not in tables:
-            raise UserError(
-                f"{self._tree.images}: no {_OPTIONAL[kind]}.csv.gz, which data.label_table={kind!r} asks for"
-            )
+            raise UserError(f"{self._tree.root}: no {_OPTIONAL[kind]}.csv.gz, which data.label_table={kind!r} asks for")
         ids = ("subject_id", "study_id")
         return {
             # The radiologists' table calls Airspace Opacity what the others call Lung Opacity.
@@ -161,6 +197,8 @@ class MimicCxr(Source):
     def rows(self) -> Iterator[tuple[str, dict[str, str] | Rejected]]:
         """The metadata table's rows, and those of the split table that it lacks; see the base class."""
         known = FIELDS + (DEMOGRAPHICS if self._patients else ())
+        if self.settings.report_tables:
+            known = tuple(name for name in known if name not in ("impression", "findings"))
         check_templates(self.settings.prompts, known, str(self.folder))
         missing = set(self._splits)
         for row in read_table(self._tree.tables["metadata"], COLUMNS["metadata"]):
@@ -173,7 +211,10 @@ class MimicCxr(Source):
         """See the base class."""
         dicom, subject, study = row["dicom_id"], row["subject_id"], row["study_id"]
         labels = self._labels.get(study, ())
+        folder, suffix = self._images
         about = self._patients.at(subject, row.get("StudyDate", "")) if self._patients else {}
+        if self.settings.report_tables:
+            about["report"] = self._texts.of(dicom, study)
         return Candidate(
             id=dicom,
             split=self.split_of(subject, self._splits.get(dicom, "")),
@@ -181,7 +222,7 @@ class MimicCxr(Source):
             study=study,
             view=row["ViewPosition"],
             labels=labels,
-            image=str(inside(self._tree.images, f"{_folder(subject, study)}/{dicom}.jpg")),
+            image=str(inside(folder, _image(row) + suffix)),
             known={"labels": in_words(labels), "view": row["ViewPosition"], **about},
         )
 
@@ -192,7 +233,14 @@ class MimicCxr(Source):
         return super().split_of(patient, official)
 
     def fields(self, candidate: Candidate) -> Mapping[str, str]:
-        """The values of `FIELDS`, and of `DEMOGRAPHICS` where MIMIC-IV's tables are there."""
+        """The values of `FIELDS`, and of `DEMOGRAPHICS` where MIMIC-IV's tables are there.
+
+        With `data.report_tables` the report is theirs, and impression and findings are not told.
+        """
+        if self.settings.report_tables:
+            if not candidate.known["report"]:
+                raise Rejected("no_report_in_table")
+            return candidate.known
         text = self._store.read(str(inside(Path(), f"{_folder(candidate.patient, candidate.study)}.txt")))
         sections = reports.folded(text)
         chosen = next((sections[name] for name in self.settings.sections if name in sections), "")
@@ -206,3 +254,8 @@ class MimicCxr(Source):
 
 def _folder(subject: str, study: str) -> str:
     return f"files/p{subject[:2]}/p{subject}/s{study}"
+
+
+def _image(row: Mapping[str, str]) -> str:
+    """The path of a metadata row's image below its release, without suffix."""
+    return f"{_folder(row['subject_id'], row['study_id'])}/{row['dicom_id']}"

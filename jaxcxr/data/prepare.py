@@ -92,7 +92,7 @@ def _fingerprint(source: Source) -> str:
     """Hashes what the output follows from, short of the images and reports themselves."""
     chosen = dataclasses.asdict(source.settings)
     del chosen["max_bad_share"]  # decides whether there is an output, not what it is
-    digest = hashlib.sha256(json.dumps([type(source).__name__, chosen], sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps([source.name, chosen], sort_keys=True).encode())
     for path in [*source.tables(source.folder), *source.settings.lists()]:
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()[:16]
@@ -108,7 +108,7 @@ def _finish(
     ledger.write_quarantine(partial / "quarantine.jsonl")
     sheet.write(open_records(partial / shards.RECORDS, next(iter(by_split))), partial / "contact_sheet.png")
     summary = Summary(
-        source=type(source).__name__,
+        source=source.name,
         records=shards.RECORDS,
         fingerprint=fingerprint,
         settings=settings.as_json(),

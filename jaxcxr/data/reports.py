@@ -6,8 +6,10 @@ what the literature trains on. Text stripped of its leading spaces is therefore 
 """
 
 import difflib
+import json
 import re
-from pathlib import Path
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePosixPath
 from typing import Self
 
 from jaxcxr.data.tables import read_table
@@ -20,6 +22,8 @@ _STATES_VIEW = re.compile(
     r"lateral and (pa|ap)|(pa|ap) and lat"
 )
 _BLANK_LINE = "\n \n"
+# What de-identification leaves: ___ in MIMIC-CXR, XXXX in Open-i, also of a word's part ("x-XXXX") or a date's.
+_MARK = re.compile(r"-?(_{2,}|X{4,})([-/](_{2,}|X{4,}))*-?")
 
 LAST_PARAGRAPH = "last_paragraph"
 
@@ -71,10 +75,13 @@ def parse(report: str) -> list[tuple[str, str]]:
 
 
 def fold(text: str) -> str:
-    """Puts text on one line and drops the `___` of de-identification, with the brackets it leaves empty."""
-    text = re.sub(r"_{2,}", " ", text)
+    """Puts text on one line and drops the marks of de-identification, with the brackets and stops they leave empty."""
+    text = _MARK.sub(" ", text)
     text = re.sub(r"\(\s*\)|\[\s*\]", " ", text)
-    return re.sub(r"\s+([.,;:])", r"\1", re.sub(r"\s+", " ", text)).strip()
+    # Of stops with nothing but white space between them one stays, the full stop if it is among them.
+    text = re.sub(r"[.,;:](\s+[.,;:])+", lambda stops: "." if "." in stops[0] else stops[0][0], text)
+    text = re.sub(r"\s+([.,;:])", r"\1", re.sub(r"\s+", " ", text)).strip()
+    return re.sub(r"^[.,;:](\s+|$)", "", text)
 
 
 def folded(report: str) -> dict[str, str]:
@@ -121,3 +128,53 @@ class Exceptions:
         if study in self._sections:
             return folded(report).get(self._sections[study], "")
         return otherwise
+
+
+class Texts:
+    """Texts that tables give for images or studies in place of their reports.
+
+    A table is a csv with `text`, and `dicom_id` or `study_id`; or a json of LLaVA-Rad's annotations of MIMIC-CXR
+    (physionet.org/content/llava-rad-mimic-cxr-annotation), whose texts are findings.
+    """
+
+    def __init__(self, texts: dict[str, str]):
+        self._texts = texts
+
+    @classmethod
+    def read(cls, files: Iterable[str]) -> Self:
+        """Reads tables; of several texts of one image or study the first is taken.
+
+        Raises:
+          UserError: one cannot be read, lacks a column or is another json.
+        """
+        texts: dict[str, str] = {}
+        for file in files:
+            for key, text in _llava_rad(file) if file.endswith(".json") else _rows(file):
+                if text.strip():
+                    texts.setdefault(key, text)
+        return cls(texts)
+
+    def of(self, image: str, study: str) -> str:
+        """The text of an image by its `dicom_id`, else of its study (50525523), on one line; empty if there is none."""
+        return fold(self._texts.get(image) or self._texts.get(f"s{study}", ""))
+
+
+def _rows(file: str) -> Iterator[tuple[str, str]]:
+    """(image or s-study, text) of a csv."""
+    for row in read_table(Path(file), ("text",)):
+        if not row.get("dicom_id") and not row.get("study_id"):
+            raise UserError(f"{file}: a row has neither dicom_id nor study_id: give one of these columns")
+        yield row.get("dicom_id") or f"s{row['study_id'].removeprefix('s')}", row["text"]
+
+
+def _llava_rad(file: str) -> Iterator[tuple[str, str]]:
+    """(image, findings) of LLaVA-Rad's json; of its two texts of an image GPT-4's comes before the rules'."""
+    try:
+        entries = json.loads(Path(file).read_text(encoding="utf-8"))
+        entries.sort(key=lambda entry: entry["generate_method"] != "gpt4")
+        for entry in entries:
+            said = entry["conversations"][1]["value"]
+            if isinstance(said, str):  # null or NaN where there are no findings
+                yield PurePosixPath(entry["image"]).stem, said
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise UserError(f"{file}: not LLaVA-Rad's annotations ({type(error).__name__}): fetch it again") from error

@@ -21,10 +21,13 @@ def defaults() -> ConfigDict:
     config.views = ("PA", "AP")  # empty: every view, also an unstated one
     config.sections = ("impression", "findings")  # {report} in a prompt is the first of these that is there
     # Templates; several are several prompts of one image. Fields: {report}, {impression}, {findings}, {labels}, {view},
-    # and with MIMIC-IV's tables {age}, {sex}, {race}; of an image folder every column of metadata.jsonl.
+    # and with MIMIC-IV's tables {age}, {sex}, {race}; of an image folder every column of its metadata.
     config.prompts = ("{report}",)
     config.min_words = 2
     config.report_exceptions = ""  # csv of reports that are read otherwise: study_id, and section or start and end
+    # Tables that give MIMIC-CXR's {report} in place of the reports, which are then not read: csv with text and dicom_id
+    # or study_id, or LLaVA-Rad's json; several are read as one.
+    config.report_tables = ()
     config.tokens = (0, 0)  # least and most tokens of a prompt, start and end among them; 0: any; needs data.tokenizer
     # The source's own; or p19: MIMIC-CXR's patients p10–p18 as train, p19 as test; or hash: 90, 5, 5 % of the patients.
     config.split = "official"
@@ -51,6 +54,7 @@ class Settings:
     prompts: tuple[str, ...]
     min_words: int
     report_exceptions: str
+    report_tables: tuple[str, ...]
     tokens: tuple[int, ...]
     split: str
     label_table: str
@@ -66,7 +70,7 @@ class Settings:
     def from_config(cls, config: ConfigDict) -> "Settings":
         """Takes these fields from `config.data`, defaults where absent; raises UserError on a bad value."""
         values: dict[str, Any] = {**defaults(), **{k: config[k] for k in defaults() if k in config}}
-        for key in ("views", "sections", "prompts", "tokens", "labels"):
+        for key in ("views", "sections", "prompts", "report_tables", "tokens", "labels"):
             if isinstance(values[key], str):
                 raise UserError(f"data.{key} is the string {values[key]!r}: give a tuple such as ('{values[key]}',)")
             values[key] = tuple(values[key])
@@ -88,7 +92,8 @@ class Settings:
         for name in settings.lists():
             if not name.is_file():
                 raise UserError(
-                    f"{name}: no such file; data.patients_in, patients_out and report_exceptions name files"
+                    f"{name}: no such file; data.patients_in, patients_out, report_exceptions and report_tables "
+                    "name files"
                 )
         if not 0 <= settings.max_bad_share <= 1:
             raise UserError(f"data.max_bad_share is {settings.max_bad_share}: give a share from 0 to 1")
@@ -96,7 +101,8 @@ class Settings:
 
     def lists(self) -> list[Path]:
         """The user's own files that decide what is selected."""
-        return [Path(name) for name in (self.patients_in, self.patients_out, self.report_exceptions) if name]
+        named = (self.patients_in, self.patients_out, self.report_exceptions, *self.report_tables)
+        return [Path(name) for name in named if name]
 
     def as_json(self) -> dict[str, Any]:
         """The values as they are read back from JSON."""

@@ -34,10 +34,18 @@ class Source:
         self.folder, self.settings = folder, settings
         if settings.split not in self.splits:
             known = " or ".join(self.splits)
-            raise UserError(f"data.split is {settings.split!r}: may be {known} for {type(self).__name__}")
+            raise UserError(
+                f"data.split is {settings.split!r}: may be {known} for {type(self).__name__}: "
+                f"set data.split={self.splits[-1]}"
+            )
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.folder, self.settings)
+
+    @property
+    def name(self) -> str:
+        """What the summary calls this source: its kind, and its form where that decides what the records are."""
+        return type(self).__name__
 
     @classmethod
     def tables(cls, folder: Path) -> list[Path]:
@@ -98,8 +106,9 @@ def kinds() -> tuple[type[Source], ...]:
     from jaxcxr.data.chexpert import CheXpert
     from jaxcxr.data.folder import ImageFolder
     from jaxcxr.data.mimic_cxr import MimicCxr
+    from jaxcxr.data.openi import OpenI
 
-    return ImageFolder, MimicCxr, CheXpert
+    return ImageFolder, MimicCxr, CheXpert, OpenI
 
 
 def is_source(folder: Path) -> bool:

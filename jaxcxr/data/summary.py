@@ -15,7 +15,7 @@ LABELS = "labels.json"
 class Summary:
     """What a prepared folder holds; `summary.json` is its content. No report text, no patient ids."""
 
-    source: str  # its kind
+    source: str  # its kind and form
     records: str  # the folder of the ArrayRecord files, relative to the prepared folder
     fingerprint: str
     settings: dict[str, Any]

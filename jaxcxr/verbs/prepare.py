@@ -1,4 +1,4 @@
-"""Turn a tree of MIMIC-CXR-JPG or CheXpert, or an image folder, into ArrayRecord.
+"""Turn a tree of MIMIC-CXR (JPG or DICOM), CheXpert or Open-i, or an image folder, into ArrayRecord.
 
 Writes OUT whole or not at all: the records by split, the tokenizer, README.md (the data card), summary.json,
 contact_sheet.png and quarantine.jsonl, which lists every bad row with its reason. Safe to run again: an interrupted

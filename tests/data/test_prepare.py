@@ -275,6 +275,38 @@ def test_image_folder_without_text_names_its_columns(tmp_path):
         prepare(small_config(), tmp_path / "raw", tmp_path / "out")
 
 
+def test_image_folder_with_a_csv(tmp_path):
+    source = image_folder(tmp_path / "raw", [{"file_name": f"{n}.png"} for n in range(5)])
+    (source / "metadata.jsonl").unlink()
+    table = source / "metadata.csv"
+    table.write_text(
+        "file_name,text,labels,patient,split,side\n"
+        '0.png,"Clear, both lungs.",,a,,left\n'
+        "1.png,Small effusion.,Effusion; Edema|Mass,b,validation,right\n"
+        "2.png,,,,,\n"
+        ",No picture here.,,,,\n"
+        "4.png,No side known.,,,,\n"
+    )
+    config = small_config(views=(), prompts=("{report} {side}",), max_bad_share=0.6)
+    summary = prepare(config, source, tmp_path / "out")
+    assert summary.splits == {"train": 1, "validate": 1, "test": 0}
+    assert quarantine(tmp_path / "out") == [
+        ("2.png", "no_usable_text"),
+        ("4.png", "no_side"),
+        ("metadata.csv:5", "row_without_file_name"),
+    ]
+    assert everything(tmp_path / "out", "train")["0.png"]["prompts"] == [b"Clear, both lungs. left"]
+    (record,) = open_split(tmp_path / "out", "validate")
+    assert [label.decode() for label in record["labels"]] == ["Effusion", "Edema", "Mass"]
+    assert (record["patient"], record["prompts"]) == (b"b", [b"Small effusion. right"])
+    table.write_bytes("file_name,text\n0.png,Café\n".encode("latin-1"))
+    with pytest.raises(UserError, match=r"metadata\.csv: not a readable table \(UnicodeDecodeError\)"):
+        prepare(small_config(), source, tmp_path / "other")
+    table.write_text("file_name,caption\n")
+    with pytest.raises(UserError, match=r"metadata\.csv: no column text; it has file_name, caption"):
+        prepare(small_config(), source, tmp_path / "other")
+
+
 def test_second_run_is_recognised_and_other_settings_are_refused(tmp_path, capsys):
     tree = mimic_tree(tmp_path / "raw", rows())
     first = prepare(small_config(), tree, tmp_path / "out")

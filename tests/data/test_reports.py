@@ -95,6 +95,16 @@ def test_fold_drops_deidentified_spans_and_white_space():
     assert reports.fold("2 cm, 38°C") == "2 cm, 38°C"
 
 
+def test_fold_drops_what_a_mark_leaves_of_a_word_or_a_sentence():
+    assert reports.fold("Normal chest x-XXXX.") == "Normal chest x."
+    assert reports.fold("A XXXX-year-old woman, a ___-year-old man.") == "A year-old woman, a year-old man."
+    assert reports.fold("Compared to XXXX, XXXX, and XXXX/XXXX/XXXX.") == "Compared to, and."
+    assert reports.fold("No effusion. XXXX XXXX. Heart, XXXX.") == "No effusion. Heart."
+    assert reports.fold("XXXX. Heart XXXX (XXXX) is large") == "Heart is large"
+    assert reports.fold("XXXX, XXXX.") == reports.fold("___.") == ""
+    assert reports.fold("At 12:30, XXX and an AXXIS: see e.g. x_y.") == "At 12:30, XXX and an AXXIS: see e.g. x_y."
+
+
 def test_header_that_states_the_view_opens_findings():
     for header in ("PORTABLE CHEST", "AP VIEW OF THE CHEST", "PA AND LATERAL", "TWO VIEWS"):
         assert prompt(f"REPORT\n {header}:  Clear.\n", BOTH) == "Clear.", header

@@ -1,10 +1,14 @@
+import json
+
 import pytest
 from trees import LABELS, image_folder, mimic_tree, report, rows, small_config, write_table
 
+from jaxcxr import config as configs
 from jaxcxr.data import tokens
 from jaxcxr.data.loader import open_split
 from jaxcxr.data.prepare import prepare
 from jaxcxr.errors import UserError
+from tests.training.runs import ROOT
 
 
 @pytest.fixture
@@ -70,6 +74,79 @@ def test_patients_p19_are_the_test_split(tmp_path):
     source = image_folder(tmp_path / "folder", [{"file_name": "0.png", "text": "clear lungs", "view": "PA"}])
     with pytest.raises(UserError, match="data.split is 'p19': may be official or hash for ImageFolder"):
         prepare(small_config(split="p19"), source, tmp_path / "none")
+
+
+def test_reports_of_a_table(tree, tmp_path):
+    members, table = rows(), tmp_path / "texts.csv"
+    body = [f"{members[0].dicom},,Of the ___ image.", f",s{members[0].study},Of the study."]
+    body += [f",{row.study},Text {row.number} of it." for row in members[1:] if row.number != 3]
+    table.write_text("\n".join(["dicom_id,study_id,text", *body, ""]))
+    for path in (tree / "mimic-cxr").rglob("*.txt"):
+        path.unlink()
+    summary = prepare(small_config(report_tables=(str(table),)), tree, tmp_path / "out")
+    assert summary.bad == {"no_report_in_table": 1}
+    found = {record["id"].decode(): list(record["prompts"]) for record in open_split(tmp_path / "out", "train")}
+    assert found[members[0].dicom] == [b"Of the image."]
+    assert found[members[1].dicom] == [b"Text 1 of it."]
+    assert members[3].dicom not in found
+    table.write_text(table.read_text().replace("Text 1", "Word 1"))
+    with pytest.raises(UserError, match="prepared with other settings"):
+        prepare(small_config(report_tables=(str(table),)), tree, tmp_path / "out")
+    with pytest.raises(UserError, match="asks for {findings}, which .* does not give; it gives {labels}, {report}"):
+        prepare(small_config(report_tables=(str(table),), prompts=("{findings}",)), tree, tmp_path / "none")
+
+
+def llava_rad(row, text, method="gpt4"):
+    """An entry of LLaVA-Rad's annotations."""
+    return {
+        "id": f"{row.subject}_{row.study}",
+        "image": f"mimic/p{row.subject[:2]}/p{row.subject}/s{row.study}/{row.dicom}.jpg",
+        "generate_method": method,
+        "view": row.view,
+        "chexpert_labels": {"Edema": float("nan")},
+        "conversations": [{"from": "human", "value": "<image>\nDescribe."}, {"from": "gpt", "value": text}],
+    }
+
+
+def test_the_selection_of_chexgenbench(tree, tmp_path):
+    members = rows()
+    train = [llava_rad(row, f"Ruled {row.number} text.", "rule-based") for row in members[:12]]
+    train += [llava_rad(row, f"Findings {row.number} told.") for row in members[2:11]]
+    train += [llava_rad(members[0], None), llava_rad(members[1], float("nan"))]
+    names = []
+    for split, entries in (("train", train), ("test", [llava_rad(row, "In the test.") for row in members[16:]])):
+        names.append(str(tmp_path / f"chat_{split}.json"))
+        (tmp_path / f"chat_{split}.json").write_text(json.dumps(entries))
+    config = configs.load(ROOT / "configs/data/chexgenbench.py", [f"--config.data.report_tables={names}"]).data
+    config.update(size=16, tokenizer_vocab=600, max_bad_share=0.5)
+    summary = prepare(config, tree, tmp_path / "out")
+    assert summary.splits == {"train": 12, "validate": 0, "test": 4}
+    assert summary.bad == {"no_report_in_table": 4}
+    found = {r["id"].decode(): r["prompts"][0].decode() for r in open_split(tmp_path / "out", "train")}
+    assert [found[members[n].dicom] for n in (0, 1, 5, 11)] == [
+        "Ruled 0 text.",
+        "Ruled 1 text.",
+        "Findings 5 told.",
+        "Ruled 11 text.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.csv", "study_id,report\n1,x\n", "no column text; it has study_id, report"),
+        ("a.csv", "id,text\n1,x\n", "a row has neither dicom_id nor study_id"),
+        ("a.json", '{"a": 1}', r"not LLaVA-Rad's annotations \(AttributeError\)"),
+        ("a.json", '[{"image": "a.jpg"}]', r"not LLaVA-Rad's annotations \(KeyError\)"),
+        ("a.json", "[{", r"not LLaVA-Rad's annotations \(JSONDecodeError\)"),
+        (".", "", "no such file; data.patients_in"),
+    ],
+)
+def test_another_table_of_reports_is_named(tree, tmp_path, name, text, message):
+    if text:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=message):
+        prepare(small_config(report_tables=(str(tmp_path / name),)), tree, tmp_path / "out")
 
 
 def test_length_in_tokens_of_the_tokenizer_given(tmp_path):
