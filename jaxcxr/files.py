@@ -47,8 +47,8 @@ def begun_folder(path: Path, identity: str) -> Iterator[Path]:
                 file.write(identity)
                 file.flush()
             yield partial
-        mark.unlink()
         partial.replace(path)
+        (path / mark.name).unlink()
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror or error}); run it again to go on") from error
 

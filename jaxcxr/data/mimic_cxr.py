@@ -67,8 +67,15 @@ class ReportStore:
 
     def __init__(self, roots: tuple[Path, ...]):
         self._roots = roots
-        zips = [_open_zip(root / _ZIP) for root in roots if (root / _ZIP).is_file()]
-        self._members = {name: archive for archive in reversed(zips) for name in archive.namelist()}
+        self._members: dict[str, zipfile.ZipFile] = {}
+        self._cut = False  # a zip lacks its table of contents, which stands at the end
+        for root in roots:
+            if (root / _ZIP).is_file():
+                try:
+                    archive = zipfile.ZipFile(root / _ZIP)
+                    self._members = dict.fromkeys(archive.namelist(), archive) | self._members
+                except zipfile.BadZipFile:
+                    self._cut = True
 
     def read(self, relative: str) -> str:
         """Returns a report's text; raises Rejected if it is missing, empty or not UTF-8."""
@@ -83,7 +90,7 @@ class ReportStore:
                 raise Rejected("unreadable_report", relative) from error
         if data is None:
             if relative not in self._members:
-                raise Rejected("missing_report", relative)
+                raise Rejected("missing_report_and_zip_is_cut" if self._cut else "missing_report", relative)
             try:
                 data = self._members[relative].read(relative)
             except (zipfile.BadZipFile, zlib.error, EOFError) as error:
@@ -94,13 +101,6 @@ class ReportStore:
             return data.decode("utf-8")
         except UnicodeDecodeError as error:
             raise Rejected("report_not_utf8", relative) from error
-
-
-def _open_zip(path: Path) -> zipfile.ZipFile:
-    try:
-        return zipfile.ZipFile(path)
-    except zipfile.BadZipFile as error:
-        raise UserError(f"{path}: not a readable zip: fetch it again") from error
 
 
 class MimicCxr(Source):

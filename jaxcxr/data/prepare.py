@@ -21,7 +21,7 @@ from jaxcxr.data.settings import Settings
 from jaxcxr.data.source import Source, open_source
 from jaxcxr.data.summary import LABELS, Summary
 from jaxcxr.errors import UserError
-from jaxcxr.files import begun_folder
+from jaxcxr.files import begun_folder, replace_file
 
 
 def prepare(
@@ -64,23 +64,23 @@ def prepare(
     started = time.perf_counter()
     with begun_folder(out, fingerprint) as partial:
         work, maker = shards.cut(listed), shards.Maker(source, partial)
-        shards.make(maker, work, workers=workers, beam=beam)
-        seconds = time.perf_counter() - started
-        counts = []
-        for _, account in shards.accounts(maker, work):
-            ledger.add(account.ledger)
-            counts.append(account.ledger.kept.total())
-        try:
-            ledger.check(folder, settings)
-        except UserError:
-            if ledger.bad:  # the folder will be gone, and what is to be mended must be known
-                ledger.write_quarantine(failed)
-            shutil.rmtree(partial)
-            raise
-        shards.describe(partial / shards.RECORDS, work, counts, settings.size)
-        summary = _finish(partial, source, fingerprint, ledger, maker, work)
+        summary = Summary.read(partial)  # of a job that was interrupted while it cleared up
+        if summary is None:
+            shards.make(maker, work, workers=workers, beam=beam)
+            counts = _book(maker, work, ledger)
+            try:
+                ledger.check(folder, settings)
+            except UserError:
+                if ledger.bad:  # the folder will be gone, and what is to be mended must be known
+                    ledger.write_quarantine(failed)
+                shutil.rmtree(partial)
+                raise
+            shards.describe(partial / shards.RECORDS, work, counts, settings.size)
+            summary = _finish(partial, source, fingerprint, ledger, maker, work)
+        for shard in work:
+            maker.account(shard).unlink(missing_ok=True)
     failed.unlink(missing_ok=True)
-    print(f"{out}: {summary}\n{(len(ledger.bad) + ledger.kept.total()) / seconds:.0f} images/s")
+    print(f"{out}: {summary}\n{time.perf_counter() - started:.0f} s")
     return summary
 
 
@@ -98,10 +98,19 @@ def _fingerprint(source: Source) -> str:
     return digest.hexdigest()[:16]
 
 
+def _book(maker: shards.Maker, work: list[shards.Shard], ledger: Ledger) -> list[int]:
+    """Takes the shards' accounts into the ledger and returns their numbers of records."""
+    counts = []
+    for _, account in shards.accounts(maker, work):
+        ledger.add(account.ledger)
+        counts.append(account.ledger.kept.total())
+    return counts
+
+
 def _finish(
     partial: Path, source: Source, fingerprint: str, ledger: Ledger, maker: shards.Maker, work: list[shards.Shard]
 ) -> Summary:
-    """Adds everything but the records to `partial`, and removes the accounts."""
+    """Adds everything but the records to `partial`."""
     settings = source.settings
     by_split = {split: [shard for shard in work if shard.split == split] for split in SPLITS if ledger.kept[split]}
     tokenizer = _tokenizer(settings, _prompts(maker, by_split.get("train", ())), partial / "tokenizer")
@@ -125,9 +134,7 @@ def _finish(
     labels = {split: _places(maker, members) for split, members in by_split.items()}
     (partial / LABELS).write_text(json.dumps(labels) + "\n", encoding="utf-8")
     (partial / "README.md").write_text(card.text(summary, source.licence), encoding="utf-8")
-    (partial / "summary.json").write_text(summary.to_json(), encoding="utf-8")
-    for shard in work:
-        maker.account(shard).unlink()
+    replace_file(partial / "summary.json", summary.to_json().encode())  # the last, for it says that all is there
     return summary
 
 

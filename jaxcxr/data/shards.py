@@ -137,6 +137,8 @@ def make(maker: Maker, shards: Sequence[Shard], *, workers: int | None = None, b
     images = sum(len(shard.members) for shard in shards)
     left = sum(len(shard.members) for shard in todo)
     (maker.folder / RECORDS).mkdir(exist_ok=True)
+    for unfinished in maker.folder.rglob(".*.partial-*"):  # of processes that were killed
+        unfinished.unlink(missing_ok=True)
     if workers is None:
         workers = min(os.cpu_count() or 1, -(-left // PER_SHARD))
     if beam:
@@ -213,10 +215,11 @@ def describe(folder: Path, shards: Sequence[Shard], counts: Sequence[int], size:
     sizes: dict[str, int] = {}
     for shard, count in zip(shards, counts, strict=True):
         lengths.setdefault(shard.split, []).append(count)
-        sizes[shard.split] = sizes.get(shard.split, 0) + (folder / shard.file_name).stat().st_size
+        size_here = (folder / shard.file_name).stat().st_size if count else 0
+        sizes[shard.split] = sizes.get(shard.split, 0) + size_here
     for shard in shards:
         if not sum(lengths[shard.split]):  # TFDS knows no empty split
-            (folder / shard.file_name).unlink()
+            (folder / shard.file_name).unlink(missing_ok=True)
     splits = [
         tfds.core.SplitInfo(name=split, shard_lengths=each, num_bytes=sizes[split])
         for split, each in lengths.items()

@@ -361,28 +361,6 @@ def test_wrong_settings_are_named(tmp_path, change, message):
         prepare(small_config(**change), tmp_path, tmp_path / "out")
 
 
-def test_a_killed_run_leaves_no_output_folder(tmp_path):
-    tree = mimic_tree(tmp_path / "raw", rows())
-    program = f"""
-import os, sys
-from pathlib import Path
-sys.path.insert(0, {str(Path(__file__).parent)!r})
-from trees import small_config
-from jaxcxr.data import shards, prepare
-make = shards.make_record
-def dying(candidate, *others):
-    if candidate.split == "test":
-        os.kill(os.getpid(), 9)
-    return make(candidate, *others)
-shards.make_record = dying
-prepare.prepare(small_config(), Path({str(tree)!r}), Path({str(tmp_path / "out")!r}))
-"""
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, cwd=Path(__file__).parents[2])
-    assert ended.returncode == -9, ended.stderr
-    assert not (tmp_path / "out").exists()
-    assert sum(prepare(small_config(), tree, tmp_path / "out").splits.values()) == 20
-
-
 def contents(out: Path) -> dict[str, object]:
     """The records of a prepared folder by split, in order, and every other file."""
     files = {path.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob("*.*") if path.is_file()}
@@ -407,6 +385,48 @@ def test_processes_and_beam_write_what_one_process_writes(tmp_path, small_shards
     pytest.importorskip("apache_beam")
     prepare(small_config(), tree, tmp_path / "beam", beam=["--runner=DirectRunner"])
     assert contents(tmp_path / "beam") == one
+
+
+DYING = """
+import os, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from trees import small_config
+from jaxcxr.data import prepare, shards
+shards.PER_SHARD = 3
+left = int(sys.argv[4])
+def counted(owner, name):
+    known = getattr(owner, name)
+    def call(*args, **named):
+        global left
+        left -= 1
+        if not left:
+            os.kill(os.getpid(), 9)
+        return known(*args, **named)
+    setattr(owner, name, call)
+for owner, name in ((shards, "make_record"), (Path, "replace"), (Path, "write_text"), (Path, "unlink")):
+    counted(owner, name)
+prepare.prepare(small_config(), Path(sys.argv[2]), Path(sys.argv[3]), workers=1)
+"""
+
+
+@pytest.mark.slow
+def test_a_job_killed_anywhere_goes_on_to_the_same_end(tmp_path, small_shards):
+    tree = mimic_tree(tmp_path / "raw", rows())
+    whole, out = prepare(small_config(), tree, tmp_path / "whole", workers=1), tmp_path / "out"
+    killed = 0
+    for calls in (1, 2, 4, 9, 15, 30, 12, 4, 7, 10, 1000):
+        argv = [sys.executable, "-c", DYING, Path(__file__).parent, tree, out, str(calls)]
+        ended = subprocess.run(argv, capture_output=True, cwd=Path(__file__).parents[2])
+        assert ended.returncode in (0, -9), ended.stderr
+        if ended.returncode == 0:
+            break
+        killed += 1
+        assert not out.exists()
+    assert killed > 7
+    assert contents(out) == contents(tmp_path / "whole")
+    assert Summary.require(out) == whole
+    assert {path.name for path in tmp_path.iterdir()} == {"raw", "whole", "out"}
 
 
 def test_an_interrupted_run_goes_on_from_what_is_finished(tmp_path, small_shards, monkeypatch):
@@ -476,6 +496,42 @@ def test_labels_are_listed_with_their_places(tmp_path):
         records = list(open_split(tmp_path / "out", split))
         for label, found in places[split].items():
             assert found == [n for n, r in enumerate(records) if label.encode() in (r["labels"] or [b""])]
+
+
+def test_a_cut_zip_and_links_in_circles_are_bad_rows(tmp_path):
+    members = rows()
+    tree = mimic_tree(tmp_path / "raw", members)
+    texts = tree / "mimic-cxr/2.1.0"
+    with zipfile.ZipFile(texts / "mimic-cxr-reports.zip", "w") as archive:
+        lost = texts / members[0].folder / f"s{members[0].study}.txt"
+        archive.write(lost, lost.relative_to(texts))
+        lost.unlink()
+    data = (texts / "mimic-cxr-reports.zip").read_bytes()
+    (texts / "mimic-cxr-reports.zip").write_bytes(data[: len(data) // 2])
+    image = tree / "mimic-cxr-jpg/2.1.0" / members[1].folder / f"s{members[1].study}" / f"{members[1].dicom}.jpg"
+    image.unlink()
+    image.symlink_to(image.name)
+    summary = prepare(small_config(), tree, tmp_path / "out")
+    assert quarantine(tmp_path / "out") == [
+        (members[0].dicom, "missing_report_and_zip_is_cut"),
+        (members[1].dicom, "unreadable_image"),
+    ]
+    assert summary.bad == {"missing_report_and_zip_is_cut": 1, "unreadable_image": 1}
+
+
+def test_columns_more_and_releases_less_than_expected(tmp_path):
+    tree = mimic_tree(tmp_path / "raw", rows())
+    table = tree / "mimic-cxr-jpg/2.1.0/mimic-cxr-2.0.0-metadata.csv.gz"
+    head = ["Rows", "dicom_id", "study_id", "ViewPosition", "subject_id", "StudyDate", "Extra"]
+    body = [["3056", row.dicom, row.study, row.view, row.subject, row.date, "x"] for row in rows()]
+    write_table(table, head, body)
+    assert sum(prepare(small_config(), tree, tmp_path / "out").splits.values()) == 20
+    (tree / "mimic-cxr-jpg/2.1.0").rename(tree / "mimic-cxr-jpg/1.0.0")
+    for name in ("metadata", "split"):
+        old = tree / f"mimic-cxr-jpg/1.0.0/mimic-cxr-2.0.0-{name}.csv.gz"
+        old.rename(old.with_name(old.name.replace("2.0.0", "1.0.0")))
+    with pytest.raises(UserError, match=r"no mimic-cxr-2\.0\.0-metadata\.csv\.gz: fetch it from"):
+        prepare(small_config(), tree, tmp_path / "other")
 
 
 def test_neither_output_nor_summary_tells_reports_or_patients(tmp_path, capsys):
