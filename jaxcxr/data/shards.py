@@ -190,8 +190,12 @@ def _on_beam(maker: Maker, shards: Sequence[Shard], options: Sequence[str]) -> N
         from apache_beam.options.pipeline_options import PipelineOptions
     except ImportError as error:
         raise UserError("apache-beam is not installed: pip install 'jaxcxr[beam]'") from error
-    with beam.Pipeline(options=PipelineOptions(list(options))) as pipeline:
-        _ = pipeline | beam.Create(list(shards)) | beam.Reshuffle() | beam.Map(maker)
+    try:
+        with beam.Pipeline(options=PipelineOptions(list(options))) as pipeline:
+            _ = pipeline | beam.Create(list(shards)) | beam.Reshuffle() | beam.Map(maker)
+    except RuntimeError as error:
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"the Beam pipeline failed ({said}); run it again to go on") from error
 
 
 def accounts(maker: Maker, shards: Iterable[Shard]) -> Iterator[tuple[Shard, Account]]:

@@ -113,3 +113,34 @@ def test_extreme_aspect_ratio_keeps_a_pixel(tmp_path):
     out = images.load_square(save(tmp_path, np.full((2, 2000), 255, np.uint8)), 16)
     assert out.max() == 255
     assert np.count_nonzero(out.any(axis=(1, 2))) == 1
+
+
+def test_gray_levels_can_be_equalized_or_stretched(tmp_path):
+    """Levels 100 to 139, the darker ones the more frequent, in a picture without padding."""
+    levels = np.repeat(np.arange(100, 140), np.arange(40, 0, -1) * 5)
+    rng = np.random.default_rng(0)
+    picture = rng.permutation(np.resize(levels, 64 * 64)).reshape(64, 64).astype(np.uint8)
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    assert np.array_equal(images.load_square(tmp_path / "a.png", 64)[..., 0], picture)
+    equal = images.load_square(tmp_path / "a.png", 64, "equalize")[..., 0]
+    order = np.argsort(picture.ravel(), kind="stable")
+    assert (np.diff(equal.ravel()[order].astype(int)) >= 0).all(), "no two levels change places"
+    # Spread evenly, half of the pixels are below the middle; of the picture as it is, none.
+    for share in (0.25, 0.5, 0.75):
+        assert abs(np.quantile(equal, share) - 255 * share) < 12
+    stretched = images.load_square(tmp_path / "a.png", 64, "percentile")[..., 0]
+    low, high = np.quantile(picture, [0.005, 0.995])
+    inside = (picture > low) & (picture < high)
+    expected = 255 * (picture[inside] - low) / (high - low)
+    assert abs(stretched[inside] - expected).max() < 5
+    assert stretched.min() == 0
+    assert stretched.max() == 255
+
+
+def test_padding_stays_black_whatever_becomes_of_the_levels(tmp_path):
+    Image.fromarray(np.random.default_rng(0).integers(50, 90, (64, 32)).astype(np.uint8)).save(tmp_path / "a.png")
+    for intensity in ("equalize", "percentile"):
+        square = images.load_square(tmp_path / "a.png", 32, intensity)[..., 0]
+        assert not square[:, :8].any()
+        assert not square[:, 24:].any()
+        assert square[:, 8:24].std() > 40
