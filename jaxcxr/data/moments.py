@@ -94,7 +94,8 @@ def write_shard(file: Path, records: Iterable[bytes]) -> None:
     from array_record.python.array_record_module import ArrayRecordWriter
 
     with new_file(file) as partial:
-        writer = ArrayRecordWriter(str(partial), "group_size:1")  # each record can be read alone
+        # Each record can be read alone. Packed, moments are a fifth smaller but take twice the time to read.
+        writer = ArrayRecordWriter(str(partial), "group_size:1,uncompressed")
         for record in records:
             writer.write(record)
         writer.close()
