@@ -128,14 +128,7 @@ class Moments(Sequence[dict[str, Any]]):
         return len(self._records)
 
     def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:  # type: ignore[override]
-        return self.__getitems__([index])[0]
-
-    def __getitems__(self, indices: Sequence[SupportsIndex]) -> list[dict[str, Any]]:
-        """The records at these places, read in parallel."""
-        return [self._unpack(record) for record in self._records.__getitems__(indices)]
-
-    def _unpack(self, record: bytes) -> dict[str, Any]:
-        data, prompts, identity = msgpack.unpackb(record)
+        data, prompts, identity = msgpack.unpackb(self._records[index])
         return {
             "moments": np.frombuffer(data, self._dtype).reshape(self._shape),
             "prompts": prompts,
