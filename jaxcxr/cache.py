@@ -13,7 +13,6 @@ from tqdm.auto import tqdm
 from jaxcxr import interop
 from jaxcxr.data import images, tokens
 from jaxcxr.data.loader import as_text, open_split
-from jaxcxr.data.mixture import read
 from jaxcxr.data.moments import PER_SHARD, Card, Origin, pack, write_shard
 from jaxcxr.data.records import SPLITS
 from jaxcxr.data.summary import Summary
@@ -95,7 +94,7 @@ class _Encoder:
     def records(self, source: Sequence[Any], places: range, text: bool) -> Iterator[bytes]:
         """Yields the cache's records for these places."""
         for start in range(0, len(places), self._batch_size):
-            records = read(source, places[start : start + self._batch_size])
+            records = [source[place] for place in places[start : start + self._batch_size]]
             pictures = np.stack([images.decode_png(record["image"]) for record in records])
             states: Iterator[np.ndarray] = iter(())
             if text:

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+_PNG, _UP = b"\x89PNG\r\n\x1a\n", 2  # a file's first bytes, and the filter that takes the row above from a row
+
 
 class UnreadableImage(Exception):
     """A file that cannot be decoded; the message says why."""
@@ -79,10 +81,17 @@ def _fit(wh: tuple[int, int], side: int) -> tuple[int, int]:
 
 def encode_png(image: np.ndarray) -> bytes:
     """Encodes a (height, width, 1) uint8 array as a gray PNG."""
-    buffer = io.BytesIO()
-    # Runs alone, no search for repetitions: for radiographs four times as fast as the default, and no larger.
-    Image.fromarray(image[..., 0]).save(buffer, "PNG", compress_type=zlib.Z_RLE)
-    return buffer.getvalue()
+    height, width, _ = image.shape
+    # Each row less the one above, and of repetitions runs alone. Pillow tries five filters a row and settles on ones
+    # that save a tenth of the bytes but take twice the time to write and half as much again to read.
+    rows = np.full((height, 1 + width), _UP, np.uint8)
+    rows[:, 1:] = np.diff(image[..., 0], axis=0, prepend=np.uint8(0))
+    packer = zlib.compressobj(strategy=zlib.Z_RLE)
+    header = struct.pack(">2I5B", width, height, 8, 0, 0, 0, 0)  # 8 bits of gray, no interlacing
+    chunks = ((b"IHDR", header), (b"IDAT", packer.compress(rows) + packer.flush()), (b"IEND", b""))
+    return _PNG + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
+    )
 
 
 def decode_png(data: bytes) -> np.ndarray:

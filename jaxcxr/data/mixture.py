@@ -108,21 +108,5 @@ class Joined(Sequence[Any]):
         return self.starts[-1]
 
     def __getitem__(self, place: SupportsIndex) -> Any:  # type: ignore[override]
-        return self.__getitems__([place])[0]
-
-    def __getitems__(self, places: Sequence[SupportsIndex]) -> list[Any]:
-        """The records at these places, those of one source read together."""
-        found: list[Any] = [None] * len(places)
-        owners = [bisect.bisect_right(self.starts, int(place)) - 1 for place in places]
-        for owner in sorted(set(owners)):
-            wanted = [number for number, each in enumerate(owners) if each == owner]
-            inside = [int(places[number]) - self.starts[owner] for number in wanted]
-            for number, record in zip(wanted, read(self._sources[owner], inside), strict=True):
-                found[number] = record
-        return found
-
-
-def read(source: Sequence[Any], places: Sequence[int]) -> list[Any]:
-    """The records at these places; ArrayRecord reads them in parallel, a plain sequence one at a time."""
-    many = getattr(source, "__getitems__", None)
-    return list(many(places)) if many else [source[place] for place in places]
+        owner = bisect.bisect_right(self.starts, place.__index__()) - 1
+        return self._sources[owner][place.__index__() - self.starts[owner]]

@@ -142,7 +142,8 @@ def write_shard(file: Path, records: Iterable[bytes]) -> None:
     from array_record.python.array_record_module import ArrayRecordWriter
 
     with new_file(file) as partial:
-        writer = ArrayRecordWriter(str(partial), "group_size:1")  # each record can be read alone
+        # Each record can be read alone. Packed, moments are a fifth smaller but take twice the time to read.
+        writer = ArrayRecordWriter(str(partial), "group_size:1,uncompressed")
         for record in records:
             writer.write(record)
         writer.close()
@@ -179,15 +180,8 @@ class Moments(Sequence[dict[str, Any]]):
         return len(self._records)
 
     def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:  # type: ignore[override]
-        return self.__getitems__([index])[0]
-
-    def __getitems__(self, indices: Sequence[SupportsIndex]) -> list[dict[str, Any]]:
-        """The records at these places, read in parallel."""
-        return [self._unpack(record) for record in self._records.__getitems__(indices)]
-
-    def _unpack(self, record: bytes) -> dict[str, Any]:
-        data, prompts, identity, states = msgpack.unpackb(record)
-        found = {
+        data, prompts, identity, states = msgpack.unpackb(self._records[index])
+        found: dict[str, Any] = {
             "moments": np.frombuffer(data, self._dtype).reshape(self._card.shape),
             "prompts": prompts,
             "id": identity,

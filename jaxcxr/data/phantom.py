@@ -39,6 +39,8 @@ DEVICES = ("endotracheal tube", "central line", "pacemaker", "nasogastric tube")
 SIGN = {"right": -1, "left": 1}
 """The patient's right is image left, where body x is negative."""
 MIN_SIZE, MAX_SIZE = 64, 512
+FILM_NOISE = 2.0
+"""Gray levels; with it a JPEG of quality 95 has the bytes per pixel of MIMIC-CXR-JPG's."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +85,8 @@ class Patient:
 class Drawing:
     """A radiograph and its ground truth.
 
-    `image` is uint8 [size, size], bright for dense. `masks` holds a bool [size, size] array and `boxes` a
-    half-open pixel box (x0, y0, x1, y1) for each finding, in the order the findings were given.
+    `image` is uint8 [size, size], or of the film's size, bright for dense. `masks` holds a bool array of that size
+    and `boxes` a half-open pixel box (x0, y0, x1, y1) for each finding, in the order the findings were given.
     """
 
     image: Array
@@ -124,6 +126,15 @@ def draw(
     by_finding = dict(zip(_in_drawing_order(findings), soft_masks, strict=True))
     image = (_average(255 * _expose(scene, rng), size) + 0.5).astype(np.uint8)
     masks = tuple(_binary(_average(by_finding[f], size)) for f in findings)
+    return Drawing(image, masks, tuple(_box(mask) for mask in masks))
+
+
+def enlarge(drawing: Drawing, film: tuple[int, int], rng: np.random.Generator) -> Drawing:
+    """Stretches a drawing to a film of (width, height) pixels, with the noise that a detector of that many has."""
+    image = np.asarray(Image.fromarray(drawing.image).resize(film, Image.Resampling.BICUBIC), np.float32)
+    noise = rng.standard_normal(image.shape, dtype=np.float32)
+    image = (np.clip(image + FILM_NOISE * noise, 0, 255) + 0.5).astype(np.uint8)
+    masks = tuple(np.asarray(Image.fromarray(mask).resize(film, Image.Resampling.NEAREST)) for mask in drawing.masks)
     return Drawing(image, masks, tuple(_box(mask) for mask in masks))
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from jaxcxr.data.phantom import DEVICES, KINDS, MAX_SIZE, MIN_SIZE, Drawing, Finding, Patient, draw
+from jaxcxr.data.phantom import DEVICES, KINDS, MAX_SIZE, MIN_SIZE, Drawing, Finding, Patient, draw, enlarge
 from jaxcxr.data.phantom_reports import LABELS, mentioned_labels, report_text, true_labels, write_report
 from jaxcxr.errors import UserError
 from jaxcxr.files import new_folder
@@ -47,6 +47,7 @@ SHARES: Mapping[str, float] = {"train": 0.8, "validate": 0.1, "test": 0.1}
 FINDINGS_ONLY, SECOND_IMAGE, PORTABLE = 0.12, 0.10, 0.30
 STUDIES_PER_PATIENT = (0.6, 0.3, 0.1)
 MAX_STUDIES = 8
+MAX_FILM = 8192
 
 METADATA = (
     "dicom_id",
@@ -144,8 +145,11 @@ def write_tree(
     shares: Mapping[str, float] = SHARES,
     prevalence: Mapping[str, float] = PREVALENCE,
     progress: bool = False,
+    film: tuple[int, int] | None = None,
 ) -> Written:
     """Write `patients` phantom patients, images `size` pixels square, as a MIMIC-CXR-JPG tree at `out`.
+
+    With `film`, a width and a height, they are drawn at `size` and enlarged to that, to be as heavy as real ones.
 
     The tree is written beside `out` and renamed there when whole; equal arguments give equal bytes. Where `out`
     already holds the tree of equal arguments nothing is written.
@@ -154,7 +158,7 @@ def write_tree(
         UserError: an argument is out of range, or `out` holds something else.
     """
     out = Path(out)
-    settings = _settings(patients, size, seed, findings, masks, shares, prevalence)
+    settings = _settings(patients, size, seed, findings, masks, shares, prevalence, film)
     there = _already_there(out, settings)
     if there:
         return there
@@ -175,12 +179,15 @@ def _settings(
     masks: bool,
     shares: Mapping[str, float],
     prevalence: Mapping[str, float],
+    film: tuple[int, int] | None,
 ) -> dict[str, Any]:
     unknown = sorted(set(findings) - set(KINDS))
     if unknown:
         raise UserError(f"phantom finding {unknown[0]!r} is unknown; choose from {', '.join(KINDS)}")
     if not MIN_SIZE <= size <= MAX_SIZE:
         raise UserError(f"phantom size {size} is outside {MIN_SIZE} to {MAX_SIZE}; choose a size in that range")
+    if film and not size <= min(film) <= max(film) <= MAX_FILM:
+        raise UserError(f"phantom film {film[0]}x{film[1]} has a side outside {size}, the size drawn, to {MAX_FILM}")
     if not 1 <= patients <= 1_000_000:
         raise UserError(f"phantom patients {patients} is outside 1 to 1000000; choose a number in that range")
     if seed < 0:
@@ -194,6 +201,7 @@ def _settings(
         "revision": REVISION,
         "patients": patients,
         "size": size,
+        "film": list(film) if film else None,
         "seed": seed,
         "findings": [kind for kind in KINDS if kind in findings],
         "masks": masks,
@@ -256,6 +264,9 @@ class _Tree:
         time = 10_000 * int(rng.integers(24)) + 100 * int(rng.integers(60)) + int(rng.integers(60)) + 0.875
         for exposure, view in enumerate(views):
             drawing = draw(patient, study, findings, self.settings["size"], view, exposure)
+            if self.settings["film"]:
+                grain = np.random.default_rng([self.seed, patient.number, study, 2**31 + 1 + exposure])
+                drawing = enlarge(drawing, tuple(self.settings["film"]), grain)
             dicom = _dicom_id(f"{self.seed}/{patient.number}/{study}/{exposure}")
             _save_jpeg(drawing.image, folder / f"s{study_id}" / f"{dicom}.jpg")
             ids = {"dicom_id": dicom, "subject_id": subject, "study_id": study_id}
@@ -274,8 +285,10 @@ class _Tree:
         findings: list[Finding],
         drawing: Drawing,
     ) -> None:
-        size, (procedure, projection) = self.settings["size"], VIEWS[view]
-        self.metadata.append([*ids.values(), procedure, view, size, size, date, time, procedure, projection, "Erect"])
+        (rows, columns), (procedure, projection) = drawing.image.shape, VIEWS[view]
+        self.metadata.append(
+            [*ids.values(), procedure, view, rows, columns, date, time, procedure, projection, "Erect"]
+        )
         self.splits.append([ids["dicom_id"], ids["study_id"], ids["subject_id"], split])
         found = [f.as_dict() | {"box": list(box)} for f, box in zip(findings, drawing.boxes, strict=True)]
         if self.settings["masks"]:

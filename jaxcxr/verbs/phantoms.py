@@ -16,6 +16,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder to write; must not hold anything else")
     parser.add_argument("--patients", type=int, default=2000, help="number of patients, one to three studies each")
     parser.add_argument("--size", type=int, default=64, help="image side in pixels, 64 to 512")
+    parser.add_argument(
+        "--film", type=_film, metavar="WxH", help="enlarge to this many pixels, with noise: 2544x3056 weighs as MIMIC's"
+    )
     parser.add_argument("--seed", type=int, default=0, help="equal seeds give equal bytes")
     parser.add_argument(
         "--findings", default=",".join(KINDS), metavar="LIST", help=f"comma list out of {', '.join(KINDS)}"
@@ -23,10 +26,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--masks", action="store_true", help="also write each finding's mask as PNG under masks/")
 
 
+def _film(text: str) -> tuple[int, int]:
+    width, height = text.split("x")
+    return int(width), int(height)
+
+
 def run(args: argparse.Namespace) -> None:
     """Write the tree and say what is where; see `write_tree` for the errors."""
     kinds = [kind.strip() for kind in args.findings.split(",") if kind.strip()]
-    tree = write_tree(args.out, args.patients, args.size, args.seed, kinds, args.masks, progress=True)
+    tree = write_tree(args.out, args.patients, args.size, args.seed, kinds, args.masks, progress=True, film=args.film)
     if not tree.fresh:
         print(f"{tree.out} already holds these phantoms ({tree.images} images); nothing written")
         return

@@ -81,7 +81,7 @@ def test_joined_sources_are_read_as_one(prepared):
     assert len(joined) == 2 * len(source) + 2
     assert joined.starts == [0, 50, 52, 102]
     places = [101, 0, 51, 50, 52, 0]
-    found = joined.__getitems__(places)
+    found = [joined[place] for place in places]
     assert found[2:4] == ["b", "a"]
     assert [found[n]["id"] for n in (0, 1, 4, 5)] == [source[n]["id"] for n in (49, 0, 0, 0)]
     assert joined[51] == "b"

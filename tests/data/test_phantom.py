@@ -266,6 +266,10 @@ def test_prevalences_and_the_choice_of_findings():
     assert [[f for f in found if f.kind == "effusion"] for found in drawn] == only
 
 
+def truths(tree) -> list[dict]:
+    return [json.loads(line) for line in (tree.out / "phantom-truth.jsonl").read_text().splitlines()]
+
+
 def table(path: Path) -> list[dict[str, str]]:
     content = path.read_bytes()
     text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode()
@@ -315,7 +319,7 @@ def test_patients_do_not_cross_splits(tree):
 
 
 def test_truth_reports_labels_and_masks_tell_one_story(tree):
-    truth = [json.loads(line) for line in (tree.out / "phantom-truth.jsonl").read_text().splitlines()]
+    truth = truths(tree)
     labels = {row["study_id"]: row for row in table(tree.out / "mimic-cxr-2.0.0-chexpert.csv.gz")}
     with_impression = 0
     for record in truth:
@@ -362,6 +366,28 @@ def test_a_folder_of_other_things_and_unknown_findings_are_refused(tmp_path):
     with pytest.raises(UserError, match="'fracture' is unknown"):
         write_tree(tmp_path / "new", 2, 64, findings=["fracture"])
     assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_a_film_is_as_large_as_asked_and_its_truth_is_enlarged_with_it(tmp_path):
+    film = write_tree(tmp_path / "film", 3, 64, seed=5, masks=True, film=(318, 382))
+    small = {record["dicom_id"]: record for record in truths(write_tree(tmp_path / "small", 3, 64, seed=5))}
+    sizes = {(row["Columns"], row["Rows"]) for row in table(film.out / "mimic-cxr-2.0.0-metadata.csv.gz")}
+    assert sizes == {("318", "382")}
+    compared = 0
+    for record in truths(film):
+        with Image.open(next(film.out.rglob(f"{record['dicom_id']}.jpg"))) as image:
+            assert image.size == (318, 382)
+            assert 0.15 < Path(image.filename).stat().st_size / (318 * 382) < 0.6, "bytes per pixel"
+        for large, drawn in zip(record["findings"], small[record["dicom_id"]]["findings"], strict=True):
+            scale = np.array([318, 382, 318, 382]) / 64
+            np.testing.assert_allclose(large["box"], np.array(drawn["box"]) * scale, atol=1)
+            assert np.asarray(Image.open(film.out / large["mask"])).shape == (382, 318)
+            compared += 1
+    assert compared
+    with pytest.raises(UserError, match="another film"):
+        write_tree(film.out, 3, 64, seed=5, masks=True, film=(318, 300))
+    with pytest.raises(UserError, match="film 318x60 has a side outside 64"):
+        write_tree(tmp_path / "low", 3, 64, film=(318, 60))
 
 
 def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
