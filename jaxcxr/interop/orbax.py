@@ -18,7 +18,7 @@ from jaxcxr.files import new_folder
 from jaxcxr.interop.checkpoint import Checkpoint
 from jaxcxr.interop.diffusers import read_files
 from jaxcxr.interop.pipeline import write_files
-from jaxcxr.interop.tensors import Tensor, cast_all
+from jaxcxr.interop.tensors import Tensor, cast_all, contiguous
 
 MODEL, CHECKPOINTS = "model", "checkpoints"
 _AT_ONCE = 128 * 2**20  # bytes of tensors in memory while they are written
@@ -70,7 +70,7 @@ def write(checkpoint: Checkpoint, path: str | Path, *, dtype: Any = None) -> Non
     with new_folder(path) as folder, disk_errors():
         write_files(folder / MODEL, checkpoint.files)
         registry = ocp.type_handlers.create_type_handler_registry((Tensor, _tensor_handler()))
-        handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry, use_compression=False)
+        handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry, use_compression=False, use_zarr3=True)
         options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
         steps = (folder / CHECKPOINTS).absolute()
         with ocp.CheckpointManager(steps, options=options, item_handlers={"params": handler}) as manager:
@@ -87,14 +87,16 @@ def _tensor_handler() -> Any:
             super().__init__(deepcopy_host_arrays=False)
 
         async def serialize(self, values: Any, infos: Any, args: Any = None) -> list[Any]:
-            held, size = [], 0
-            for number, tensor in enumerate(values):
-                held.append((tensor.read(), infos[number], (args or [ocp.SaveArgs()] * len(values))[number]))
-                size += tensor.nbytes
-                if size >= _AT_ONCE or number + 1 == len(values):
-                    for written in await super().serialize(*map(list, zip(*held, strict=True))):
-                        written.result()
-                    held, size = [], 0
+            args, start = args or [ocp.SaveArgs()] * len(values), 0
+            while start < len(values):
+                end, size = start, 0
+                while end < len(values) and size < _AT_ONCE:
+                    size += values[end].nbytes
+                    end += 1
+                arrays = [contiguous(tensor.read()) for tensor in values[start:end]]
+                for written in await super().serialize(arrays, infos[start:end], args[start:end]):
+                    written.result()
+                start = end
             return []
 
     return Handler()

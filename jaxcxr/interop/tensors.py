@@ -183,7 +183,32 @@ def _write_one(file: Path, tensors: Tensors) -> None:
     with file.open("wb") as stream:
         stream.write(len(text).to_bytes(8, "little") + text)
         for name in names:
-            stream.write(np.ascontiguousarray(tensors[name].read()).reshape(-1).view(np.uint8).data)
+            stream.write(contiguous(tensors[name].read()).reshape(-1).view(np.uint8).data)
+
+
+def contiguous(array: np.ndarray) -> np.ndarray:
+    """The array in C order, copied if it is a transposed view.
+
+    Kernels change between (O, I, H, W) and (H, W, I, O), matrices between (out, in) and (in, out). NumPy copies such a
+    view element by element, each from another line of memory; as matrices in blocks it takes a third of the time.
+    """
+    if array.ndim == 2 and array.T.flags.c_contiguous:
+        return _transposed(array.T)
+    if array.ndim == 4 and array.transpose(3, 2, 0, 1).flags.c_contiguous:  # (H, W, I, O) of (O, I, H, W)
+        height, width, inputs, outputs = array.shape
+        last = _transposed(array.transpose(3, 2, 0, 1).reshape(outputs, -1)).reshape(inputs, height, width, outputs)
+        return np.ascontiguousarray(last.transpose(1, 2, 0, 3))
+    if array.ndim == 4 and array.transpose(2, 3, 1, 0).flags.c_contiguous:  # (O, I, H, W) of (H, W, I, O)
+        last = np.ascontiguousarray(array.transpose(1, 2, 3, 0))
+        return _transposed(last.reshape(-1, array.shape[0])).reshape(array.shape)
+    return np.ascontiguousarray(array)
+
+
+def _transposed(matrix: np.ndarray) -> np.ndarray:
+    transposed = np.empty(matrix.shape[::-1], matrix.dtype)
+    for start in range(0, len(matrix), 128):
+        transposed[:, start : start + 128] = matrix[start : start + 128].T
+    return transposed
 
 
 def open_sharded(index: Path, open_shard: Callable[[Path], Tensors]) -> dict[str, Tensor]:

@@ -1,3 +1,4 @@
+import itertools
 import json
 
 import ml_dtypes
@@ -5,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxcxr.errors import UserError
-from jaxcxr.interop.tensors import Tensor, open_safetensors, open_sharded, write_safetensors
+from jaxcxr.interop.tensors import Tensor, contiguous, open_safetensors, open_sharded, write_safetensors
 
 RNG = np.random.default_rng(0)
 ARRAYS = {
@@ -139,3 +140,17 @@ def test_what_is_not_finite_is_told_when_read():
             with pytest.raises(UserError, match=r"here: parameter x: holds NaN or infinity"):
                 Tensor.of(array).require_finite("here: parameter x").read()
     assert (Tensor.of(ARRAYS["d"]).require_finite("x").read() == ARRAYS["d"]).all()
+
+
+@pytest.mark.parametrize(
+    "shape", [(300, 7), (7, 300), (1, 5), (130, 6, 3, 3), (6, 130, 3, 3), (4, 4, 1, 1), (5, 1, 2, 3)]
+)
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
+def test_every_view_is_copied_as_numpy_copies_it(shape, dtype):
+    array = np.arange(np.prod(shape)).reshape(shape).astype(dtype)
+    for axes in itertools.permutations(range(len(shape))):
+        view = array.transpose(axes)
+        copied = contiguous(view)
+        assert copied.flags.c_contiguous
+        assert copied.dtype == dtype
+        assert np.array_equal(copied, view), axes
