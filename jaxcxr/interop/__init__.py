@@ -68,7 +68,7 @@ def load(
     """
     checkpoint = read(path, only=only, ema=ema)
     pipeline = from_files(checkpoint.files, dtype, checkpoint.networks)
-    values = {name: jnp.asarray(checkpoint.tensors[name].read(), jnp.float32) for name in pipeline.parameters()}
+    values = {name: jnp.asarray(tensor.read(), jnp.float32) for name, tensor in checkpoint.tensors.items()}
     return pipeline.with_parameters(values)
 
 

@@ -5,6 +5,9 @@ by its full name), `ema` (those that learn, averaged), and for training `opt_sta
 """
 
 import contextlib
+import functools
+import itertools
+import math
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -54,7 +57,7 @@ def read(path: Path, *, ema: bool = True, only: Iterable[str] | None = None) -> 
     found = _read_item(folder / "params", only)
     if ema and (folder / "ema").is_dir():
         found |= _read_item(folder / "ema", only)
-    return Checkpoint(files, {name: Tensor.of(array) for name, array in found.items()})
+    return Checkpoint(files, found)
 
 
 def write(checkpoint: Checkpoint, path: str | Path, *, dtype: Any = None) -> None:
@@ -114,18 +117,31 @@ def disk_errors() -> Iterator[None]:
         raise OSError(int(code[1]), os.strerror(int(code[1]))) from error
 
 
-def _read_item(folder: Path, only: Iterable[str] | None) -> dict[str, np.ndarray]:
-    """An item's tensors of the networks wanted, on the host."""
+def _read_item(folder: Path, only: Iterable[str] | None) -> dict[str, Tensor]:
+    """An item's tensors of the networks wanted; neighbours are read together, and the last two groups are kept."""
     import orbax.checkpoint as ocp
 
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         stored = checkpointer.metadata(folder).item_metadata.tree
-        wanted = {name: meta for name, meta in stored.items() if only is None or name.split(".")[0] in only}
-        if not wanted:  # as of averages, where only other networks learn
-            return {}
+    wanted = {name: meta for name, meta in sorted(stored.items()) if only is None or name.split(".")[0] in only}
+    starts = itertools.accumulate(
+        (math.prod(meta.shape) * np.dtype(meta.dtype).itemsize for meta in wanted.values()), initial=0
+    )
+    groups: dict[int, list[str]] = {}
+    for name, start in zip(wanted, starts, strict=False):
+        groups.setdefault(start // (2 * _AT_ONCE), []).append(name)
+
+    @functools.lru_cache(maxsize=2)
+    def restore(group: int) -> dict[str, np.ndarray]:
         arguments = ocp.args.PyTreeRestore(
-            item={name: np.empty((), meta.dtype) for name, meta in wanted.items()},
-            restore_args={name: ocp.RestoreArgs(restore_type=np.ndarray) for name in wanted},
+            item={name: np.empty((), wanted[name].dtype) for name in groups[group]},
+            restore_args={name: ocp.RestoreArgs(restore_type=np.ndarray) for name in groups[group]},
             partial_restore=True,
         )
-        return dict(checkpointer.restore(folder, args=arguments))
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            return dict(checkpointer.restore(folder, args=arguments))
+
+    def tensor(group: int, name: str) -> Tensor:
+        return Tensor(tuple(wanted[name].shape), np.dtype(wanted[name].dtype), lambda: restore(group)[name])
+
+    return {name: tensor(group, name) for group, names in groups.items() for name in names}
