@@ -32,8 +32,8 @@ class RawSplit(Sequence[dict[str, Any]]):
         return len(self._listed)
 
     def __getitem__(self, place: SupportsIndex) -> dict[str, Any]:  # type: ignore[override]
-        start = place.__index__()
-        for candidate in self._listed[start:] + self._listed[:start]:
+        for offset in range(len(self)):
+            candidate = self._listed[(place.__index__() + offset) % len(self)]
             try:
                 return make_record(candidate, self._source.fields(candidate), self._source.settings).record
             except (Rejected, NotSelected):
