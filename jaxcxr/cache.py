@@ -101,7 +101,8 @@ class _Encoder:
                 prompts = [as_text(prompt) for record in records for prompt in record["prompts"]]
                 ids = tokens.encode(self._pipeline.tokenizer, prompts, self._length)
                 states = iter(np.concatenate([*self._batches(self._encode_text, ids)]))
-            for record, moments in zip(records, *self._batches(self._encode_image, pictures), strict=True):
+            encoded = np.concatenate([*self._batches(self._encode_image, pictures)])
+            for record, moments in zip(records, encoded, strict=True):
                 yield pack(moments, record, [next(states) for _ in record["prompts"]] if text else ())
 
     @property

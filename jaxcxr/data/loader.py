@@ -132,7 +132,7 @@ class Batches:
         """Returns the record ids of `batch(step)`, for messages about it."""
         return [as_text(record["id"]) for record in self._read(step)]
 
-    def iterate(self, start_step: int = 0, *, workers: int = 2, ahead: int = 4) -> Iterator[dict[str, np.ndarray]]:
+    def iterate(self, start_step: int = 0, *, workers: int = 4, ahead: int = 4) -> Iterator[dict[str, np.ndarray]]:
         """Yields batch(start_step), batch(start_step + 1), … read on threads up to `ahead` steps early."""
         steps = itertools.count(start_step)
         with ThreadPoolExecutor(workers) as pool:
