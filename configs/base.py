@@ -35,13 +35,22 @@ def get_config() -> ConfigDict:
 
     config.objective = ConfigDict()
     config.objective.name = "diffusion"  # or autoencoder
-    config.objective.error = "mse"  # or l1
+    config.objective.error = "mse"  # or l1, or huber
     config.objective.caption_dropout = 0.1
+    config.objective.min_snr_gamma = 0.0  # 5: errors at little noise count less; 0: all alike, as for the four below
+    config.objective.offset_noise = 0.0  # 0.1: a share of noise that is the same all over a channel
+    config.objective.input_perturbation = 0.0  # 0.1: a share of noise that the network is not asked for
+    config.objective.timestep_bias = "none"  # earlier, later: that portion is drawn so many times as often
+    config.objective.timestep_bias_multiplier = 1.0
+    config.objective.timestep_bias_portion = 0.25
     config.objective.kl_weight = 1e-6
     config.objective.perceptual = ConfigDict()  # weights of further terms, by name
 
     config.optimizer = ConfigDict()
+    config.optimizer.name = "adamw"  # or adafactor, lion
     config.optimizer.learning_rate = 1e-4
+    # Factors of it by name, for the whole name as in `trainable`; the first that fits: ((r"text_encoder\..*", 0.1),).
+    config.optimizer.rates = ()
     config.optimizer.schedule = "constant"  # or cosine
     config.optimizer.warmup_steps = 100
     config.optimizer.b1 = 0.9

@@ -4,10 +4,19 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
 
 from jaxcxr.diffusion.schedule import velocity
 
-ERRORS: dict[str, Callable[[jax.Array], jax.Array]] = {"mse": jnp.square, "l1": jnp.abs}
+ERRORS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "mse": jnp.square,
+    "l1": jnp.abs,
+    "huber": lambda difference: optax.huber_loss(difference, delta=1.0),
+}
+"""Of a difference, element by element. Huber's is half the square up to 1 and straight beyond."""
+
+TIMESTEP_BIASES = ("none", "earlier", "later")
 
 
 def denoising_target(
@@ -25,6 +34,36 @@ def per_example(error: str, prediction: jax.Array, target: jax.Array) -> jax.Arr
     """The mean error of each example, float32 (B,); `error` is a key of `ERRORS`."""
     difference = prediction.astype(jnp.float32) - target.astype(jnp.float32)
     return ERRORS[error](difference).mean(axis=tuple(range(1, difference.ndim)))
+
+
+def min_snr_weights(prediction_type: str, gamma: float, alphas_cumprod: jax.Array, timesteps: jax.Array) -> jax.Array:
+    """What each example's squared error counts, float32 (B,), so that none counts more than at an SNR of `gamma`.
+
+    Hang et al. 2023, arXiv 2303.09556, section 3.4: min(SNR, γ) for x_0, over SNR for ε, over SNR + 1 for v. Defined
+    at the ends of the schedule too: at an SNR of 0 it is 1 for ε and 0 for v.
+    """
+    alpha = jnp.asarray(alphas_cumprod, jnp.float32)[timesteps]
+    # min(SNR, γ) = α / max(1 − α, α / γ), in which nothing is divided by zero.
+    clipped = alpha / jnp.maximum(1 - alpha, alpha / gamma)
+    if prediction_type == "epsilon":
+        return jnp.minimum(1.0, gamma * (1 - alpha) / jnp.maximum(alpha, jnp.finfo(jnp.float32).tiny))
+    if prediction_type == "v_prediction":
+        return clipped * (1 - alpha)  # 1 / (SNR + 1) = 1 − α
+    return clipped
+
+
+def timestep_weights(bias: str, multiplier: float, portion: float, total: int) -> np.ndarray:
+    """How often each timestep is drawn, float32 (total,), the sum 1.
+
+    With a `bias` of earlier or later (less or more noise) that `portion` of the timesteps is drawn `multiplier` times
+    as often as the others, as diffusers' training scripts have it.
+    """
+    weights, biased = np.ones(total, np.float32), int(portion * total)
+    if bias == "earlier":
+        weights[:biased] *= multiplier
+    elif bias == "later":
+        weights[total - biased :] *= multiplier
+    return weights / weights.sum()
 
 
 def kl_to_standard_normal(mean: jax.Array, logvar: jax.Array) -> jax.Array:

@@ -9,7 +9,15 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxcxr.data import tokens
-from jaxcxr.diffusion.objective import ERRORS, denoising_target, kl_to_standard_normal, per_example
+from jaxcxr.diffusion.objective import (
+    ERRORS,
+    TIMESTEP_BIASES,
+    denoising_target,
+    kl_to_standard_normal,
+    min_snr_weights,
+    per_example,
+    timestep_weights,
+)
 from jaxcxr.diffusion.schedule import add_noise
 from jaxcxr.errors import UserError
 from jaxcxr.interop.pipeline import StableDiffusion
@@ -63,9 +71,23 @@ def autoencoder(pipeline: StableDiffusion, objective: ConfigDict) -> Loss:
 
 
 def diffusion(pipeline: StableDiffusion, objective: ConfigDict) -> Loss:
-    """Denoising of the autoencoder's latents under the report's encoding, some reports dropped for guidance."""
+    """Denoising of the autoencoder's latents under the report's encoding, some reports dropped for guidance.
+
+    `offset_noise` adds one normal number to all of a channel's noise (Guttenberg 2023, "Diffusion with offset noise");
+    `input_perturbation` disturbs the noise that the network sees, not that it is to find (Ning et al. 2023, arXiv
+    2301.11706); `min_snr_gamma` is of `min_snr_weights`, and `timestep_bias` of `timestep_weights`.
+    """
+    if objective.timestep_bias not in TIMESTEP_BIASES:
+        known = ", ".join(TIMESTEP_BIASES)
+        raise UserError(f"config.objective.timestep_bias={objective.timestep_bias!r}: may be {known}")
     schedule = pipeline.schedule
     alphas_cumprod = jnp.asarray(schedule.alphas_cumprod())
+    often = timestep_weights(
+        objective.timestep_bias,
+        objective.timestep_bias_multiplier,
+        objective.timestep_bias_portion,
+        schedule.num_train_timesteps,
+    )
     empty = jnp.asarray(tokens.encode(pipeline.tokenizer, [""], tokens.length(pipeline.tokenizer)))
 
     def loss(parameters, batch, key):
@@ -81,10 +103,24 @@ def diffusion(pipeline: StableDiffusion, objective: ConfigDict) -> Loss:
             states = networks.text_encoder(jnp.where(dropped, empty, batch["input_ids"]))
 
         noise = jax.random.normal(noise_key, latents.shape)
-        timesteps = jax.random.randint(time_key, (examples,), 0, schedule.num_train_timesteps)
-        output = networks.unet(add_noise(alphas_cumprod, latents, noise, timesteps), timesteps, states)
+        if objective.offset_noise:
+            level = jax.random.normal(jax.random.fold_in(noise_key, 1), (examples, 1, 1, latents.shape[-1]))
+            noise = noise + objective.offset_noise * level
+        shown = noise
+        if objective.input_perturbation:
+            more = jax.random.normal(jax.random.fold_in(noise_key, 2), latents.shape)
+            shown = noise + objective.input_perturbation * more
+        if objective.timestep_bias == "none":
+            timesteps = jax.random.randint(time_key, (examples,), 0, schedule.num_train_timesteps)
+        else:
+            timesteps = jax.random.choice(time_key, schedule.num_train_timesteps, (examples,), p=often)
+        output = networks.unet(add_noise(alphas_cumprod, latents, shown, timesteps), timesteps, states)
         target = denoising_target(schedule.prediction_type, alphas_cumprod, latents, noise, timesteps)
-        return per_example(objective.error, output, target).mean(), {}
+        errors = per_example(objective.error, output, target)
+        if objective.min_snr_gamma:
+            gamma = objective.min_snr_gamma
+            errors = errors * min_snr_weights(schedule.prediction_type, gamma, alphas_cumprod, timesteps)
+        return errors.mean(), {}
 
     return loss
 

@@ -5,6 +5,7 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 
+from jaxcxr.errors import UserError
 from jaxcxr.training import ema
 from jaxcxr.training.metrics import Metrics
 from jaxcxr.training.optimizer import learning_rate, make_optimizer
@@ -12,7 +13,9 @@ from jaxcxr.training.step import init_state, make_step
 
 OPTIMIZER = ConfigDict(
     {
+        "name": "adamw",
         "learning_rate": 1e-2,
+        "rates": (),
         "schedule": "constant",
         "warmup_steps": 0,
         "b1": 0.9,
@@ -39,6 +42,55 @@ def test_adamw_with_clipping_equals_torch():
         updates, state = tx.update({"w": gradients * (turn + 1)}, state, ours)
         ours = optax.apply_updates(ours, updates)
     np.testing.assert_allclose(ours["w"], weight.detach().numpy(), rtol=2e-5, atol=1e-6)
+
+
+def follow(config, start, gradients, turns=3):
+    """The parameters after some updates."""
+    tx = make_optimizer(ConfigDict({**OPTIMIZER, "clip_norm": 0.0, **config}), 100)
+    ours = {name: jnp.asarray(value) for name, value in start.items()}
+    state = tx.init(ours)
+    for turn in range(turns):
+        updates, state = tx.update({name: g * (turn + 1) for name, g in gradients.items()}, state, ours)
+        ours = optax.apply_updates(ours, updates)
+    return ours
+
+
+def test_lion_is_its_papers_algorithm():
+    start, gradient = np.random.default_rng(0).standard_normal((2, 5, 7))
+    found = follow({"name": "lion"}, {"w": start}, {"w": gradient})["w"]
+    weight, momentum = start, np.zeros_like(start)
+    for turn in range(3):
+        g = gradient * (turn + 1)
+        weight = weight - 1e-2 * (np.sign(0.9 * momentum + 0.1 * g) + 0.1 * weight)
+        momentum = 0.99 * momentum + 0.01 * g
+    np.testing.assert_allclose(found, weight, rtol=1e-5, atol=1e-6)
+
+
+def test_adafactor_decays_weights_by_its_learning_rate():
+    start, gradient = np.random.default_rng(0).standard_normal((2, 130, 140)).astype(np.float32)
+    reference = optax.adafactor(1e-2, multiply_by_parameter_scale=False)
+    updates, _ = reference.update({"w": gradient}, reference.init({"w": start}), {"w": start})
+    plain = follow({"name": "adafactor", "weight_decay": 0.0}, {"w": start}, {"w": gradient}, turns=1)["w"]
+    np.testing.assert_allclose(plain, start + updates["w"], rtol=1e-5, atol=1e-6)
+    decayed = follow({"name": "adafactor"}, {"w": start}, {"w": gradient}, turns=1)["w"]
+    np.testing.assert_allclose(decayed, plain - 1e-2 * 0.1 * start, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["adamw", "lion", "adafactor"])
+def test_rates_by_name_scale_the_whole_update(name):
+    start, gradient = np.random.default_rng(0).standard_normal((2, 5, 7)).astype(np.float32)
+    names = ("unet.a", "text_encoder.a", "text_encoder.b")
+    config = {"name": name, "rates": ((r".*\.b", 0.0), (r"text_encoder\..*", 0.25))}
+    found = follow(config, dict.fromkeys(names, start), dict.fromkeys(names, gradient), turns=1)
+    np.testing.assert_allclose(found["text_encoder.a"] - start, 0.25 * (found["unet.a"] - start), rtol=1e-3, atol=1e-7)
+    np.testing.assert_array_equal(found["text_encoder.b"], start)
+    assert abs(found["unet.a"] - start).min() > 1e-4
+
+
+@pytest.mark.parametrize("change", [{"name": "sgd"}, {"rates": ("unet",)}, {"rates": (("(", 1.0),)}])
+def test_wrong_optimizers_are_named(change):
+    with pytest.raises(UserError, match=f"config.optimizer.{next(iter(change))}="):
+        make_optimizer(ConfigDict({**OPTIMIZER, **change}), 100)
 
 
 def test_learning_rate_rises_from_the_first_step_and_falls_to_zero():
