@@ -41,6 +41,7 @@ from jaxcxr.data.phantom_reports import write_report  # noqa: E402
 from jaxcxr.data.phantom_tree import sample_findings, write_tree  # noqa: E402
 from jaxcxr.data.prepare import prepare  # noqa: E402
 from jaxcxr.data.settings import defaults  # noqa: E402
+from jaxcxr.data.summary import Summary  # noqa: E402
 
 FILM = (2544, 3056)
 SIZES = (512, 256)
@@ -397,7 +398,18 @@ def write_tiny_records(folder: Path, count: int) -> Path:
             writer.write(filled[number % len(filled)].replace(blank.encode(), b"%06d" % number))
         writer.close()
     shards.describe(records, work, [len(shard.members) for shard in work], side)
-    (folder / "summary.json").write_text(json.dumps({"records": shards.RECORDS, "settings": {"size": side}}))
+    nothing: dict[str, Any] = {key: {} for key in ("views", "labels", "fields", "bad", "not_selected", "prompts_cut")}
+    summary = Summary(
+        **nothing,
+        source="",
+        records=shards.RECORDS,
+        fingerprint="",
+        settings={"size": side},
+        splits={"train": count},
+        duplicates=0,
+        vocab_size=0,
+    )
+    (folder / "summary.json").write_text(summary.to_json())
     return folder
 
 

@@ -1,7 +1,6 @@
 """Prepared records to batches, each a function of (seed, step), whatever the number of hosts."""
 
 import itertools
-import json
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +11,7 @@ import numpy as np
 
 from jaxcxr.data import images, tokens
 from jaxcxr.data.mixture import Order, Part
+from jaxcxr.data.summary import Summary
 from jaxcxr.errors import UserError
 
 _READERS = 16  # threads
@@ -40,12 +40,10 @@ def open_split(path: str | Path, split: str, size: int | None = None) -> Sequenc
         this split.
     """
     path = Path(path)
-    try:
-        summary = json.loads((path / "summary.json").read_text(encoding="utf-8"))
-        folder, side = path / summary["records"], summary["settings"]["size"]
-        (folder / "dataset_info.json").stat()
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not a prepared folder: make one with jaxcxr prepare") from error
+    summary = Summary.require(path)
+    folder, side = path / summary.records, summary.settings["size"]
+    if not (folder / "dataset_info.json").is_file():
+        raise UserError(f"{path}: not a prepared folder: make one with jaxcxr prepare")
     if size not in (None, side):
         raise UserError(f"{path}: holds images of {side} pixels, config.data.size is {size}; prepare again")
     return open_records(folder, split)

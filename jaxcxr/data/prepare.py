@@ -101,7 +101,7 @@ def _fingerprint(source: Source) -> str:
 def _book(maker: shards.Maker, work: list[shards.Shard], ledger: Ledger) -> list[int]:
     """Takes the shards' accounts into the ledger and returns their numbers of records."""
     counts = []
-    for _, account in shards.accounts(maker, work):
+    for account in shards.accounts(maker, work):
         ledger.add(account.ledger)
         counts.append(account.ledger.kept.total())
     return counts
@@ -151,7 +151,7 @@ def _tokenizer(settings: Settings, prompts: Iterator[str], folder: Path) -> Any:
 
 
 def _prompts(maker: shards.Maker, members: Sequence[shards.Shard]) -> Iterator[str]:
-    for _, account in shards.accounts(maker, members):
+    for account in shards.accounts(maker, members):
         for prompts in account.prompts:
             yield from prompts
 
@@ -166,7 +166,7 @@ def _places(maker: shards.Maker, members: Sequence[shards.Shard]) -> dict[str, l
     """The records of a split by label, as their places; those without any under the empty name."""
     places: dict[str, list[int]] = {}
     number = itertools.count()
-    for _, account in shards.accounts(maker, members):
+    for account in shards.accounts(maker, members):
         for labels in account.labels:
             place = next(number)
             for label in labels or [""]:

@@ -198,10 +198,10 @@ def _on_beam(maker: Maker, shards: Sequence[Shard], options: Sequence[str]) -> N
         raise UserError(f"the Beam pipeline failed ({said}); run it again to go on") from error
 
 
-def accounts(maker: Maker, shards: Iterable[Shard]) -> Iterator[tuple[Shard, Account]]:
-    """Yields finished shards with their accounts, one in memory at a time."""
+def accounts(maker: Maker, shards: Iterable[Shard]) -> Iterator[Account]:
+    """Yields the accounts of finished shards, one in memory at a time."""
     for shard in shards:
-        yield shard, Account.read(maker.account(shard))
+        yield Account.read(maker.account(shard))
 
 
 def describe(folder: Path, shards: Sequence[Shard], counts: Sequence[int], size: int) -> None:
