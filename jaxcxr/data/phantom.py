@@ -39,8 +39,6 @@ DEVICES = ("endotracheal tube", "central line", "pacemaker", "nasogastric tube")
 SIGN = {"right": -1, "left": 1}
 """The patient's right is image left, where body x is negative."""
 MIN_SIZE, MAX_SIZE = 64, 512
-FILM_NOISE = 2.0
-"""Gray levels; with it a JPEG of quality 95 has the bytes per pixel of MIMIC-CXR-JPG's."""
 
 
 @dataclass(frozen=True)
@@ -126,16 +124,7 @@ def draw(
     by_finding = dict(zip(_in_drawing_order(findings), soft_masks, strict=True))
     image = (_average(255 * _expose(scene, rng), size) + 0.5).astype(np.uint8)
     masks = tuple(_binary(_average(by_finding[f], size)) for f in findings)
-    return Drawing(image, masks, tuple(_box(mask) for mask in masks))
-
-
-def enlarge(drawing: Drawing, film: tuple[int, int], rng: np.random.Generator) -> Drawing:
-    """Stretches a drawing to a film of (width, height) pixels, with the noise that a detector of that many has."""
-    image = np.asarray(Image.fromarray(drawing.image).resize(film, Image.Resampling.BICUBIC), np.float32)
-    noise = rng.standard_normal(image.shape, dtype=np.float32)
-    image = (np.clip(image + FILM_NOISE * noise, 0, 255) + 0.5).astype(np.uint8)
-    masks = tuple(np.asarray(Image.fromarray(mask).resize(film, Image.Resampling.NEAREST)) for mask in drawing.masks)
-    return Drawing(image, masks, tuple(_box(mask) for mask in masks))
+    return Drawing(image, masks, tuple(bounding_box(mask) for mask in masks))
 
 
 class _Scene:
@@ -397,7 +386,8 @@ def _binary(mask: Array) -> Array:
     return mask > 0.5 * min(1.0, max(float(mask.max()), 1e-3))
 
 
-def _box(mask: Array) -> tuple[int, int, int, int]:
+def bounding_box(mask: Array) -> tuple[int, int, int, int]:
+    """The half-open box (x0, y0, x1, y1) of a mask's pixels."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     if not rows.size:
         return (0, 0, 0, 0)

@@ -21,7 +21,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from jaxcxr.data.phantom import DEVICES, KINDS, MAX_SIZE, MIN_SIZE, Drawing, Finding, Patient, draw, enlarge
+from jaxcxr.data.phantom import DEVICES, KINDS, MAX_SIZE, MIN_SIZE, Drawing, Finding, Patient, draw
+from jaxcxr.data.phantom_film import enlarge
 from jaxcxr.data.phantom_reports import LABELS, mentioned_labels, report_text, true_labels, write_report
 from jaxcxr.errors import UserError
 from jaxcxr.files import new_folder

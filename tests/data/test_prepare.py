@@ -8,24 +8,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from trees import LABELS, image_folder, mimic_tree, picture, report, rows, small_config, write_table
+from trees import (
+    LABELS,
+    everything,
+    image_folder,
+    mimic_tree,
+    picture,
+    quarantine,
+    report,
+    rows,
+    small_config,
+    write_table,
+)
 
-from jaxcxr import files
-from jaxcxr.data import images, records, shards
+from jaxcxr.data import images, records
 from jaxcxr.data.loader import open_split
 from jaxcxr.data.prepare import prepare
 from jaxcxr.data.summary import Summary
 from jaxcxr.errors import UserError
-
-
-def quarantine(out: Path) -> list[tuple[str, str]]:
-    listed = [json.loads(line) for line in (out / "quarantine.jsonl").read_text().splitlines()]
-    assert all(row.keys() == {"id", "reason", "detail"} for row in listed)
-    return [(row["id"], row["reason"]) for row in listed]
-
-
-def everything(out: Path, split: str) -> dict[str, dict]:
-    return {record["id"].decode(): record for record in open_split(out, split)}
 
 
 def test_mimic_tree_becomes_records(tmp_path):
@@ -220,93 +220,6 @@ def test_reports_may_come_from_the_zip_or_beside_the_images(tmp_path):
         assert summary.bad == {}
 
 
-def test_image_folder_rows(tmp_path):
-    lines = [
-        {"file_name": f"images/{n}.png", "text": f"clear lungs {n}", "view": "PA", "patient": n} for n in range(16)
-    ]
-    lines[0].update(split="validation", labels=["Effusion", "Mass"])
-    lines[1].update(split="test", view="AP", patient=None)
-    lines[2].update(view="L")
-    lines[3].update(text=None)
-    lines[4].update(text="___")
-    lines[5].update(file_name="../outside.png")
-    lines[6].update(split="dev")
-    lines[7].update(labels="Mass")
-    lines[8].update(file_name="images/9.png")
-    source = image_folder(tmp_path / "raw", lines)
-    (source / "images/10.png").write_bytes(b"no picture")
-    with (source / "metadata.jsonl").open("ab") as file:
-        file.write(b'{"file_name": \n[1]\n{"file_name": "caf\xe9.png", "text": "x"}\n{"text": "clear"}\n')
-    summary = prepare(small_config(max_bad_share=0.7), source, tmp_path / "out")
-    assert summary.splits == {"train": 6, "validate": 1, "test": 1}
-    assert summary.not_selected == {"view L": 1}
-    assert quarantine(tmp_path / "out") == [
-        ("../outside.png", "path_outside_tree"),
-        ("images/10.png", "unreadable_image"),
-        ("images/3.png", "no_usable_text"),
-        ("images/4.png", "no_usable_text"),
-        ("images/6.png", "unknown_split"),
-        ("images/7.png", "labels_not_a_list"),
-        ("images/9.png", "duplicate_id"),
-        ("metadata.jsonl:17", "row_not_json"),
-        ("metadata.jsonl:18", "row_not_json"),
-        ("metadata.jsonl:19", "row_not_utf8"),
-        ("metadata.jsonl:20", "row_without_file_name"),
-    ]
-    (record,) = open_split(tmp_path / "out", "validate")
-    assert (record["id"], record["patient"]) == (b"images/0.png", b"0")
-    assert [label.decode() for label in record["labels"]] == ["Effusion", "Mass"]
-    (record,) = open_split(tmp_path / "out", "test")
-    assert record["patient"] == b"images/1.png"
-
-
-def test_image_folder_with_a_folder_per_split(tmp_path):
-    for name, count in (("train", 5), ("validation", 2)):
-        lines = [{"file_name": f"{n}.png", "text": "clear lungs", "view": "PA"} for n in range(count)]
-        image_folder(tmp_path / "raw" / name, lines)
-    summary = prepare(small_config(), tmp_path / "raw", tmp_path / "out")
-    assert summary.splits == {"train": 5, "validate": 2, "test": 0}
-    assert everything(tmp_path / "out", "validate").keys() == {"validation/0.png", "validation/1.png"}
-
-
-def test_image_folder_without_text_names_its_columns(tmp_path):
-    image_folder(tmp_path / "raw", [{"file_name": "0.png", "caption": "clear"}])
-    with pytest.raises(UserError, match=r"metadata\.jsonl: no column text; it has caption, file_name"):
-        prepare(small_config(), tmp_path / "raw", tmp_path / "out")
-
-
-def test_image_folder_with_a_csv(tmp_path):
-    source = image_folder(tmp_path / "raw", [{"file_name": f"{n}.png"} for n in range(5)])
-    (source / "metadata.jsonl").unlink()
-    table = source / "metadata.csv"
-    table.write_text(
-        "file_name,text,labels,patient,split,side\n"
-        '0.png,"Clear, both lungs.",,a,,left\n'
-        "1.png,Small effusion.,Effusion; Edema|Mass,b,validation,right\n"
-        "2.png,,,,,\n"
-        ",No picture here.,,,,\n"
-        "4.png,No side known.,,,,\n"
-    )
-    config = small_config(views=(), prompts=("{report} {side}",), max_bad_share=0.6)
-    summary = prepare(config, source, tmp_path / "out")
-    assert summary.splits == {"train": 1, "validate": 1, "test": 0}
-    assert quarantine(tmp_path / "out") == [
-        ("2.png", "no_usable_text"),
-        ("4.png", "no_side"),
-        ("metadata.csv:5", "row_without_file_name"),
-    ]
-    assert everything(tmp_path / "out", "train")["0.png"]["prompts"] == [b"Clear, both lungs. left"]
-    (record,) = open_split(tmp_path / "out", "validate")
-    assert [label.decode() for label in record["labels"]] == ["Effusion", "Edema", "Mass"]
-    assert (record["patient"], record["prompts"]) == (b"b", [b"Small effusion. right"])
-    table.write_bytes("file_name,text\n0.png,Café\n".encode("latin-1"))
-    with pytest.raises(UserError, match=r"metadata\.csv: not a readable table \(UnicodeDecodeError\)"):
-        prepare(small_config(), source, tmp_path / "other")
-    table.write_text("file_name,caption\n")
-    with pytest.raises(UserError, match=r"metadata\.csv: no column text; it has file_name, caption"):
-        prepare(small_config(), source, tmp_path / "other")
-
-
 def test_second_run_is_recognised_and_other_settings_are_refused(tmp_path, capsys):
     tree = mimic_tree(tmp_path / "raw", rows())
     first = prepare(small_config(), tree, tmp_path / "out")
@@ -359,106 +272,6 @@ def test_given_tokenizer_is_copied_and_a_train_split_is_not_needed(tmp_path):
 def test_wrong_settings_are_named(tmp_path, change, message):
     with pytest.raises(UserError, match=message):
         prepare(small_config(**change), tmp_path, tmp_path / "out")
-
-
-def contents(out: Path) -> dict[str, object]:
-    """The records of a prepared folder by split, in order, and every other file."""
-    files = {path.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob("*.*") if path.is_file()}
-    splits = [split for split, count in Summary.require(out).splits.items() if count]
-    records = {split: list(open_split(out, split)) for split in splits}
-    lengths = {name: len(data) for name, data in files.items() if "array_record" in name}
-    return files | lengths | records  # the bytes of equal ArrayRecord files are not
-
-
-@pytest.fixture
-def small_shards(monkeypatch):
-    monkeypatch.setattr(shards, "PER_SHARD", 3)
-
-
-def test_processes_and_beam_write_what_one_process_writes(tmp_path, small_shards):
-    tree = mimic_tree(tmp_path / "raw", rows())
-    prepare(small_config(), tree, tmp_path / "one", workers=1)
-    prepare(small_config(), tree, tmp_path / "two", workers=2)
-    one = contents(tmp_path / "one")
-    assert sum(name.startswith("records/radiographs-train") for name in one) == 4
-    assert contents(tmp_path / "two") == one
-    pytest.importorskip("apache_beam")
-    prepare(small_config(), tree, tmp_path / "beam", beam=["--runner=DirectRunner"])
-    assert contents(tmp_path / "beam") == one
-
-
-DYING = """
-import os, sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-from trees import small_config
-from jaxcxr.data import prepare, shards
-shards.PER_SHARD = 3
-left = int(sys.argv[4])
-def counted(owner, name):
-    known = getattr(owner, name)
-    def call(*args, **named):
-        global left
-        left -= 1
-        if not left:
-            os.kill(os.getpid(), 9)
-        return known(*args, **named)
-    setattr(owner, name, call)
-for owner, name in ((shards, "make_record"), (Path, "replace"), (Path, "write_text"), (Path, "unlink")):
-    counted(owner, name)
-prepare.prepare(small_config(), Path(sys.argv[2]), Path(sys.argv[3]), workers=1)
-"""
-
-
-@pytest.mark.slow
-def test_a_job_killed_anywhere_goes_on_to_the_same_end(tmp_path, small_shards):
-    tree = mimic_tree(tmp_path / "raw", rows())
-    whole, out = prepare(small_config(), tree, tmp_path / "whole", workers=1), tmp_path / "out"
-    killed = 0
-    for calls in (1, 2, 4, 9, 15, 30, 12, 4, 7, 10, 1000):
-        argv = [sys.executable, "-c", DYING, Path(__file__).parent, tree, out, str(calls)]
-        ended = subprocess.run(argv, capture_output=True, cwd=Path(__file__).parents[2])
-        assert ended.returncode in (0, -9), ended.stderr
-        if ended.returncode == 0:
-            break
-        killed += 1
-        assert not out.exists()
-    assert killed > 7
-    assert contents(out) == contents(tmp_path / "whole")
-    assert Summary.require(out) == whole
-    assert {path.name for path in tmp_path.iterdir()} == {"raw", "whole", "out"}
-
-
-def test_an_interrupted_run_goes_on_from_what_is_finished(tmp_path, small_shards, monkeypatch):
-    tree = mimic_tree(tmp_path / "raw", rows())
-    prepare(small_config(), tree, tmp_path / "whole")
-    make_record, made = shards.make_record, []
-
-    def interrupted(candidate, *others):
-        if len(made) == 10:
-            raise KeyboardInterrupt
-        made.append(candidate.id)
-        return make_record(candidate, *others)
-
-    monkeypatch.setattr(shards, "make_record", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        prepare(small_config(), tree, tmp_path / "out", workers=1)
-    assert not (tmp_path / "out").exists()
-    with pytest.raises(UserError, match="was begun with other settings"):
-        prepare(small_config(size=24), tree, tmp_path / "out")
-    finished, made[:] = made[:9], [""]
-    monkeypatch.setattr(
-        shards, "make_record", lambda candidate, *o: made.append(candidate.id) or make_record(candidate, *o)
-    )
-    prepare(small_config(), tree, tmp_path / "out")
-    assert not set(finished) & set(made), "three shards of three were finished"
-    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "raw", "whole"]
-
-
-def test_two_jobs_do_not_write_one_folder(tmp_path):
-    with files.begun_folder(tmp_path / "out", "a"), pytest.raises(UserError, match="another process is writing it"):
-        prepare(small_config(), mimic_tree(tmp_path / "raw", rows()), tmp_path / "out")
 
 
 def test_reports_that_the_parser_names_are_read_by_the_table(tmp_path):

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from jaxcxr.data.loader import open_split
 from jaxcxr.data.settings import defaults
 
 LABELS = ("Cardiomegaly", "No Finding", "Pneumothorax")
@@ -121,3 +122,13 @@ def image_folder(root: Path, lines: list[dict]) -> Path:
     root.mkdir(parents=True, exist_ok=True)
     (root / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return root
+
+
+def quarantine(out: Path) -> list[tuple[str, str]]:
+    listed = [json.loads(line) for line in (out / "quarantine.jsonl").read_text().splitlines()]
+    assert all(row.keys() == {"id", "reason", "detail"} for row in listed)
+    return [(row["id"], row["reason"]) for row in listed]
+
+
+def everything(out: Path, split: str) -> dict[str, dict]:
+    return {record["id"].decode(): record for record in open_split(out, split)}

@@ -1,0 +1,115 @@
+"""The work of preparing on many processes, interrupted and gone on with."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from trees import mimic_tree, rows, small_config
+
+from jaxcxr import files
+from jaxcxr.data import shards
+from jaxcxr.data.loader import open_split
+from jaxcxr.data.prepare import prepare
+from jaxcxr.data.summary import Summary
+from jaxcxr.errors import UserError
+
+
+def contents(out: Path) -> dict[str, object]:
+    """The records of a prepared folder by split, in order, and every other file."""
+    files = {path.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob("*.*") if path.is_file()}
+    splits = [split for split, count in Summary.require(out).splits.items() if count]
+    records = {split: list(open_split(out, split)) for split in splits}
+    lengths = {name: len(data) for name, data in files.items() if "array_record" in name}
+    return files | lengths | records  # the bytes of equal ArrayRecord files are not
+
+
+@pytest.fixture
+def small_shards(monkeypatch):
+    monkeypatch.setattr(shards, "PER_SHARD", 3)
+
+
+def test_processes_and_beam_write_what_one_process_writes(tmp_path, small_shards):
+    tree = mimic_tree(tmp_path / "raw", rows())
+    prepare(small_config(), tree, tmp_path / "one", workers=1)
+    prepare(small_config(), tree, tmp_path / "two", workers=2)
+    one = contents(tmp_path / "one")
+    assert sum(name.startswith("records/radiographs-train") for name in one) == 4
+    assert contents(tmp_path / "two") == one
+    pytest.importorskip("apache_beam")
+    prepare(small_config(), tree, tmp_path / "beam", beam=["--runner=DirectRunner"])
+    assert contents(tmp_path / "beam") == one
+
+
+DYING = """
+import os, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from trees import small_config
+from jaxcxr.data import prepare, shards
+shards.PER_SHARD = 3
+left = int(sys.argv[4])
+def counted(owner, name):
+    known = getattr(owner, name)
+    def call(*args, **named):
+        global left
+        left -= 1
+        if not left:
+            os.kill(os.getpid(), 9)
+        return known(*args, **named)
+    setattr(owner, name, call)
+for owner, name in ((shards, "make_record"), (Path, "replace"), (Path, "write_text"), (Path, "unlink")):
+    counted(owner, name)
+prepare.prepare(small_config(), Path(sys.argv[2]), Path(sys.argv[3]), workers=1)
+"""
+
+
+@pytest.mark.slow
+def test_a_job_killed_anywhere_goes_on_to_the_same_end(tmp_path, small_shards):
+    tree = mimic_tree(tmp_path / "raw", rows())
+    whole, out = prepare(small_config(), tree, tmp_path / "whole", workers=1), tmp_path / "out"
+    killed = 0
+    for calls in (1, 2, 4, 9, 15, 30, 12, 4, 7, 10, 1000):
+        argv = [sys.executable, "-c", DYING, Path(__file__).parent, tree, out, str(calls)]
+        ended = subprocess.run(argv, capture_output=True, cwd=Path(__file__).parents[2])
+        assert ended.returncode in (0, -9), ended.stderr
+        if ended.returncode == 0:
+            break
+        killed += 1
+        assert not out.exists()
+    assert killed > 7
+    assert contents(out) == contents(tmp_path / "whole")
+    assert Summary.require(out) == whole
+    assert {path.name for path in tmp_path.iterdir()} == {"raw", "whole", "out"}
+
+
+def test_an_interrupted_run_goes_on_from_what_is_finished(tmp_path, small_shards, monkeypatch):
+    tree = mimic_tree(tmp_path / "raw", rows())
+    prepare(small_config(), tree, tmp_path / "whole")
+    make_record, made = shards.make_record, []
+
+    def interrupted(candidate, *others):
+        if len(made) == 10:
+            raise KeyboardInterrupt
+        made.append(candidate.id)
+        return make_record(candidate, *others)
+
+    monkeypatch.setattr(shards, "make_record", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(small_config(), tree, tmp_path / "out", workers=1)
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(UserError, match="was begun with other settings"):
+        prepare(small_config(size=24), tree, tmp_path / "out")
+    finished, made[:] = made[:9], [""]
+    monkeypatch.setattr(
+        shards, "make_record", lambda candidate, *o: made.append(candidate.id) or make_record(candidate, *o)
+    )
+    prepare(small_config(), tree, tmp_path / "out")
+    assert not set(finished) & set(made), "three shards of three were finished"
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "raw", "whole"]
+
+
+def test_two_jobs_do_not_write_one_folder(tmp_path):
+    with files.begun_folder(tmp_path / "out", "a"), pytest.raises(UserError, match="another process is writing it"):
+        prepare(small_config(), mimic_tree(tmp_path / "raw", rows()), tmp_path / "out")
