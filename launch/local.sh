@@ -7,24 +7,20 @@
 #   launch/local.sh 2 2 cpu jaxcxr train --config configs/quickstart.py --workdir runs/try
 set -euo pipefail
 
-usage() {
+if ! [[ $# -ge 4 && ${1:-} =~ ^[1-9][0-9]*$ && ${2:-} =~ ^[1-9][0-9]*$ && ${3:-} =~ ^(cpu|gpu)$ ]]; then
   sed -n '2,7s/^# \{0,1\}//p' "$0"
-  exit "$1"
-}
-if [ "${1:-}" = --help ]; then usage 0; fi
-if [ $# -lt 4 ] || ! [[ $1 =~ ^[1-9][0-9]*$ && $2 =~ ^[1-9][0-9]*$ && $3 =~ ^(cpu|gpu)$ ]]; then usage 2 >&2; fi
+  [ "${1:-}" = --help ] && exit 0 || exit 2
+fi
 processes=$1 devices=$2 kind=$3
 shift 3
 
 port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
 export JAXCXR_COORDINATOR=127.0.0.1:$port JAXCXR_NUM_PROCESSES=$processes
 export JAX_COORDINATOR_BIND_ADDRESS=$JAXCXR_COORDINATOR # JAX would listen on every interface
+# shellcheck source=launch/flags.sh
+source "$(dirname "$0")/flags.sh" "$kind"
 if [ "$kind" = cpu ]; then
   export JAX_PLATFORMS=cpu XLA_FLAGS="${XLA_FLAGS:-} --xla_force_host_platform_device_count=$devices"
-else
-  # Collectives are started early and waited for late, so that they run behind the computation; off by default on GPUs.
-  export XLA_FLAGS="${XLA_FLAGS:-} --xla_gpu_enable_latency_hiding_scheduler=true"
-  export XLA_PYTHON_CLIENT_MEM_FRACTION="${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.9}" # JAX's 0.75 leaves memory idle
 fi
 
 set -m # a process group each: Ctrl-C reaches this script alone, and a process is ended with its children
@@ -57,9 +53,11 @@ while :; do
     echo "$0: one process ended with exit code $status; the others are ended" >&2
     all TERM
     # Those that wait for the one that is gone cannot hear it.
-    (sleep 10 && all KILL) &
+    (sleep "${GRACE:-10}" && all KILL) >/dev/null 2>&1 &
+    killer=$!
     disown
   fi
 done
+if [ -n "${killer:-}" ]; then kill -- "-$killer" 2>/dev/null || true; fi
 if [ "$code" = 0 ]; then code=$stopped; fi
 exit "$code"

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# One training on the GPUs of one or more nodes. Options of sbatch before the script, of jaxcxr after it:
+# One training on the GPUs of one or more nodes. Options of sbatch before the script, of jaxcxr after it; from this
+# repository's folder:
 #
 #   sbatch --nodes=2 launch/slurm.sh train --config configs/finetune.py --workdir runs/tuned
 #   sbatch --nodes=2 --ntasks-per-node=1 launch/slurm.sh train ...     a process a node, in place of one a GPU
 #
-# Before the time limit, or when it is preempted, the job is told to stop: it saves and goes back into the queue.
+# Before its time limit, and when it is preempted, the job saves and goes back into the queue.
 #SBATCH --job-name=jaxcxr
 #SBATCH --output=%x-%j.log
 #SBATCH --open-mode=append
@@ -19,13 +20,12 @@
 set -euo pipefail
 
 if [ $# -eq 0 ] || [ "$1" = --help ] || [ -z "${SLURM_JOB_ID:-}" ]; then
-  sed -n '2,7s/^# \{0,1\}//p' "$0"
+  sed -n '2,8s/^# \{0,1\}//p' "$0"
   [ "${1:-}" = --help ] && exit 0 || exit 2
 fi
 
-# Collectives are started early and waited for late, so that they run behind the computation; off by default on GPUs.
-export XLA_FLAGS="${XLA_FLAGS:-} --xla_gpu_enable_latency_hiding_scheduler=true"
-export XLA_PYTHON_CLIENT_MEM_FRACTION="${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.9}" # JAX's 0.75 leaves memory idle
+# shellcheck source=launch/flags.sh
+source launch/flags.sh gpu # Slurm runs a copy of this script, in the folder that it was submitted from
 
 # Every task sees all GPUs of its node and takes its share: NCCL joins those of a node without leaving it. A task that
 # dies takes the others with it, in place of leaving them to wait.
