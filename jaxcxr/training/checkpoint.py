@@ -106,6 +106,7 @@ def claim(workdir: Path, config: ConfigDict, files: Mapping[str, bytes] | None) 
 class Checkpoints:
     """The checkpoints of one workdir, the newest `keep` of them; saving does not wait for the disk.
 
+    As a context it closes at its end, and when a loss is not finite: what came before is kept.
     So it is the next `save`, or `close`, that raises OSError if one could not be written.
     """
 
@@ -133,6 +134,13 @@ class Checkpoints:
         items = {name: ocp.args.StandardRestore(state[name]) for name in _ITEMS}
         restored = dict(self._manager.restore(step, args=ocp.args.Composite(**items)).items())
         return {"step": jax.device_put(jax.numpy.int32(step), state["step"].sharding), **restored}
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        if kind is None or issubclass(kind, FloatingPointError):
+            self.close()
 
     def close(self) -> None:
         """Waits until what was saved is on the disk."""

@@ -95,46 +95,46 @@ def _train(config: ConfigDict, workdir: Path, stop_at: int | None, stopping: Sto
     since, since_step, waited = time.perf_counter(), start, 0.0
     stream = batches.iterate(start)
     stopping.started()
-    for step in range(start + 1, stop_at + 1):
-        asked = time.perf_counter()
-        batch = meshes.to_global(next(stream), mesh, config.batch_size)
-        waited += time.perf_counter() - asked
-        if step == start + 1:  # which is compiled now
-            done = stopping.unless_asked(program.step, state, batch)
-            if done is None:
-                raise Stopped
-            state, values = done
-        else:
-            state, values = program.step(state, batch)
-        watch.see(step, values)
-        bar.update()
+    with checkpoints:
+        for step in range(start + 1, stop_at + 1):
+            asked = time.perf_counter()
+            batch = meshes.to_global(next(stream), mesh, config.batch_size)
+            waited += time.perf_counter() - asked
+            if step == start + 1:  # which is compiled now
+                done = stopping.unless_asked(program.step, state, batch)
+                if done is None:
+                    raise Stopped
+                state, values = done
+            else:
+                state, values = program.step(state, batch)
+            watch.see(step, values)
+            bar.update()
 
-        if _due(step, config.log_every, config.steps):
-            jax.block_until_ready(values)
-            seconds = time.perf_counter() - since
-            rate = (step - since_step) * config.batch_size / seconds
-            metrics.write(step, {**values, "images_per_second": rate, "data_wait": waited / seconds})
-            bar.set_postfix_str(f"loss {float(values['loss']):.4f}, {rate:.1f} img/s")
-            since, since_step, waited = time.perf_counter(), step, 0.0
-        if judge and _due(step, config.eval_every, config.steps):
-            watch.catch_up()
-            metrics.write(step, stopping.unless_asked(judge.validate, averaged(state)) or {})
-        if judge and _due(step, config.sample_every, config.steps):
-            watch.catch_up()
-            sheet = stopping.unless_asked(judge.picture, averaged(state), workdir / "samples" / f"{step:08d}.png")
-            metrics.picture(step, "samples", sheet)
-        last = step == stop_at or stopping.agreed(step)
-        if last or _due(step, config.checkpoint_every, config.steps):
-            watch.catch_up()
-            metrics.flush()  # what a state has done is written before it is kept, and never again after it
-            checkpoints.save(state)
-        if any(_due(step, config[f"{what}_every"], config.steps) for what in ("eval", "sample", "checkpoint")):
-            since, since_step, waited = time.perf_counter(), step, 0.0  # none of it is the step's time
-        if last:
-            break
+            if _due(step, config.log_every, config.steps):
+                jax.block_until_ready(values)
+                seconds = time.perf_counter() - since
+                rate = (step - since_step) * config.batch_size / seconds
+                metrics.write(step, {**values, "images_per_second": rate, "data_wait": waited / seconds})
+                bar.set_postfix_str(f"loss {float(values['loss']):.4f}, {rate:.1f} img/s")
+                since, since_step, waited = time.perf_counter(), step, 0.0
+            if judge and _due(step, config.eval_every, config.steps):
+                watch.catch_up()
+                metrics.write(step, stopping.unless_asked(judge.validate, averaged(state)) or {})
+            if judge and _due(step, config.sample_every, config.steps):
+                watch.catch_up()
+                sheet = stopping.unless_asked(judge.picture, averaged(state), workdir / "samples" / f"{step:08d}.png")
+                metrics.picture(step, "samples", sheet)
+            last = step == stop_at or stopping.agreed(step)
+            if last or _due(step, config.checkpoint_every, config.steps):
+                watch.catch_up()
+                metrics.flush()  # what a state has done is written before it is kept, and never again after it
+                checkpoints.save(state)
+            if any(_due(step, config[f"{what}_every"], config.steps) for what in ("eval", "sample", "checkpoint")):
+                since, since_step, waited = time.perf_counter(), step, 0.0  # none of it is the step's time
+            if last:
+                break
     bar.close()
     metrics.close()
-    checkpoints.close()
     print(f"{workdir}: at step {step} of {config.steps}" + ("; run again to go on" if step < config.steps else ""))
 
 
