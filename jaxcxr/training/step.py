@@ -100,8 +100,13 @@ def mean_over_parts(gradient: Callable, trainable: Any, batch: Any, keys: jax.Ar
 
 
 def averaged(state: State) -> dict[str, jax.Array]:
-    """The parameters to judge and to sample with: the averages where there are any."""
-    return state["params"] | state["ema"]
+    """The parameters to judge and to sample with: the averages where there are any, also from the host's memory."""
+
+    def fetched(value: jax.Array) -> jax.Array:
+        waits = value.sharding.memory_kind == "pinned_host"
+        return jax.device_put(value, value.sharding.with_memory_kind("device")) if waits else value
+
+    return state["params"] | jax.tree.map(fetched, state["ema"])
 
 
 def _where(condition: jax.Array, new: Any, old: Any) -> Any:

@@ -79,10 +79,11 @@ def _train(config: ConfigDict, workdir: Path, stop_at: int | None, stopping: Sto
     checkpoints = Checkpoints(workdir, config.keep)
     state = checkpoints.restore(program.state) if parameters is None else program.init(parameters)
     del parameters
-    start = int(state["step"])
+    start, quiet = int(state["step"]), jax.process_index() > 0
     stop_at = min(config.steps, stop_at if stop_at is not None else config.steps)
     if start >= stop_at:
-        print(f"{workdir}: already trained to step {start}")
+        if not quiet:
+            print(f"{workdir}: already trained to step {start}")
         checkpoints.close()
         return
 
@@ -90,7 +91,6 @@ def _train(config: ConfigDict, workdir: Path, stop_at: int | None, stopping: Sto
     judge = Judge(pipeline, program.loss, config, mesh, tokenizer) if config.eval_every or config.sample_every else None
     metrics = Metrics(workdir, start)
     watch = Watch(config.skip_nonfinite, lambda step: open_batches(config, "train", tokenizer).ids(step - 1))
-    quiet = jax.process_index() > 0
     bar = tqdm(total=config.steps, initial=start, desc=f"train {workdir.name}", unit="step", disable=quiet)
     since, since_step, waited = time.perf_counter(), start, 0.0
     stream = batches.iterate(start)
@@ -135,7 +135,8 @@ def _train(config: ConfigDict, workdir: Path, stop_at: int | None, stopping: Sto
                 break
     bar.close()
     metrics.close()
-    print(f"{workdir}: at step {step} of {config.steps}" + ("; run again to go on" if step < config.steps else ""))
+    if not quiet:
+        print(f"{workdir}: at step {step} of {config.steps}" + ("; run again to go on" if step < config.steps else ""))
 
 
 def _frozen(workdir: Path) -> dict[str, np.ndarray]:

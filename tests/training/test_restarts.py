@@ -251,3 +251,11 @@ def test_a_batch_that_is_not_finite_stops_the_run_and_is_named_or_skipped(tmp_pa
     train(config, run)
     assert jobs.metrics(run, "nonfinite/in_all", "nonfinite/in_a_row")[-1] == (6, 2, 0)
     assert all(np.isfinite(value).all() for value in jobs.weights(run).values())
+
+
+def test_an_average_that_waits_on_the_host_is_judged_and_taken_up_alike(tmp_path):
+    for memory in ("host", "device"):
+        config = autoencoder(steps=2, eval_every=1, sample_every=2, ema_memory=memory)
+        for stop in (1, 2):
+            train(config, tmp_path / memory, stop_at=stop)
+    jobs.assert_same(tmp_path / "host", tmp_path / "device")
