@@ -15,7 +15,7 @@ from tests.launch.commands import ROOT, run
 from tests.training import runs
 
 LOCAL, WORKER = ROOT / "launch" / "local.sh", ROOT / "launch" / "worker.sh"
-TWO_DEVICES = "--config.mesh=(2,1)"
+TWO_DEVICES = "--config.mesh=[2,1]"
 
 
 def write_config(folder, **changes):

@@ -33,7 +33,7 @@ SlurmdPort={ports[1]}
 AuthType=auth/none
 CredType=cred/none
 # What a requeued job waits before it starts again, in seconds.
-AuthInfo=cred_expire=3
+AuthInfo=cred_expire=5
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool
 SlurmctldPidFile={folder}/slurmctld.pid
@@ -161,8 +161,10 @@ def test_a_job_that_is_told_to_stop_saves_and_goes_on_in_its_next_turn(slurm, tm
     assert {f"turn {turn} task {task}" for turn in (0, 1) for task in (0, 1)} <= set(text.splitlines())
 
 
-def test_a_task_that_fails_ends_the_job_with_its_code(slurm, tmp_path):
+def test_a_task_that_fails_ends_the_others_and_the_job(slurm, tmp_path):
     code = "import os, sys, time\nsys.exit(3) if os.environ['SLURM_PROCID'] == '1' else time.sleep(90)\n"
-    job = submit(slurm, tmp_path / "log", SCRIPT, "train", bin=put_jaxcxr(tmp_path / "bin", code))
+    log = tmp_path / "log"
+    job = submit(slurm, log, SCRIPT, "train", bin=put_jaxcxr(tmp_path / "bin", code))
     assert ended(slurm, job, 60) == "FAILED"
-    assert "ExitCode=3:0" in run(["scontrol", "show", "job", job], **slurm).stdout
+    assert "task 1: Exited with exit code 3" in log.read_text()
+    assert "queued again" not in log.read_text()
