@@ -1,4 +1,4 @@
-"""The processes of a run: how they find one another, and how one that fails lets the others go."""
+"""The processes of a run, one or many: how they find one another, act as one, and let each other go."""
 
 import atexit
 import contextlib
@@ -6,10 +6,11 @@ import importlib.util
 import os
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
 from jaxcxr.errors import UserError
 
@@ -63,6 +64,28 @@ def join(timeout: int = 300) -> bool:
     finally:
         clock.cancel()
     return True
+
+
+def on_first(do: Callable[[], Any]) -> None:
+    """Runs `do` on the first process; all go on when it is done.
+
+    Raises:
+      UserError: on the first process, what `do` raised; on the others, that it did.
+    """
+    failure: UserError | None = None
+    if jax.process_index() == 0:
+        try:
+            do()
+        except UserError as error:
+            failure = error
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        failed = bool(multihost_utils.broadcast_one_to_all(np.array(failure is not None)))
+        if failed and failure is None:
+            raise UserError("the first process has stopped; its message says why")
+    if failure is not None:
+        raise failure
 
 
 def _told(env: Mapping[str, str]) -> dict[str, Any] | None:
