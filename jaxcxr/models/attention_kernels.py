@@ -26,12 +26,13 @@ def choose(compute: Compute, *, queries: int, keys: int, head_dim: int, dtype: D
 
     | `compute.attention` | cuDNN | splash |
     |---|---|---|
-    | auto | GPU, half precision, no mask, head_dim ≤ 128 | TPU, bfloat16, no mask, to itself, ≥ 1,024 tokens |
+    | auto | GPU, half precision, no mask, head_dim ≤ 128, even lengths | TPU, bfloat16, no mask, to itself, ≥ 1024 |
     | cudnn | as under auto | never |
     | splash | never | no mask |
     | xla | never | never |
 
-    What is left is XLA's.
+    What is left is XLA's: on GPUs also the look at 77 tokens of text, since JAX takes no odd length for cuDNN's
+    gradient.
 
     Args:
         compute: the run's properties.
@@ -45,7 +46,8 @@ def choose(compute: Compute, *, queries: int, keys: int, head_dim: int, dtype: D
         return "xla"
     whole = head_dim % 8 == 0
     if compute.attention in ("auto", "cudnn") and compute.platform in GPU:
-        return "cudnn" if dtype in (jnp.bfloat16, jnp.float16) and head_dim <= 128 and whole else "xla"
+        fits = head_dim <= 128 and whole and queries % 2 == keys % 2 == 0
+        return "cudnn" if dtype in (jnp.bfloat16, jnp.float16) and fits else "xla"
     if compute.attention == "splash":
         return "splash"
     long = queries == keys >= LONG and dtype == jnp.bfloat16 and whole

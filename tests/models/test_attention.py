@@ -1,5 +1,9 @@
 """Which kernel serves, and that all give the same values and gradients."""
 
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -49,7 +53,8 @@ TABLE = [
     ("tpu", "splash", (4096, 77, 40), "bfloat16", False, "splash"),
     ("tpu", "splash", (77, 77, 64), "bfloat16", True, "xla"),
     ("gpu", "auto", (4096, 4096, 40), "bfloat16", False, "cudnn"),
-    ("cuda", "auto", (4096, 77, 40), "bfloat16", False, "cudnn"),
+    ("cuda", "auto", (4096, 256, 40), "bfloat16", False, "cudnn"),
+    ("gpu", "auto", (4096, 77, 40), "bfloat16", False, "xla"),
     ("gpu", "auto", (64, 64, 128), "float16", False, "cudnn"),
     ("gpu", "auto", (256, 256, 160), "bfloat16", False, "xla"),
     ("gpu", "auto", (4096, 4096, 512), "bfloat16", False, "xla"),
@@ -57,7 +62,8 @@ TABLE = [
     ("gpu", "auto", (4096, 4096, 40), "float32", False, "xla"),
     ("gpu", "auto", (77, 77, 64), "bfloat16", True, "xla"),
     ("gpu", "xla", (4096, 4096, 40), "bfloat16", False, "xla"),
-    ("gpu", "cudnn", (4096, 77, 40), "bfloat16", False, "cudnn"),
+    ("gpu", "cudnn", (4096, 78, 40), "bfloat16", False, "cudnn"),
+    ("gpu", "cudnn", (4096, 77, 40), "bfloat16", False, "xla"),
     ("gpu", "cudnn", (4096, 4096, 512), "bfloat16", False, "xla"),
 ]
 
@@ -111,3 +117,39 @@ def test_kernels_that_cannot_be_had_are_refused():
         with pytest.raises(UserError, match=rf"config\.attention='{asked}': .*{reason}"):
             specialize(network, attention=asked, platform=platform)
     specialize(abstract(AutoencoderKL, VAE, jnp.bfloat16), attention="cudnn", platform="cuda")
+
+
+SAME_UNDER_A_MESH = """
+import sys
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import AxisType, NamedSharding
+from jaxcxr.models import Compute
+from jaxcxr.models.attention import attention
+
+def run(compute, *arrays):
+    mixed, pull = jax.vjp(lambda *inputs: attention(*inputs, compute=compute), *arrays[:3])
+    return mixed, *pull(arrays[3])
+
+mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+rng = np.random.default_rng(0)
+# Everything divides; two images and three heads are split over one axis and over none.
+for batch, heads, share in ((4, 2, (1, 128, 1, 8)), (2, 3, (1, 128, 3, 8))):
+    arrays = [rng.standard_normal((batch, 128, heads, 8)).astype(np.float32) for _ in range(4)]
+    expected = jax.jit(lambda *a: run(Compute(attention="xla"), *a))(*arrays)
+    whole = NamedSharding(mesh, jax.P(("data", "fsdp") if batch == 4 else "data"))
+    with jax.set_mesh(mesh):
+        step = jax.jit(lambda *a: run(Compute(attention="splash"), *a), in_shardings=whole)
+        found = step(*(jax.device_put(array, whole) for array in arrays))
+    assert found[0].addressable_shards[0].data.shape == share, found[0].sharding
+    for a, b in zip(found, expected, strict=True):
+        assert np.linalg.norm(a - b) / np.linalg.norm(b) < 1e-5, (batch, heads)
+print("same on 8 devices")
+"""
+
+
+def test_splash_is_split_over_images_and_heads():
+    flags = os.environ.get("XLA_FLAGS", "").replace("device_count=1", "device_count=8")
+    env = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", SAME_UNDER_A_MESH]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert "same on 8 devices" in done.stdout, done.stderr[-2000:]
