@@ -31,6 +31,11 @@ MAY_CHANGE = frozenset(
         "keep",
         "mesh",
         "sharding",
+        "ema_sharding",
+        "ema_memory",
+        "accumulation",
+        "attention",
+        "remat",
         "samples",
     ]
 )
