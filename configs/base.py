@@ -14,8 +14,15 @@ def get_config() -> ConfigDict:
     config.dtype = "float32"  # compute dtype, float32 or bfloat16; weights are float32
     config.trainable = r"unet\..*"  # which parameters learn: a regular expression for the whole name
     config.ema_decay = 0.9999
-    config.mesh = (-1, 1)  # devices on the axes data and fsdp; -1 takes the rest
-    config.sharding = "replicated"  # or fsdp
+    config.accumulation = 1  # parts that a batch is gone through in, one after the other, to save memory
+
+    config.mesh = ConfigDict()  # devices on each axis; -1 takes the rest
+    config.mesh.data = -1
+    config.mesh.fsdp = 1
+    config.mesh.tensor = 1
+    config.sharding = "replicated"  # of weights and optimizer; or fsdp, fsdp+tensor
+    config.ema_sharding = ""  # of the average, where it is to be another than that
+    config.ema_memory = "device"  # or host: the average waits there between steps
 
     config.data = settings.defaults()  # what `jaxcxr prepare` makes of the raw data; the keys are told there
     config.data.path = "runs/data"  # the folder it wrote
@@ -47,7 +54,7 @@ def get_config() -> ConfigDict:
     config.objective.perceptual = ConfigDict()  # weights of further terms, by name
 
     config.optimizer = ConfigDict()
-    config.optimizer.name = "adamw"  # or adafactor, lion
+    config.optimizer.name = "adamw"  # or adafactor, lion, schedule_free
     config.optimizer.learning_rate = 1e-4
     # Factors of it by name, for the whole name as in `trainable`; the first that fits: ((r"text_encoder\..*", 0.1),).
     config.optimizer.rates = ()
@@ -57,6 +64,7 @@ def get_config() -> ConfigDict:
     config.optimizer.b2 = 0.999
     config.optimizer.eps = 1e-8
     config.optimizer.weight_decay = 0.01
+    config.optimizer.mu_dtype = "float32"  # of the first moment; bfloat16 halves its memory
     config.optimizer.clip_norm = 1.0
 
     config.samples = ConfigDict()

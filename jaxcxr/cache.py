@@ -19,6 +19,7 @@ from jaxcxr.data.summary import Summary
 from jaxcxr.errors import UserError
 from jaxcxr.interop.pipeline import StableDiffusion
 from jaxcxr.models.vae import split_moments
+from jaxcxr.parallel import processes
 from jaxcxr.training.model import compute_dtype
 from jaxcxr.training.objectives import normalize
 
@@ -48,7 +49,7 @@ def cache(config: ConfigDict, out: Path, dtype: str = "bfloat16", *, text: bool 
     splits = {split: count for split in SPLITS if (count := summary.splits[split])}
     shapes = encoder.shape(config.data.size), encoder.states_shape() if text else ()
     card = Card(origin, dtype, *shapes, splits)
-    _claim(out, card)
+    processes.on_first(lambda: _claim(out, card))
     for split in splits:
         source = open_split(config.data.path, split, config.data.size)
         shards = list(enumerate(card.shards(out, split)))[jax.process_index() :: jax.process_count()]
@@ -135,5 +136,5 @@ def _claim(out: Path, card: Card) -> None:
         begun.origin.check(card.origin, out)
         if begun != card:
             raise UserError(f"{out}: holds moments in {begun.dtype}; name another --out")
-    elif jax.process_index() == 0:
+    else:
         card.write(out)

@@ -107,7 +107,7 @@ def sample(
     noise = _initial_noises(settings, len(prompts), shape)
     ids = tokens.encode(pipeline.tokenizer, [row["prompt"] for row in prompts], tokens.length(pipeline.tokenizer))
     generate = make_generate(pipeline, ddim(pipeline.schedule, settings.steps, settings.eta), settings.guidance)
-    mesh = meshes.make_mesh((-1, 1))
+    mesh = meshes.make_mesh({"data": -1, "fsdp": 1, "tensor": 1})
     batch_size = -(-min(batch_size, len(prompts)) // mesh.size) * mesh.size
     parameters = jax.device_put(pipeline.parameters(), meshes.replicated(mesh))
     started = time.perf_counter()
@@ -115,7 +115,7 @@ def sample(
         for first in range(0, len(prompts), batch_size):
             # A short last batch is filled up, so that one program serves them all.
             rows = np.minimum(np.arange(first, first + batch_size), len(prompts) - 1)
-            batch = meshes.to_global({"ids": ids[rows], "noise": noise[rows]}, mesh)
+            batch = meshes.to_global({"ids": ids[rows], "noise": noise[rows]}, mesh, batch_size)
             key = jax.random.fold_in(jax.random.key(settings.seed), 2**31 + first)
             pictures = np.asarray(generate(parameters, batch["ids"], batch["noise"], key))
             for index, picture in zip(range(first, len(prompts)), pictures, strict=False):

@@ -16,7 +16,7 @@ def test_overrides_take_the_keys_type():
             "--config.steps=7",
             "--config.optimizer.learning_rate=1",
             "--config.data.path=1234",
-            "--config.mesh=[2, 1]",
+            "--config.mesh.fsdp=2",
             "--config.data.views=('AP',)",
         ],
     )
@@ -24,7 +24,7 @@ def test_overrides_take_the_keys_type():
     assert config.optimizer.learning_rate == 1.0
     assert isinstance(config.optimizer.learning_rate, float)
     assert config.data.path == "1234"
-    assert config.mesh == (2, 1)
+    assert config.mesh.fsdp == 2
     assert config.data.views == ("AP",)
 
 

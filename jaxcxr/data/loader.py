@@ -50,12 +50,12 @@ def open_split(path: str | Path, split: str, size: int | None = None) -> Sequenc
 
 
 class Batches:
-    """The batches of one process out of `process_count`, by step.
+    """The batches of a run, or some rows of each, by step.
 
     Global batch n holds the records at n * batch_size … (n + 1) * batch_size - 1 of an endless order that
-    depends on `seed` and `parts` alone (`mixture.Order`); process p takes the p-th equal share. With one part,
-    the default, every epoch is another permutation; with `shuffle=False` it is the records' own order, and batch 0
-    holds the first ones.
+    depends on `seed` and `parts` alone (`mixture.Order`); of these, a process of several reads its `rows`. With one
+    part, the default, every epoch is another permutation; with `shuffle=False` it is the records' own order, and
+    batch 0 holds the first ones.
     """
 
     def __init__(
@@ -65,30 +65,24 @@ class Batches:
         tokenizer: Any,
         seed: int,
         batch_size: int,
-        process_index: int = 0,
-        process_count: int = 1,
+        rows: Sequence[int] | np.ndarray | None = None,
         shuffle: bool = True,
         parts: Sequence[Part] = (),
     ):
-        if batch_size < 1 or batch_size % process_count:
-            raise UserError(f"batch size {batch_size} is not a multiple of the {process_count} processes")
-        if not 0 <= process_index < process_count:
-            raise UserError(f"process index {process_index} is not below the process count {process_count}")
         self._source, self._seed = source, seed
         self._order = Order(parts or [Part(range(len(source)), 1.0)], seed, shuffle)
         self._tokenizer, self._length = tokenizer, tokens.length(tokenizer)
         self._readers = ThreadPoolExecutor(_READERS)
         self._coded: dict[str, np.ndarray] = {}
-        self._global, self._local = batch_size, batch_size // process_count
-        self._offset = process_index * self._local
+        self._batch_size = batch_size
+        self._rows = np.arange(batch_size) if rows is None else np.asarray(rows)
 
-    def _indices(self, step: int) -> range:
-        """The places of this process's part of global batch `step` in the endless order."""
-        start = step * self._global + self._offset
-        return range(start, start + self._local)
+    def _indices(self, step: int) -> np.ndarray:
+        """The places of these rows of global batch `step` in the endless order."""
+        return step * self._batch_size + self._rows
 
     def _read(self, step: int) -> list[dict[str, Any]]:
-        places = self._order[np.array(self._indices(step))].tolist()
+        places = self._order[self._indices(step)].tolist()
         # In parallel for disks that are far away. ArrayRecord's own way of it starts a thread for each file at each
         # batch, which costs several times what the reading does.
         parts = [places[first::_READERS] for first in range(min(_READERS, len(places)))]
@@ -96,13 +90,13 @@ class Batches:
         return [read[number % _READERS][number // _READERS] for number in range(len(places))]
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
-        """Returns `image`, (local batch, S, S, 1) uint8, and `input_ids`, (local batch, length) int32.
+        """Returns `image`, (rows, S, S, 1) uint8, and `input_ids`, (rows, length) int32.
 
-        From a cache it is `moments`, (local batch, h, w, 2 * latent_channels), in place of `image`, and if it has
-        them `states`, (local batch, length, hidden size), in place of `input_ids`.
+        From a cache it is `moments`, (rows, h, w, 2 * latent_channels), in place of `image`, and if it has
+        them `states`, (rows, length, hidden size), in place of `input_ids`.
         """
         records = self._read(step)
-        chosen = [self._choose(*pair) for pair in zip(self._indices(step), records, strict=True)]
+        chosen = [self._choose(*pair) for pair in zip(self._indices(step).tolist(), records, strict=True)]
         if "moments" in records[0]:
             batch = {"moments": np.stack([record["moments"] for record in records])}
         else:

@@ -1,28 +1,64 @@
 """The mesh: how devices are laid out, and how a batch lies on them."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxcxr.errors import UserError
 
-AXES = ("data", "fsdp")
+AXES = ("data", "fsdp", "tensor")
+BATCH_AXES = ("data", "fsdp")
+"""The axes that a batch is split over: devices along `tensor` share their images."""
 
 
-def make_mesh(shape: tuple[int, ...]) -> Mesh:
-    """A mesh of every device with axes `AXES`; one size may be −1 and takes what is left.
+def make_mesh(shape: Mapping[str, int], devices: Sequence[Any] | None = None) -> Mesh:
+    """A mesh of every device, or of `devices`, with axes `AXES`.
+
+    Args:
+      shape: a size by axis; one may be −1 and takes what is left. Several slices, joined by a slower network, are
+        laid along `data`.
+      devices: of a topology that need not be there.
 
     Raises:
-      UserError: the sizes do not multiply to the number of devices.
+      UserError: the sizes do not multiply to the number of devices, or `data` does not divide into the slices.
     """
-    devices, sizes = jax.device_count(), list(shape)
-    if len(sizes) != len(AXES) or sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
-        raise UserError(f"config.mesh={shape}: wants a size for each of {AXES}, at most one of them -1")
+    devices = jax.devices() if devices is None else devices
+    sizes = _sizes(shape, len(devices))
+    slices = len({getattr(device, "slice_index", 0) or 0 for device in devices})
+    types = (AxisType.Auto,) * len(AXES)
+    if slices == 1:
+        return jax.make_mesh(sizes, AXES, axis_types=types, devices=devices)
+    if sizes[0] % slices:
+        raise UserError(f"config.mesh.data={sizes[0]}: is not a multiple of the {slices} slices, which lie along it")
+    from jax.experimental import mesh_utils
+
+    inner, outer = (sizes[0] // slices, *sizes[1:]), (slices, 1, 1)
+    return Mesh(mesh_utils.create_hybrid_device_mesh(inner, outer, devices), AXES, axis_types=types)
+
+
+def _sizes(shape: Mapping[str, int], devices: int) -> tuple[int, ...]:
+    sizes = [shape[axis] for axis in AXES]
+    said = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
+    if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
+        raise UserError(f"config.mesh ({said}): wants a size for each axis, at most one of them -1")
     if -1 in sizes:
         sizes[sizes.index(-1)] = devices // int(np.prod([size for size in sizes if size != -1]))
     if int(np.prod(sizes)) != devices:
-        raise UserError(f"config.mesh={shape}: does not multiply to the {devices} devices here; use -1 for one axis")
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+        raise UserError(f"config.mesh ({said}): does not multiply to {devices} devices; use -1 for one axis")
+    return tuple(sizes)
+
+
+def check_batch(batch_size: int, accumulation: int, mesh: Mesh) -> None:
+    """Raises UserError unless a batch divides into equal parts, one for each device and micro-batch."""
+    ways = int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
+    if accumulation < 1 or batch_size < 1 or batch_size % (ways * accumulation):
+        raise UserError(
+            f"config.batch_size={batch_size}: is not a multiple of {ways} devices (data x fsdp)"
+            f" times config.accumulation={accumulation}"
+        )
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -31,11 +67,30 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The leading axis split over all devices."""
-    return NamedSharding(mesh, PartitionSpec(AXES))
+    """The leading axis split over `BATCH_AXES`."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
-def to_global(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """This process's share of a batch, (B / processes, …) each, as global arrays split over the mesh."""
-    sharding = batch_sharding(mesh)
-    return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}
+def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
+    """The rows of a global batch that this process's devices hold, ascending.
+
+    Which they are is up to the mesh: devices may be laid out in another order than processes are counted, and
+    processes may share rows along `tensor`.
+    """
+    parts = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
+    return np.unique(np.concatenate([np.arange(batch_size)[part] for part in parts]))
+
+
+def to_global(batch: Mapping[str, np.ndarray], mesh: Mesh, batch_size: int) -> dict[str, jax.Array]:
+    """This process's `local_rows` of a batch as global arrays of `batch_size` rows, split over the mesh."""
+    sharding, rows = batch_sharding(mesh), local_rows(mesh, batch_size)
+
+    def place(value: np.ndarray) -> jax.Array:
+        def part(index: Any) -> np.ndarray:
+            start, stop, _ = index[0].indices(batch_size)
+            first = int(np.searchsorted(rows, start))
+            return value[first : first + stop - start]
+
+        return jax.make_array_from_callback((batch_size, *value.shape[1:]), sharding, part)
+
+    return {name: place(value) for name, value in batch.items()}

@@ -23,46 +23,103 @@ def replicate(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
 
 def split_largest(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
     """Splits the largest axis that `fsdp` divides; small parameters stay whole."""
-    ways = mesh.shape["fsdp"]
-    axes = [axis for axis in np.argsort(shape)[::-1] if shape[axis] % ways == 0]
-    if ways == 1 or not axes or np.prod(shape) < _MIN_SIZE:
+    axis = _divisible(shape, mesh.shape["fsdp"])
+    if axis is None or np.prod(shape) < _MIN_SIZE:
         return PartitionSpec()
-    return PartitionSpec(*(("fsdp",) if axis == axes[0] else None for axis in range(axes[0] + 1)))
+    return PartitionSpec(*[None] * axis, "fsdp")
 
+
+def _divisible(shape: tuple[int, ...], ways: int, but: int | None = None) -> int | None:
+    """The largest axis, and not `but`, that divides into several `ways`; the last one of equals."""
+    axes = [int(axis) for axis in np.argsort(shape, stable=True)[::-1] if axis != but and shape[axis] % ways == 0]
+    return axes[0] if axes and ways > 1 else None
+
+
+def split_tensor(axis: int) -> Rule:
+    """Splits an axis (counted from the end) by `tensor`, and the largest of the others by `fsdp`."""
+
+    def rule(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+        ways = mesh.shape["tensor"]
+        if ways == 1 or len(shape) < -axis or shape[axis] % ways:
+            return split_largest(shape, mesh)
+        spec: list[str | None] = [None] * len(shape)
+        spec[axis] = "tensor"
+        rest = _divisible(shape, mesh.shape["fsdp"], but=len(shape) + axis)
+        if rest is not None and np.prod(shape) >= _MIN_SIZE:
+            spec[rest] = "fsdp"
+        return PartitionSpec(*spec)
+
+    return rule
+
+
+# After Shoeybi et al. 2019, arXiv 1909.08053: what widens is split where it comes out and what narrows again where it
+# goes in, so that heads and channels in between stay on their device.
+_COLUMNS = (
+    r".*\.(attn[12]\.to_[qkv]|ff\.net\.0\.proj|conv1|time_emb_proj|[qkv]_proj|fc1|query|key|value|intermediate\.dense)"
+)
+_ROWS = r".*\.(attn[12]\.to_out\.0|ff\.net\.2|conv2|out_proj|fc2|output\.dense)"
 
 STRATEGIES: dict[str, tuple[tuple[str, Rule], ...]] = {
     "replicated": ((r".*", replicate),),
     "fsdp": ((r".*", split_largest),),
+    "fsdp+tensor": (
+        (_COLUMNS + r"\.(kernel|bias)", split_tensor(-1)),
+        (_ROWS + r"\.kernel", split_tensor(-2)),
+        (r".*", split_largest),
+    ),
 }
 
 
-def shard(tree: Any, strategy: str, mesh: Mesh) -> Any:
-    """A `NamedSharding` for every leaf of a train state, by the name of the parameter that it belongs to.
+def shard_state(state: Any, strategy: str, average_strategy: str, average_memory: str, mesh: Mesh) -> Any:
+    """A `NamedSharding` for every leaf of a train state.
 
-    A leaf's name is the innermost dictionary key on its path, so the optimizer's moments and the average
-    lie where their parameter lies; scalars are replicated.
+    Args:
+      state: arrays or shapes; the optimizer's moments lie where their parameter lies.
+      strategy: of the parameters.
+      average_strategy: of `state["ema"]`; empty: the parameters'.
+      average_memory: "device", or "host" for the average to wait in the host's memory between steps.
+      mesh: of the devices.
 
     Raises:
-      UserError: the strategy is unknown, or none of its patterns covers a parameter.
+      UserError: a strategy or memory is unknown, or none of a strategy's patterns covers a parameter.
+    """
+    shardings = shard(state, strategy, mesh)
+    average = shard(state["ema"], average_strategy or strategy, mesh, key="ema_sharding")
+    if average_memory not in ("device", "host"):
+        raise UserError(f"config.ema_memory={average_memory!r}: may be device or host")
+    if average_memory == "host":
+        average = jax.tree.map(lambda sharding: sharding.with_memory_kind("pinned_host"), average)
+    return {**shardings, "ema": average}
+
+
+def shard(tree: Any, strategy: str, mesh: Mesh, *, key: str = "sharding") -> Any:
+    """A `NamedSharding` for every leaf of a tree, by the name of the parameter that it belongs to.
+
+    A leaf's name is the innermost dictionary key on its path; scalars are replicated.
+
+    Raises:
+      UserError: the strategy, of `config.<key>`, is unknown, or its patterns leave parameters out.
     """
     if strategy not in STRATEGIES:
-        raise UserError(f"config.sharding={strategy!r}: no such strategy; there are {', '.join(STRATEGIES)}")
+        raise UserError(f"config.{key}={strategy!r}: no such strategy; there are {', '.join(STRATEGIES)}")
     rules = STRATEGIES[strategy]
+    uncovered: dict[str, None] = {}
 
     def sharding(path: tuple, leaf: Any) -> NamedSharding:
         name = next((str(key.key) for key in reversed(path) if isinstance(key, jax.tree_util.DictKey)), "")
         if not leaf.shape:
             return NamedSharding(mesh, PartitionSpec())
-        return NamedSharding(mesh, _rule(name, rules)(tuple(leaf.shape), mesh))
+        rule = next((rule for pattern, rule in rules if re.fullmatch(pattern, name)), None)
+        if rule is None:
+            uncovered[name] = None
+            return NamedSharding(mesh, PartitionSpec())
+        return NamedSharding(mesh, rule(tuple(leaf.shape), mesh))
 
-    return jax.tree_util.tree_map_with_path(sharding, tree)
-
-
-def _rule(name: str, rules: tuple[tuple[str, Rule], ...]) -> Rule:
-    for pattern, rule in rules:
-        if re.fullmatch(pattern, name):
-            return rule
-    raise UserError(f"parameter {name}: no sharding rule covers it; add a pattern to the strategy's table")
+    shardings = jax.tree_util.tree_map_with_path(sharding, tree)
+    if uncovered:
+        names = ", ".join(uncovered)
+        raise UserError(f"no sharding rule of {strategy!r} covers {names}; add a pattern to the strategy's table")
+    return shardings
 
 
 def select(parameters: Mapping[str, Any], pattern: str) -> set[str]:

@@ -31,6 +31,9 @@ MAY_CHANGE = frozenset(
         "keep",
         "mesh",
         "sharding",
+        "ema_sharding",
+        "ema_memory",
+        "accumulation",
         "samples",
     ]
 )

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -20,8 +19,10 @@ from jaxcxr.errors import UserError
 from jaxcxr.interop.pipeline import StableDiffusion
 
 
-def open_batches(config: ConfigDict, split: str, tokenizer: Any, *, shuffle: bool = True) -> Batches:
-    """Opens the batches of a split of `config.data`: of one folder, or of a mixture of several.
+def open_batches(
+    config: ConfigDict, split: str, tokenizer: Any, *, rows: np.ndarray | None = None, shuffle: bool = True
+) -> Batches:
+    """Opens the batches of a split of `config.data`, or some `rows` of each: of one folder, or of a mixture of several.
 
     Raises:
       UserError: a folder is neither prepared nor a source, or of another size, or it has nothing in this split.
@@ -41,8 +42,7 @@ def open_batches(config: ConfigDict, split: str, tokenizer: Any, *, shuffle: boo
         tokenizer=tokenizer,
         seed=config.seed,
         batch_size=config.batch_size,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        rows=rows,
         shuffle=shuffle,
     )
 

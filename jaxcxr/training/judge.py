@@ -19,6 +19,7 @@ from jaxcxr.models.vae import split_moments
 from jaxcxr.parallel import mesh as meshes
 from jaxcxr.training.feed import open_batches
 from jaxcxr.training.objectives import Loss, normalize
+from jaxcxr.training.step import example_keys
 
 
 class Judge:
@@ -30,19 +31,20 @@ class Judge:
 
     def __init__(self, pipeline: StableDiffusion, loss: Loss, config: ConfigDict, mesh: Mesh, tokenizer: Any):
         self._config, self._mesh = config, mesh
-        validation = open_batches(config, "validate", tokenizer, shuffle=False)
+        rows = meshes.local_rows(mesh, config.batch_size)
+        validation = open_batches(config, "validate", tokenizer, rows=rows, shuffle=False)
         self._batches = [validation.batch(step) for step in range(config.eval_batches)]
-        self._loss = jax.jit(loss)
+        self._loss = jax.jit(lambda parameters, batch, key: loss(parameters, batch, example_keys(key, batch))[0])
         diffusion = config.objective.name == "diffusion"
         self._draw = _prompted(pipeline, config) if diffusion else _reconstructed(pipeline, self._batches[0])
 
     def validate(self, parameters: Mapping[str, jax.Array]) -> dict[str, float]:
         """The mean loss over the validation batches, each under its own fixed key."""
         key = jax.random.key(self._config.seed)
-        losses = [
-            self._loss(parameters, meshes.to_global(batch, self._mesh), jax.random.fold_in(key, index))[0]
-            for index, batch in enumerate(self._batches)
-        ]
+        losses = []
+        for index, own_rows in enumerate(self._batches):
+            batch = meshes.to_global(own_rows, self._mesh, self._config.batch_size)
+            losses.append(self._loss(parameters, batch, jax.random.fold_in(key, index)))
         return {"validation_loss": float(jnp.stack(losses).mean())}
 
     def picture(self, parameters: Mapping[str, jax.Array], path: Path) -> np.ndarray:

@@ -26,7 +26,7 @@ class Metrics:
             self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
 
     def write(self, step: int, values: Mapping[str, Any]) -> dict[str, float]:
-        """Takes scalars of `step`; returns those written now, of an earlier step."""
+        """Takes values of `step`, scalars and `by_timestep`; returns those written now, of an earlier step."""
         written = self.flush()
         self._pending = (step, values)
         return written
@@ -41,7 +41,7 @@ class Metrics:
             return {}
         step, values = self._pending
         self._pending = None
-        scalars = {name: float(value) for name, value in values.items()}
+        scalars = _scalars(values)
         if self._file and self._board:
             self._file.write(json.dumps({"step": step, **scalars}) + "\n")
             for name, value in scalars.items():
@@ -61,6 +61,16 @@ class Metrics:
         if self._file and self._board:
             self._file.close()
             self._board.close()
+
+
+def _scalars(values: Mapping[str, Any]) -> dict[str, float]:
+    """Numbers as floats; `by_timestep`, of `objectives`, as a mean for each bucket that had any examples."""
+    scalars = {name: float(value) for name, value in values.items() if name != "by_timestep"}
+    buckets = np.asarray(values.get("by_timestep", np.zeros((0, 2))))
+    for bucket, (part, share) in enumerate(buckets.tolist()):
+        if share:
+            scalars[f"loss/timesteps_{bucket + 1}_of_{len(buckets)}"] = part / share
+    return scalars
 
 
 def _open_after(file: Path, start: int) -> TextIO:

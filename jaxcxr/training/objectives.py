@@ -24,7 +24,13 @@ from jaxcxr.interop.pipeline import StableDiffusion
 from jaxcxr.models.vae import split_moments
 
 Loss = Callable[[Mapping[str, jax.Array], Mapping[str, jax.Array], jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
-"""(parameters by full name, batch, key) -> (scalar, further scalars to log)."""
+"""(parameters by full name, batch, a key for each example (B,)) -> (mean over the examples, further such means to log).
+
+An example's randomness is of its own key, so that a batch in parts is the batch as a whole.
+"""
+
+TIMESTEP_BUCKETS = 4
+"""Of equal width, for which the loss is logged apart: at little noise and at much it says different things."""
 
 PERCEPTUAL: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {}
 """Perceptual terms by name: (reconstruction, image), both (B, H, W, C) in [−1, 1] -> (B,)."""
@@ -53,11 +59,11 @@ def autoencoder(pipeline: StableDiffusion, objective: ConfigDict) -> Loss:
             known = ", ".join(PERCEPTUAL) or "none yet"
             raise UserError(f"config.objective.perceptual.{term}: no such term; there are {known}")
 
-    def loss(parameters, batch, key):
+    def loss(parameters, batch, keys):
         vae = pipeline.with_parameters(parameters).vae
         image = normalize(batch["image"], vae.config.in_channels)
         mean, logvar = split_moments(vae.encode(image))
-        reconstruction = vae.decode(_sample_normal(mean, logvar, key))
+        reconstruction = vae.decode(_sample_normal(mean, logvar, keys))
         error = per_example(objective.error, reconstruction, image).mean()
         kl = kl_to_standard_normal(mean, logvar).mean()
         metrics = {"reconstruction": error, "kl": kl}
@@ -90,39 +96,57 @@ def diffusion(pipeline: StableDiffusion, objective: ConfigDict) -> Loss:
     )
     empty = jnp.asarray(tokens.encode(pipeline.tokenizer, [""], tokens.length(pipeline.tokenizer)))
 
-    def loss(parameters, batch, key):
+    def loss(parameters, batch, keys):
         networks = pipeline.with_parameters(parameters)
-        posterior_key, noise_key, time_key, drop_key = jax.random.split(key, 4)
-        latents = draw_latents(networks, batch, posterior_key)
-        examples = len(latents)
+        posterior_keys, noise_keys, time_keys, drop_keys = jnp.moveaxis(
+            jax.vmap(lambda k: jax.random.split(k, 4))(keys), 1, 0
+        )
+        latents = draw_latents(networks, batch, posterior_keys)
+        shape = latents.shape[1:]
 
-        dropped = jax.random.bernoulli(drop_key, objective.caption_dropout, (examples, 1))
+        dropped = jax.vmap(lambda key: jax.random.bernoulli(key, objective.caption_dropout, (1,)))(drop_keys)
         if "states" in batch:  # of a cache; the text encoder does not learn
             states = jnp.where(dropped[..., None], networks.text_encoder(empty), batch["states"])
         else:
             states = networks.text_encoder(jnp.where(dropped, empty, batch["input_ids"]))
 
-        noise = jax.random.normal(noise_key, latents.shape)
+        noise = normal(noise_keys, shape)
         if objective.offset_noise:
-            level = jax.random.normal(jax.random.fold_in(noise_key, 1), (examples, 1, 1, latents.shape[-1]))
+            level = normal(_other(noise_keys, 1), (1, 1, shape[-1]))
             noise = noise + objective.offset_noise * level
         shown = noise
         if objective.input_perturbation:
-            more = jax.random.normal(jax.random.fold_in(noise_key, 2), latents.shape)
-            shown = noise + objective.input_perturbation * more
-        if objective.timestep_bias == "none":
-            timesteps = jax.random.randint(time_key, (examples,), 0, schedule.num_train_timesteps)
-        else:
-            timesteps = jax.random.choice(time_key, schedule.num_train_timesteps, (examples,), p=often)
+            shown = noise + objective.input_perturbation * normal(_other(noise_keys, 2), shape)
+        timesteps = jax.vmap(draw_timestep)(time_keys)
         output = networks.unet(add_noise(alphas_cumprod, latents, shown, timesteps), timesteps, states)
         target = denoising_target(schedule.prediction_type, alphas_cumprod, latents, noise, timesteps)
         errors = per_example(objective.error, output, target)
         if objective.min_snr_gamma:
             gamma = objective.min_snr_gamma
             errors = errors * min_snr_weights(schedule.prediction_type, gamma, alphas_cumprod, timesteps)
-        return errors.mean(), {}
+        return errors.mean(), {"by_timestep": _by_timestep(errors, timesteps, schedule.num_train_timesteps)}
+
+    def draw_timestep(key):
+        if objective.timestep_bias == "none":
+            return jax.random.randint(key, (), 0, schedule.num_train_timesteps)
+        return jax.random.choice(key, schedule.num_train_timesteps, p=often)
 
     return loss
+
+
+def _by_timestep(errors: jax.Array, timesteps: jax.Array, count: int) -> jax.Array:
+    """(B,) errors -> (TIMESTEP_BUCKETS, 2): each bucket's part of the mean error, and its share of the examples."""
+    inside = jax.nn.one_hot(timesteps * TIMESTEP_BUCKETS // count, TIMESTEP_BUCKETS)
+    return jnp.stack([inside * errors[:, None], inside], axis=-1).mean(axis=0)
+
+
+def _other(keys: jax.Array, number: int) -> jax.Array:
+    return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
+
+
+def normal(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Standard normal numbers, float32 (B, *shape), an example's of its own key; `keys` are (B,)."""
+    return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
 
 
 def normalize(image: jax.Array | np.ndarray, channels: int) -> jax.Array:
@@ -130,7 +154,7 @@ def normalize(image: jax.Array | np.ndarray, channels: int) -> jax.Array:
     return jnp.repeat(jnp.asarray(image, jnp.float32) / 127.5 - 1, channels, axis=-1)
 
 
-def draw_latents(networks: StableDiffusion, batch: Mapping[str, jax.Array], key: jax.Array) -> jax.Array:
+def draw_latents(networks: StableDiffusion, batch: Mapping[str, jax.Array], keys: jax.Array) -> jax.Array:
     """A draw of a batch's scaled latents: float32 (B, h, w, latent_channels).
 
     The batch has `image`, uint8 (B, H, W, 1), or the `moments` that a cache holds in its place.
@@ -140,12 +164,12 @@ def draw_latents(networks: StableDiffusion, batch: Mapping[str, jax.Array], key:
         moments = batch["moments"]
     else:
         moments = vae.encode(normalize(batch["image"], vae.config.in_channels))
-    return _sample_normal(*split_moments(moments), key) * vae.config.scaling_factor
+    return _sample_normal(*split_moments(moments), keys) * vae.config.scaling_factor
 
 
-def _sample_normal(mean: jax.Array, logvar: jax.Array, key: jax.Array) -> jax.Array:
+def _sample_normal(mean: jax.Array, logvar: jax.Array, keys: jax.Array) -> jax.Array:
     mean, logvar = mean.astype(jnp.float32), logvar.astype(jnp.float32)
-    return mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape)
+    return mean + jnp.exp(0.5 * logvar) * normal(keys, mean.shape[1:])
 
 
 def measure_scaling_factor(pipeline: StableDiffusion, parameters: Any, images: np.ndarray) -> float:
@@ -158,7 +182,7 @@ def measure_scaling_factor(pipeline: StableDiffusion, parameters: Any, images: n
     def latents(parameters, image):
         networks = pipeline.with_parameters(parameters)
         mean, logvar = split_moments(networks.vae.encode(normalize(image, networks.vae.config.in_channels)))
-        return _sample_normal(mean, logvar, jax.random.key(0))
+        return _sample_normal(mean, logvar, jax.random.key(0)[None])
 
     deviation = np.std([np.asarray(latents(parameters, image[None])) for image in images])
     return float(f"{1 / deviation:.5g}")

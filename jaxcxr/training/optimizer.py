@@ -3,7 +3,9 @@
 import re
 from typing import Any
 
+import jax
 import optax
+import optax.contrib
 from ml_collections import ConfigDict
 
 from jaxcxr.errors import UserError
@@ -31,27 +33,65 @@ def make_optimizer(config: ConfigDict, steps: int) -> optax.GradientTransformati
     """The optimizer of `config.name` behind clipping by global norm (0: no clipping), with `config.rates` last.
 
     AdamW is Loshchilov & Hutter 2019, arXiv 1711.05101; Adafactor Shazeer & Stern 2018, arXiv 1804.04235, without
-    momentum; Lion Chen et al. 2023, arXiv 2302.06675. All decay weights by `weight_decay` times the learning rate.
+    momentum; Lion Chen et al. 2023, arXiv 2302.06675; schedule-free AdamW Defazio et al. 2024, arXiv 2405.15682, whose
+    averaged weights (`schedule_free_average`) take the place of the moving average. All decay weights by
+    `weight_decay` times the learning rate.
 
     Raises:
-      UserError: an unknown optimizer or schedule, or rates that are not (pattern, factor).
+      UserError: an unknown optimizer, schedule or dtype, or rates that are not (pattern, factor).
     """
-    rate, decay = learning_rate(config, steps), config.weight_decay
-    if config.name == "adamw":
-        optimizer = optax.adamw(rate, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=decay)
-    elif config.name == "lion":
-        optimizer = optax.lion(rate, b1=config.b1, b2=config.b2, weight_decay=decay)
-    elif config.name == "adafactor":
-        # Decay after the rate has been applied would not follow it.
-        optimizer = optax.chain(
-            optax.adafactor(None, multiply_by_parameter_scale=False),
-            optax.add_decayed_weights(-decay),
-            optax.scale_by_learning_rate(rate, flip_sign=False),
-        )
-    else:
-        raise UserError(f"config.optimizer.name={config.name!r}: may be adamw, adafactor or lion")
+    if config.name not in OPTIMIZERS:
+        raise UserError(f"config.optimizer.name={config.name!r}: may be {', '.join(OPTIMIZERS)}")
+    if config.mu_dtype not in ("float32", "bfloat16"):
+        raise UserError(f"config.optimizer.mu_dtype={config.mu_dtype!r}: may be float32 or bfloat16")
+    rate = learning_rate(config, steps)
+    optimizer = OPTIMIZERS[config.name](config, rate)
+    if config.rates:
+        optimizer = optax.chain(optimizer, _scale_by_name(config.rates))
+    if config.name == "schedule_free":
+        optimizer = optax.contrib.schedule_free(optimizer, rate, b1=config.b1)
     clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
-    return optax.chain(*clip, optimizer, *([_scale_by_name(config.rates)] if config.rates else []))
+    return optax.chain(*clip, optimizer)
+
+
+def _adamw(config: ConfigDict, rate: optax.Schedule) -> optax.GradientTransformation:
+    moments = {"b1": config.b1, "b2": config.b2, "eps": config.eps, "mu_dtype": config.mu_dtype}
+    return optax.adamw(rate, **moments, weight_decay=config.weight_decay)
+
+
+def _lion(config: ConfigDict, rate: optax.Schedule) -> optax.GradientTransformation:
+    return optax.lion(rate, b1=config.b1, b2=config.b2, mu_dtype=config.mu_dtype, weight_decay=config.weight_decay)
+
+
+def _adafactor(config: ConfigDict, rate: optax.Schedule) -> optax.GradientTransformation:
+    # Decay after the rate has been applied would not follow it.
+    return optax.chain(
+        optax.adafactor(None, multiply_by_parameter_scale=False),
+        optax.add_decayed_weights(-config.weight_decay),
+        optax.scale_by_learning_rate(rate, flip_sign=False),
+    )
+
+
+def _rms(config: ConfigDict, rate: optax.Schedule) -> optax.GradientTransformation:
+    """AdamW without momentum, which schedule-free averaging stands in for."""
+    return optax.chain(
+        optax.scale_by_rms(decay=config.b2, eps=config.eps, eps_in_sqrt=False, bias_correction=True),
+        optax.add_decayed_weights(config.weight_decay),
+        optax.scale_by_learning_rate(rate),
+    )
+
+
+OPTIMIZERS = {"adamw": _adamw, "adafactor": _adafactor, "lion": _lion, "schedule_free": _rms}
+
+
+def schedule_free_average(opt_state: Any, parameters: Any) -> Any:
+    """The weights to judge by, of a schedule-free optimizer's state; None of another's."""
+
+    def found(node: Any) -> bool:
+        return isinstance(node, optax.contrib.ScheduleFreeState)
+
+    states = [node for node in jax.tree.leaves(opt_state, is_leaf=found) if found(node)]
+    return optax.contrib.schedule_free_eval_params(states[0], parameters) if states else None
 
 
 def _scale_by_name(rates: Any) -> optax.GradientTransformation:

@@ -9,6 +9,7 @@ import optax
 
 from jaxcxr.training import ema
 from jaxcxr.training.objectives import Loss
+from jaxcxr.training.optimizer import schedule_free_average
 
 State = dict[str, Any]
 """`step` int32 (); `params` every parameter; `opt_state`; `ema` those that learn, averaged."""
@@ -27,34 +28,79 @@ def init_state(parameters: Mapping[str, jax.Array], learns: set[str], tx: optax.
 
 
 def make_step(
-    loss: Loss, tx: optax.GradientTransformation, learns: set[str], ema_decay: float, seed: int
+    loss: Loss,
+    tx: optax.GradientTransformation,
+    learns: set[str],
+    ema_decay: float,
+    seed: int,
+    accumulation: int = 1,
 ) -> Callable[[State, Mapping[str, jax.Array]], tuple[State, dict[str, jax.Array]]]:
-    """The update: a pure function of (state, batch), its randomness that of (`seed`, step) alone."""
+    """The update: a pure function of (state, batch), its randomness that of (`seed`, step, row of the batch) alone.
+
+    With `accumulation` the batch is gone through in as many parts, and the update is that of the whole.
+    """
 
     def step(state, batch):
-        key = jax.random.fold_in(jax.random.key(seed), state["step"])
         trainable = _only(state["params"], learns)
 
-        def objective(trainable):
-            return loss(state["params"] | trainable, batch, key)
+        def objective(trainable, batch, keys):
+            return loss(state["params"] | trainable, batch, keys)
 
-        (value, metrics), gradients = jax.value_and_grad(objective, has_aux=True)(trainable)
+        keys = example_keys(jax.random.fold_in(jax.random.key(seed), state["step"]), batch)
+        gradient = jax.value_and_grad(objective, has_aux=True)
+        (value, metrics), gradients = mean_over_parts(gradient, trainable, batch, keys, accumulation)
         updates, opt_state = tx.update(gradients, state["opt_state"], trainable)
         trainable = optax.apply_updates(trainable, updates)
-        metrics = {"loss": value, "grad_norm": optax.global_norm(gradients), **metrics}
+        average = schedule_free_average(opt_state, trainable)
+        if average is None:
+            average = ema.update(state["ema"], trainable, state["step"], ema_decay)
+        norms = {"grad_norm": optax.global_norm(gradients), **_norms("grad_norm", gradients)}
+        metrics = {"loss": value, **norms, **_norms("update_norm", updates), **metrics}
         return {
             "step": state["step"] + 1,
             "params": state["params"] | trainable,
             "opt_state": opt_state,
-            "ema": ema.update(state["ema"], trainable, state["step"], ema_decay),
+            "ema": average,
         }, metrics
 
     return step
 
 
+def example_keys(key: jax.Array, batch: Mapping[str, jax.Array]) -> jax.Array:
+    """A key for each row of a batch, (B,)."""
+    rows = jnp.arange(len(next(iter(batch.values()))))
+    return jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)
+
+
+def mean_over_parts(gradient: Callable, trainable: Any, batch: Any, keys: jax.Array, parts: int) -> Any:
+    """The mean of `gradient(trainable, part of batch, its keys)` over equal parts, one after the other."""
+    if parts == 1:
+        return gradient(trainable, batch, keys)
+
+    def split(value):
+        # Every parts-th row goes into the same part: rows stay on the devices that they lie on.
+        return jnp.moveaxis(value.reshape(-1, parts, *value.shape[1:]), 1, 0)
+
+    def add(total, part):
+        return jax.tree.map(lambda a, b: a + b / parts, total, gradient(trainable, *part)), None
+
+    split_all = jax.tree.map(split, (dict(batch), keys))
+    first = jax.tree.map(lambda x: x[0], split_all)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient, trainable, *first))
+    return jax.lax.scan(add, zeros, split_all)[0]
+
+
 def averaged(state: State) -> dict[str, jax.Array]:
     """The parameters to judge and to sample with: the averages where there are any."""
     return state["params"] | state["ema"]
+
+
+def _norms(name: str, tree: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """Norms by group, which is the first two words of a parameter's name: `unet.up_blocks`."""
+    groups: dict[str, list[jax.Array]] = {}
+    for parameter, value in tree.items():
+        groups.setdefault(".".join(parameter.split(".")[:2]), []).append(value)
+    return {f"{name}/{group}": optax.global_norm(values) for group, values in groups.items()}
 
 
 def _only(parameters: Mapping[str, jax.Array], names: set[str]) -> dict[str, jax.Array]:

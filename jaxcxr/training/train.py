@@ -12,20 +12,18 @@ from tqdm.auto import tqdm
 
 from jaxcxr import interop
 from jaxcxr.data.tokens import load as load_tokenizer
-from jaxcxr.errors import UserError
 from jaxcxr.interop.diffusers import read_files
 from jaxcxr.interop.orbax import MODEL
 from jaxcxr.interop.pipeline import from_files
 from jaxcxr.parallel import mesh as meshes
-from jaxcxr.parallel import rules
 from jaxcxr.training.checkpoint import Checkpoints, check_workdir, claim
 from jaxcxr.training.feed import check_cache, open_batches, some_images, tokenizer_folder
 from jaxcxr.training.judge import Judge
 from jaxcxr.training.metrics import Metrics
 from jaxcxr.training.model import compute_dtype, make_model, with_scaling_factor
-from jaxcxr.training.objectives import make_loss, measure_scaling_factor
-from jaxcxr.training.optimizer import make_optimizer
-from jaxcxr.training.step import averaged, init_state, make_step
+from jaxcxr.training.objectives import measure_scaling_factor
+from jaxcxr.training.program import make_program
+from jaxcxr.training.step import averaged
 
 
 def train(config: ConfigDict, workdir: Path, stop_at: int | None = None) -> None:
@@ -42,9 +40,8 @@ def train(config: ConfigDict, workdir: Path, stop_at: int | None = None) -> None
       FloatingPointError: the loss is not finite.
     """
     # --- Devices and data -------------------------------------------------------------------------------
-    mesh = meshes.make_mesh(tuple(config.mesh))
-    if config.batch_size % mesh.size:
-        raise UserError(f"config.batch_size={config.batch_size}: is not a multiple of the {mesh.size} devices")
+    mesh = meshes.make_mesh(config.mesh)
+    meshes.check_batch(config.batch_size, config.accumulation, mesh)
     tokenizer = load_tokenizer(tokenizer_folder(config))
     check_workdir(workdir, config)
     first_time = not (workdir / MODEL).is_dir()
@@ -60,32 +57,19 @@ def train(config: ConfigDict, workdir: Path, stop_at: int | None = None) -> None
         pipeline = from_files(read_files(workdir / MODEL), dtype)
         parameters = None
     tokenizer = pipeline.tokenizer if "text_encoder" in pipeline.networks else tokenizer
-    batches = open_batches(config, "train", tokenizer)
-
-    # --- Step --------------------------------------------------------------------------------------------
-    loss, tx = make_loss(pipeline, config), make_optimizer(config.optimizer, config.steps)
-    learns = rules.select(pipeline.parameters(), config.trainable)
-    shapes = jax.eval_shape(lambda p: init_state(p, learns, tx), pipeline.parameters())
-    shardings = rules.shard(shapes, config.sharding, mesh)
-    step_fn = jax.jit(
-        make_step(loss, tx, learns, config.ema_decay, config.seed),
-        in_shardings=(shardings, meshes.batch_sharding(mesh)),
-        out_shardings=(shardings, meshes.replicated(mesh)),
-        donate_argnums=0,
-    )
+    batches = open_batches(config, "train", tokenizer, rows=meshes.local_rows(mesh, config.batch_size))
+    program = make_program(config, pipeline, mesh)
 
     # --- State: restored, or made anew --------------------------------------------------------------------
     checkpoints = Checkpoints(workdir, config.keep)
     if checkpoints.latest() is not None:
-        state = checkpoints.restore(
-            jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
-        )
+        state = checkpoints.restore(program.state)
     else:
         if parameters is None:  # stopped before the first checkpoint: the same seed gives the same weights
             _, parameters = make_model(config, key)
-        state = jax.jit(lambda p: init_state(p, learns, tx), out_shardings=shardings)(parameters)
+        state = program.init(parameters)
     if config.data.cache:
-        check_cache(config, pipeline, learns, parameters if parameters is not None else _frozen(workdir))
+        check_cache(config, pipeline, program.learns, parameters if parameters is not None else _frozen(workdir))
     claim(workdir, config, pipeline.files if first_time else None)
     del parameters
     start = int(state["step"])
@@ -96,7 +80,7 @@ def train(config: ConfigDict, workdir: Path, stop_at: int | None = None) -> None
         return
 
     # --- Loop ----------------------------------------------------------------------------------------------
-    judge = Judge(pipeline, loss, config, mesh, tokenizer) if config.eval_every or config.sample_every else None
+    judge = Judge(pipeline, program.loss, config, mesh, tokenizer) if config.eval_every or config.sample_every else None
     metrics = Metrics(workdir, start)
     stopping = _on_signal()
     quiet = jax.process_index() > 0
@@ -105,9 +89,9 @@ def train(config: ConfigDict, workdir: Path, stop_at: int | None = None) -> None
     stream = batches.iterate(start)
     for step in range(start + 1, stop_at + 1):
         asked = time.perf_counter()
-        batch = meshes.to_global(next(stream), mesh)
+        batch = meshes.to_global(next(stream), mesh, config.batch_size)
         waited += time.perf_counter() - asked
-        state, values = step_fn(state, batch)
+        state, values = program.step(state, batch)
         bar.update()
         last = step == stop_at or bool(stopping)
         keep = last or _due(step, config.checkpoint_every, config.steps)

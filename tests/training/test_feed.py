@@ -18,12 +18,14 @@ READER = """
 import sys
 import jax, numpy as np
 from jaxcxr.data import tokens
+from jaxcxr.parallel import mesh as meshes
 from jaxcxr.training.feed import open_batches
 from tests.training import test_feed
 address, processes, process, data, steps, out = sys.argv[1:]
 jax.distributed.initialize(address, int(processes), int(process))
 config = test_feed.config(data)
-batches = open_batches(config, "train", tokens.load(data + "/tokenizer"))
+rows = meshes.local_rows(meshes.make_mesh(config.mesh), config.batch_size)
+batches = open_batches(config, "train", tokens.load(data + "/tokenizer"), rows=rows)
 for step in map(int, steps.split(",")):
     np.savez(f"{out}/{step}-{process}.npz", **batches.batch(step), ids=batches.ids(step))
 """

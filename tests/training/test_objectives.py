@@ -22,6 +22,7 @@ BATCH = {
     "moments": jnp.concatenate([jnp.zeros((64, 8, 8, 4)), jnp.full((64, 8, 8, 4), -30.0)], -1),
     "input_ids": jnp.zeros((64, 77), jnp.int32),
 }
+KEYS = jax.random.split(jax.random.key(0), 64)
 
 
 def loss(unet, **changes):
@@ -35,7 +36,7 @@ def loss(unet, **changes):
         tokenizer=tokens.load(runs.data() / "tokenizer"),
         with_parameters=lambda parameters: networks,
     )
-    return float(jax.jit(diffusion(networks, objective))({}, BATCH, jax.random.key(0))[0])
+    return float(jax.jit(diffusion(networks, objective))({}, BATCH, KEYS)[0])
 
 
 def zero(noisy, timesteps, states):

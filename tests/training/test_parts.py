@@ -1,4 +1,3 @@
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -8,6 +7,7 @@ from ml_collections import ConfigDict
 from jaxcxr.errors import UserError
 from jaxcxr.training import ema
 from jaxcxr.training.metrics import Metrics
+from jaxcxr.training.objectives import normal
 from jaxcxr.training.optimizer import learning_rate, make_optimizer
 from jaxcxr.training.step import init_state, make_step
 
@@ -22,6 +22,7 @@ OPTIMIZER = ConfigDict(
         "b2": 0.99,
         "eps": 1e-8,
         "weight_decay": 0.1,
+        "mu_dtype": "float32",
         "clip_norm": 0.5,
     }
 )
@@ -120,8 +121,8 @@ def test_average_equals_diffusers_after_its_warm_up():
 
 
 def test_step_moves_only_what_learns_and_draws_its_noise_from_the_step():
-    def loss(parameters, batch, key):
-        noise = jax.random.normal(key, ())
+    def loss(parameters, batch, keys):
+        noise = normal(keys, ()).mean()
         return (parameters["a"] * parameters["b"] * batch["x"]).sum() + noise * parameters["a"], {"noise": noise}
 
     tx = optax.sgd(0.1)

@@ -1,0 +1,77 @@
+"""What a run computes: its train step on a mesh, compiled where it runs or planned for hardware that is elsewhere."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from jaxcxr.data import tokens
+from jaxcxr.interop.pipeline import StableDiffusion
+from jaxcxr.parallel import mesh as meshes
+from jaxcxr.parallel import rules
+from jaxcxr.training.objectives import Loss, make_loss
+from jaxcxr.training.optimizer import make_optimizer
+from jaxcxr.training.step import State, init_state, make_step
+
+
+class Program(NamedTuple):
+    """A train step with everything that decides how it is compiled; nothing is, yet.
+
+    Attributes:
+      step: jitted (state, batch) -> (state, metrics); the state is donated.
+      init: jitted parameters -> state, on the mesh.
+      state: shapes of the state, with their shardings.
+      loss: see `objectives.Loss`.
+      learns: the names of the parameters that learn.
+    """
+
+    step: Any
+    init: Callable[[Any], State]
+    state: State
+    loss: Loss
+    learns: set[str]
+
+
+def make_program(config: ConfigDict, pipeline: StableDiffusion, mesh: Mesh) -> Program:
+    """The program of a run config for networks (shapes will do) on the devices of a mesh.
+
+    Raises:
+      UserError: a value of the config is unknown or does not fit the mesh.
+    """
+    meshes.check_batch(config.batch_size, config.accumulation, mesh)
+    loss, tx = make_loss(pipeline, config), make_optimizer(config.optimizer, config.steps)
+    learns = rules.select(pipeline.parameters(), config.trainable)
+    shapes = jax.eval_shape(lambda p: init_state(p, learns, tx), pipeline.parameters())
+    shardings = rules.shard_state(shapes, config.sharding, config.ema_sharding, config.ema_memory, mesh)
+    step = make_step(loss, tx, learns, config.ema_decay, config.seed, config.accumulation)
+    on_device = jax.tree.map(lambda sharding: sharding.with_memory_kind("device"), shardings["ema"])
+
+    def step_from_memory(state, batch):
+        return step({**state, "ema": jax.device_put(state["ema"], on_device)}, batch)
+
+    return Program(
+        step=jax.jit(
+            step_from_memory if config.ema_memory == "host" else step,
+            in_shardings=(shardings, meshes.batch_sharding(mesh)),
+            out_shardings=(shardings, meshes.replicated(mesh)),
+            donate_argnums=0,
+        ),
+        init=jax.jit(lambda p: init_state(p, learns, tx), out_shardings=shardings),
+        state=jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings),
+        loss=loss,
+        learns=learns,
+    )
+
+
+def batch_shapes(config: ConfigDict, pipeline: StableDiffusion, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """A global batch of images and prompts, as shapes."""
+    sharding, side = meshes.batch_sharding(mesh), config.data.size
+    image = jax.ShapeDtypeStruct((config.batch_size, side, side, 1), jnp.uint8, sharding=sharding)
+    length = tokens.length(pipeline.tokenizer)
+    return {
+        "image": image,
+        "input_ids": jax.ShapeDtypeStruct((config.batch_size, length), jnp.int32, sharding=sharding),
+    }
