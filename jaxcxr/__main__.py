@@ -12,6 +12,7 @@ VERBS = {
     "phantoms": "draw synthetic chest radiographs with reports, laid out as MIMIC-CXR-JPG",
     "prepare": "turn a MIMIC-CXR-JPG or CheXpert tree or an image folder into ArrayRecord",
     "cache": "encode all images once, so that training need not",
+    "plan": "say what a run takes on hardware that is not here",
     "train": "train or resume a model",
     "prompts": "write prompts that ask for known findings",
     "sample": "generate images from prompts",

@@ -33,10 +33,11 @@ def measure(
     """What the train step takes, as plain values; in a process that has the target's `environment`.
 
     Returns:
-      `sharding`: a list of {name, shape, dtype, spec, bytes a chip} of the parameters; and, unless `sharding_only`,
-      `memory` in bytes a chip (weights, optimizer, ema, batch, padding, temporaries, program; the last two are missing
-      where the compiler gave up), `over`: the bytes by which it does not fit, or 0; `flops` of a step: `model`, the
-      work asked for, `traced`, with what remat does again, and a chip's as the `compiler` counts; `collectives` as of
+      `sharding`: a list of {name, shape, dtype, spec, bytes a chip} of the parameters. Unless `sharding_only` also
+      `target`, `chips`, `mesh`, `batch_size`, `dtype`; `limit`, the bytes a chip has, None for a CPU; `memory` in bytes
+      a chip (weights, optimizer, ema, batch, padding, temporaries, program; the last three are missing where the
+      compiler gave up); `over`, the bytes by which it does not fit, or 0; `flops` of a step (`model`, the work asked
+      for; `traced`, with what remat does again) and a chip's as the `compiler` counts; `collectives` as of
       `hlo.by_kind`; `gradients` in bytes a chip; `seconds` by stage.
 
     Raises:
@@ -69,6 +70,12 @@ def measure(
         nodes = [place[device.id] for device in mesh.devices.flat]
         collectives = hlo.by_kind(hlo.collectives(compiled.as_text(), nodes))
     return {
+        "target": target.name,
+        "chips": target.chips,
+        "mesh": dict(mesh.shape),
+        "batch_size": config.batch_size,
+        "dtype": config.dtype,
+        "limit": None if target.platform == "cpu" else target.chip.memory,
         "sharding": sharding,
         "memory": memory,
         "over": over,
@@ -83,7 +90,8 @@ class _Seconds:
     """The time of each stage, told as it begins."""
 
     def __init__(self, tell: Callable[[str], None]):
-        self._tell, self._began, self._last = tell, {}, ""
+        self._tell = tell
+        self._began: dict[str, float] = {}
 
     def begin(self, name: str) -> None:
         self._tell(name)
@@ -96,8 +104,9 @@ class _Seconds:
 
 def _compile(lowered: Any, target: Target) -> tuple[Any, int]:
     """The compiled step; or None, and the bytes by which it does not fit, where libtpu refuses it for that."""
-    # Autotuning times kernels, for which it would need the GPU.
-    options = {"xla_gpu_autotune_level": "0"} if target.platform == "cuda" else None
+    # Autotuning times kernels, for which it would need the GPU; Triton's matrix products are not to be had without it.
+    gpu: dict[str, Any] = {"xla_gpu_autotune_level": "0", "xla_gpu_enable_triton_gemm": False}
+    options = gpu if target.platform == "cuda" else None
     try:
         return lowered.compile(compiler_options=options), 0
     except jax.errors.JaxRuntimeError as error:
@@ -109,7 +118,10 @@ def _compile(lowered: Any, target: Target) -> tuple[Any, int]:
 def _exceeded(message: str, limit: int) -> int:
     """The bytes by which a program does not fit, as libtpu's error tells."""
     units = {"": 1, "K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
-    for pattern, more in ((r"[Ee]xceed\w* hbm capacity by ([\d.]+)([KMGT]?)", 0), (r"\(([\d.]+)([KMGT]?)\) exceeds", limit)):
+    for pattern, more in (
+        (r"[Ee]xceed\w* hbm capacity by ([\d.]+)([KMGT]?)", 0),
+        (r"\(([\d.]+)([KMGT]?)\) exceeds", limit),
+    ):
         if match := re.search(pattern, message):
             return max(1, int(float(match[1]) * units[match[2]]) - more)
     return 1
@@ -118,7 +130,9 @@ def _exceeded(message: str, limit: int) -> int:
 def _model_flops(config: ConfigDict, pipeline: Any, program: Any, batch: Any) -> float:
     """FLOPs of the work that a step is asked for, however it is done."""
     one = {name: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype) for name, leaf in batch.items()}
-    return config.batch_size * flops.of_training(make_loss(pipeline, config), pipeline.parameters(), program.learns, one)
+    return config.batch_size * flops.of_training(
+        make_loss(pipeline, config), pipeline.parameters(), program.learns, one
+    )
 
 
 def _state_memory(state: Any, batch: Any) -> dict[str, int]:
@@ -177,9 +191,7 @@ def _answer() -> None:
     config = ConfigDict(_tuples(request["config"]))
     try:
         target = targets.parse(request["target"])
-        found = measure(
-            config, target, sharding_only=request["sharding_only"], stage=lambda name: say(stage=name)
-        )
+        found = measure(config, target, sharding_only=request["sharding_only"], stage=lambda name: say(stage=name))
     except UserError as error:
         say(error=str(error))
     else:

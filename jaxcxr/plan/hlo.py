@@ -15,7 +15,9 @@ _SHAPE = re.compile(r"(pred|bf16|[sufc]\d+)(?:e\dm\d\w*)?\[([\d,]*)\]")
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
 _OPERATION = re.compile(rf" = (.+?) ({'|'.join(KINDS)})(-start)?\(")
 _MEGASCALE = re.compile(r'^\s*(?:ROOT )?%\S+ = (.+?) send\(.*_xla_megascale_transfer_type="(\w+)"')
-_CALLED = re.compile(r"(body|calls|to_apply|true_computation|false_computation|branch_computations)=\{?([^,}]+(?:, %[^,}]+)*)")
+_CALLED = re.compile(
+    r"(body|calls|to_apply|true_computation|false_computation|branch_computations)=\{?([^,}]+(?:, %[^,}]+)*)"
+)
 _WHILE = re.compile(r" while\(.*?condition=%?([\w.\-]+), body=%?([\w.\-]+)")
 
 
@@ -145,7 +147,9 @@ def _size(shape: str, last: bool = False) -> int:
     for dtype, dimensions in _SHAPE.findall(shape):
         width = _BYTES.get(dtype) or max(1, int(re.sub(r"\D", "", dtype)) // 8)
         # A send's tuple holds its own bookkeeping.
-        sizes.append(0 if dtype == "u32" and not dimensions else width * math.prod(map(int, filter(None, dimensions.split(",")))))
+        sizes.append(
+            0 if dtype == "u32" and not dimensions else width * math.prod(map(int, filter(None, dimensions.split(","))))
+        )
     return max(sizes, default=0) if last else sum(sizes)
 
 

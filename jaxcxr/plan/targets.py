@@ -41,9 +41,10 @@ class Chip:
     most: int
 
 
-# Peak FLOP/s, HBM and ICI: cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}, where ICI counts both ways. Memory is what libtpu
-# gives to a program. DCN: jax-ml.github.io/scaling-book/tpus. GPUs: NVIDIA's data sheets of H100 SXM and H200 (dense,
-# NVLink counts both ways), and 400 Gbit/s of InfiniBand each as in DGX systems; the driver and NCCL keep 8 % of memory.
+# Peak FLOP/s, HBM and ICI: cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}, where ICI counts both ways. Memory is what a
+# program gets from libtpu. DCN: jax-ml.github.io/scaling-book/tpus. GPUs: NVIDIA's data sheets of H100 SXM and H200
+# (dense; NVLink counts both ways), 400 Gbit/s of InfiniBand each as in DGX systems, and 8 % of memory for the driver
+# and NCCL.
 CHIPS = {
     chip.kind: chip
     for chip in (
@@ -190,7 +191,7 @@ def pretended(target: Target) -> Iterator[None]:
 
     from jax._src.cudnn import fused_attention_stablehlo as cudnn  # no public way round the questions
 
-    answers = {
+    answers: dict[str, Any] = {
         "check_cudnn_version": lambda: 91_000,
         "check_compute_capability": lambda capability: float(capability) <= 9.0,
         "is_cuda_compute_capability_equal": lambda capability: float(capability) == 9.0,

@@ -63,7 +63,7 @@ def of_training(loss: Any, parameters: Mapping[str, Any], learns: set[str], batc
 
 
 def _of_dot(equation: Any) -> int:
-    left, right = (operand.aval.shape for operand in equation.invars)
+    left = equation.invars[0].aval.shape
     (contracted, _), _ = equation.params["dimension_numbers"]
     return 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[axis] for axis in contracted)
 

@@ -51,9 +51,7 @@ def parts(config: ConfigDict) -> tuple[dict[str, dict[str, Any]], tuple[str, ...
     return described, tuple(name for name in needed if name not in described)
 
 
-def assemble(
-    config: ConfigDict, base: Mapping[str, bytes], tokenizer: Callable[[], Path]
-) -> StableDiffusion:
+def assemble(config: ConfigDict, base: Mapping[str, bytes], tokenizer: Callable[[], Path]) -> StableDiffusion:
     """The pipeline of a run, its parameters as shapes.
 
     Args:
