@@ -34,6 +34,8 @@ MAY_CHANGE = frozenset(
         "ema_sharding",
         "ema_memory",
         "accumulation",
+        "attention",
+        "remat",
         "samples",
     ]
 )

@@ -42,6 +42,8 @@ def make_program(config: ConfigDict, pipeline: StableDiffusion, mesh: Mesh) -> P
       UserError: a value of the config is unknown or does not fit the mesh.
     """
     meshes.check_batch(config.batch_size, config.accumulation, mesh)
+    platform = mesh.devices.flat[0].platform
+    pipeline = pipeline.specialized(attention=config.attention, remat=config.remat, platform=platform)
     loss, tx = make_loss(pipeline, config), make_optimizer(config.optimizer, config.steps)
     learns = rules.select(pipeline.parameters(), config.trainable)
     shapes = jax.eval_shape(lambda p: init_state(p, learns, tx), pipeline.parameters())

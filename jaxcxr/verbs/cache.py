@@ -3,7 +3,7 @@
 Writes the moments of the autoencoder of `model.base` for every record of `data.path`, with `--text` the states of its
 text encoder for every prompt too. A training with the same config and `--config.data.cache=OUT` reads them in place of
 images and prompts: the same loss, to the rounding of the dtype, without the frozen networks' work. Run it again to go
-on where it stopped.
+on where it stopped. Several processes, started as for `jaxcxr train`, share the work.
 """
 
 import argparse
@@ -18,16 +18,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, type=Path, help="folder to write, new or begun")
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"], help="default: %(default)s")
     parser.add_argument("--text", action="store_true", help="the text encoder's states too; for U-Nets alone to learn")
-    parser.add_argument("--distributed", action="store_true", help="one process of several, as for train")
 
 
 def run(args: argparse.Namespace) -> None:
     """Caches; raises UserError on a user's mistake."""
-    import jax
-
     from jaxcxr import config as configs
     from jaxcxr.cache import cache
+    from jaxcxr.parallel import processes
 
-    if args.distributed:
-        jax.distributed.initialize()
-    cache(configs.load(args.config, args.overrides), args.out, args.dtype, text=args.text)
+    config = configs.load(args.config, args.overrides)
+    with processes.joined():
+        cache(config, args.out, args.dtype, text=args.text)

@@ -1,0 +1,59 @@
+#!/usr/bin/env bash
+# A training on a GKE cluster with JobSet, on TPU slices or GPU nodes. It starts again after each preemption and goes on.
+#
+#   launch/gke/jobset.sh NAME TARGET IMAGE BUCKET ARGUMENTS...     of jaxcxr; BUCKET is at /mnt/jaxcxr
+#   launch/gke/jobset.sh cxr v5e:4x4 europe-docker.pkg.dev/me/cxr/jaxcxr my-bucket train \
+#     --config configs/finetune.py --workdir /mnt/jaxcxr/tuned --config.data.path=/mnt/jaxcxr/data
+#
+# TARGET is as for `jaxcxr plan`: v4, v5e, v5p or v6e with a topology, or h100 or h200 with a number of GPUs, 8 a node.
+# SLICES=2 takes two such slices; SERVICE_ACCOUNT is Kubernetes' name for who may use the bucket; DRY=1 prints only.
+set -euo pipefail
+
+if [ "${1:-}" = --help ] || [ $# -lt 5 ]; then
+  sed -n '2,9s/^# \{0,1\}//p' "$0"
+  [ "${1:-}" = --help ] && exit 0 || exit 2
+fi
+name=$1 target=$2 image=$3 bucket=$4
+shift 4
+
+kind=tpu
+case $target in
+  v4:*) accelerator=tpu-v4-podslice ;;
+  v5e:*) accelerator=tpu-v5-lite-podslice ;;
+  v5p:*) accelerator=tpu-v5p-slice ;;
+  v6e:*) accelerator=tpu-v6e-slice ;;
+  h100:*) accelerator=nvidia-h100-80gb kind=gpu ;;
+  h200:*) accelerator=nvidia-h200-141gb kind=gpu ;;
+  *) accelerator="" ;;
+esac
+topology=${target#*:}
+if [ -z "$accelerator" ] || ! [[ $topology =~ ^[1-9][0-9]*(x[1-9][0-9]*)*$ ]]; then
+  echo "$target: wants a target like v5e:4x4, v5p:2x2x4 or h100:16" >&2
+  exit 2
+fi
+chips=$((${topology//x/*})) each=4
+if [ "$kind" = gpu ]; then each=8; fi
+if ((chips < each)); then each=$chips; fi # a host alone
+if ((chips % each)); then
+  echo "$target: $chips chips do not fill hosts of $each" >&2
+  exit 2
+fi
+
+arguments=$(python3 -c 'import json, sys; print(json.dumps(sys.argv[1:]))' "$@")
+manifest=$(<"$(dirname "$0")/$kind.yaml")
+fill() { manifest=${manifest//"{{$1}}"/"$2"}; }
+fill NAME "$name"
+fill IMAGE "$image"
+fill BUCKET "$bucket"
+fill ACCELERATOR "$accelerator"
+fill TOPOLOGY "$topology"
+fill SLICES "${SLICES:-1}"
+fill HOSTS "$((chips / each))"
+fill CHIPS "$each"
+fill SERVICE_ACCOUNT "${SERVICE_ACCOUNT:-default}"
+fill ARGUMENTS "$arguments"
+if [ "${DRY:-0}" = 1 ]; then
+  echo "$manifest"
+else
+  kubectl apply -f - <<<"$manifest"
+fi
