@@ -14,6 +14,8 @@ from jaxcxr.interop.pipeline import StableDiffusion
 from jaxcxr.training.feed import tokenizer_folder
 from jaxcxr.training.model import assemble, parts
 
+_LEAST = 2 * 256 + 2  # tokens: the bytes, and those ending a word, start and end
+
 
 def describe(config: ConfigDict) -> StableDiffusion:
     """The pipeline that a run of `config` would train, its parameters as shapes.
@@ -33,10 +35,12 @@ def describe(config: ConfigDict) -> StableDiffusion:
         encoder = _files(config.model.text_encoder_base)
         base = {name: data for name, data in base.items() if name.split("/")[0] not in own}
         base |= {name: data for name, data in encoder.items() if name.split("/")[0] in own}
-    if "text_encoder" in inherited and not any(name.startswith("tokenizer/") for name in base):
-        folder = Path(_stand_in(2 * 256 + 2).name)
-        base |= {f"tokenizer/{file.name}": file.read_bytes() for file in folder.iterdir()}
-    return assemble(config, base, lambda: _tokenizer(config))
+    pipeline = assemble(config, base, lambda: _tokenizer(config))
+    if any(name.startswith("tokenizer/") for name in pipeline.files):
+        return pipeline
+    folder = Path(_stand_in(_LEAST).name)
+    tokenizer = {f"tokenizer/{file.name}": file.read_bytes() for file in folder.iterdir()}
+    return StableDiffusion(pipeline.networks, pipeline.files | tokenizer)
 
 
 def _files(path: str) -> dict[str, bytes]:
