@@ -6,6 +6,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
+from jaxcxr import platforms
 from jaxcxr.errors import UserError
 
 VERBS = {
@@ -31,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for verb, summary in VERBS.items():
         commands.add_parser(verb, help=summary, add_help=False)
     verb = parser.parse_args(argv[:1]).verb
+    platforms.only_those_here()
     module = importlib.import_module(f"jaxcxr.verbs.{verb}")
     command = argparse.ArgumentParser(
         prog=f"jaxcxr {verb}",

@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-import importlib.util
+import importlib.metadata
 import math
 import re
 from collections.abc import Iterator
@@ -138,14 +138,12 @@ def check_compiler(target: Target) -> None:
     Raises:
       UserError: it is not.
     """
-    needed = {"tpu": ("libtpu", "plan-tpu"), "cuda": ("jax_plugins.xla_cuda12", "plan-cuda"), "cpu": ("jax", "")}
-    module, extra = needed[target.platform]
+    needed = {"tpu": ("libtpu", "plan-tpu"), "cuda": ("jax-cuda12-pjrt", "plan-cuda"), "cpu": ("jax", "")}
+    package, extra = needed[target.platform]
     try:
-        found = importlib.util.find_spec(module)
-    except ModuleNotFoundError:
-        found = None
-    if found is None:
-        raise UserError(f"--target {target.name}: its compiler is not here: pip install 'jaxcxr[{extra}]'")
+        importlib.metadata.distribution(package)
+    except importlib.metadata.PackageNotFoundError:
+        raise UserError(f"--target {target.name}: its compiler is not here: pip install 'jaxcxr[{extra}]'") from None
 
 
 def environment(target: Target) -> dict[str, str]:
