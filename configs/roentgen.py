@@ -20,7 +20,7 @@ STAGES = {
     "v5e-16": {"mesh.fsdp": 16, "sharding": "fsdp", "remat": "blocks", "accumulation": 4},
     "v5p-8": {"accumulation": 8},
     "v5p-64": {},
-    "h100-8": {"mesh.fsdp": 8, "sharding": "fsdp", "accumulation": 2},
+    "h100-8": {"accumulation": 2},
 }
 
 

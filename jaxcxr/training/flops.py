@@ -35,6 +35,8 @@ def of_jaxpr(jaxpr: Any) -> int:
             total += _of_dot(equation)
         elif name == "conv_general_dilated":
             total += _of_convolution(equation)
+        elif name.startswith("dot_product_attention_") and name.endswith("_wrapper"):
+            total += _of_cudnn(equation)
         elif name == "cond":
             total += max(of_jaxpr(branch) for branch in equation.params["branches"])
         else:
@@ -74,6 +76,13 @@ def _of_convolution(equation: Any) -> int:
     window = math.prod(kernel[axis] for axis in numbers.rhs_spec[1:])  # features in, and the window's pixels
     between = math.prod(equation.params["lhs_dilation"])
     return 2 * math.prod(equation.outvars[0].aval.shape) * window // between
+
+
+def _of_cudnn(equation: Any) -> int:
+    """cuDNN's attention, which JAX sees no products in: two forward; five backward, the scores' once more among them."""
+    query, key = (operand.aval.shape for operand in equation.invars[:2])  # (B, L, heads, head_dim)
+    products = 5 if "_bwd_" in equation.primitive.name else 2
+    return products * 2 * math.prod(query) * key[1]
 
 
 def _times(equation: Any) -> int:
