@@ -10,9 +10,12 @@ are set for, in Google Cloud's names, which count the cores of v5p: v5e-16 is 4x
 FID of the published model: 3.6 by radiograph features, 54.9 by Inception's (n = 5,000).
 """
 
+from pathlib import Path
+
 import base
-from data import roentgen
 from ml_collections import ConfigDict
+
+from jaxcxr import config as configs
 
 # What the hardware asks for; the step is the same. A chip of v5e has 16 GB, of v5p 95 GB, an H100 80 GB.
 STAGES = {
@@ -27,7 +30,7 @@ STAGES = {
 def get_config(stage: str = "") -> ConfigDict:
     """`stage` is v5e-16, v5p-8, v5p-64 or h100-8."""
     config = base.get_config()
-    config.data.update(roentgen.get_config().data)
+    config.data.update(configs.load(Path(__file__).parent / "data" / "roentgen.py").data)
     config.model.base = "runs/stable-diffusion-v1-4"
     config.trainable = r"unet\..*|text_encoder\..*"
     config.dtype = "bfloat16"

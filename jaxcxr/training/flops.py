@@ -79,7 +79,7 @@ def _of_convolution(equation: Any) -> int:
 
 
 def _of_cudnn(equation: Any) -> int:
-    """cuDNN's attention, which JAX sees no products in: two forward; five backward, the scores' once more among them."""
+    """cuDNN's attention, in which JAX sees no products: two forward; five backward, with the scores' once more."""
     query, key = (operand.aval.shape for operand in equation.invars[:2])  # (B, L, heads, head_dim)
     products = 5 if "_bwd_" in equation.primitive.name else 2
     return products * 2 * math.prod(query) * key[1]
