@@ -53,7 +53,7 @@ def measure(
     if sharding_only:
         return {"sharding": sharding}
     seconds.begin("trace")
-    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), targets.pretended(target):
+    with targets.pretended(target):
         traced = program.step.trace(program.state, batch)
         work: dict[str, float | None] = {"model": _model_flops(config, pipeline, program, batch)}
         work["traced"] = flops.of_jaxpr(traced.jaxpr)

@@ -90,7 +90,7 @@ class Target:
 
 
 def parse(name: str) -> Target:
-    """Reads a target: `v5e:4x4`, `v5p:2x2x2`, `v5e:16x16*4` (four slices), `h100:8`, `h200:2x8` (two nodes), `cpu:4`.
+    """Reads a target: `v5e:4x4`, `v5e:16x16*4` (four slices), `h100:8`, `h200:2x8` or `h200:16` (two nodes), `cpu:4`.
 
     Raises:
       UserError: there is no such chip, or it does not come in that shape.
@@ -109,6 +109,8 @@ def parse(name: str) -> Target:
         if found[2] is not None or len(sizes) > 2 or (kind == "cpu" and len(sizes) > 1):
             raise UserError(f"--target {name}: give {example}, or NODESxGPUS as in h100:2x8")
         slices, sizes = (sizes[0], sizes[1:]) if len(sizes) == 2 else (1, sizes)
+        if slices == 1 and sizes[0] > chip.most and sizes[0] % chip.most == 0:
+            slices, sizes = sizes[0] // chip.most, (chip.most,)  # whole nodes
         if sizes[0] > chip.most:
             raise UserError(f"--target {name}: a node has at most {chip.most}; several are {kind}:NODESx{chip.most}")
         return Target(chip, sizes, slices)

@@ -53,12 +53,16 @@ def make_program(config: ConfigDict, pipeline: StableDiffusion, mesh: Mesh) -> P
     step = make_step(loss, tx, learns, config.ema_decay, config.seed, config.accumulation)
     on_device = jax.tree.map(lambda sharding: sharding.with_memory_kind("device"), shardings["ema"])
 
-    def step_from_memory(state, batch):
-        return step({**state, "ema": jax.device_put(state["ema"], on_device)}, batch)
+    def step_on_mesh(state, batch):
+        # Kernels of attention that do not partition themselves ask for the mesh.
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            if config.ema_memory == "host":
+                state = {**state, "ema": jax.device_put(state["ema"], on_device)}
+            return step(state, batch)
 
     return Program(
         step=jax.jit(
-            step_from_memory if config.ema_memory == "host" else step,
+            step_on_mesh,
             in_shardings=(shardings, meshes.batch_sharding(mesh)),
             out_shardings=(shardings, meshes.replicated(mesh)),
             donate_argnums=0,

@@ -64,7 +64,7 @@ def test_the_memory_of_a_plan_is_what_a_run_takes():
     ],
 )
 def test_a_mistake_is_one_line_before_anything_compiles(options, message, capsys):
-    config = str(ROOT / "configs" / "finetune.py")
+    config = str(ROOT / "configs" / "roentgen.py")
     assert main(["plan", "--config", config, *options]) == 2
     told = capsys.readouterr().err.strip().splitlines()[-1]
     assert re.search(message, told), told
@@ -80,7 +80,7 @@ def test_sharding_is_shown_with_bytes_a_chip(capsys):
     assert split.split() == ["unet.mid_block.resnets.*.conv1.kernel", "2", "3x3x1280x1280", "1280/fsdp", "7.0", "MiB"]
     # 860 M of the U-Net, 123 M of CLIP, 84 M of the autoencoder, in float32, all but the small ones split.
     total = float(table.splitlines()[-1].split()[-2])
-    assert 4 * 1066e6 / 16 < total * 2**20 < 4 * 1066e6 / 16 * 1.05
+    assert 4 * 1066e6 / 16 < total * 2**30 < 4 * 1066e6 / 16 * 1.2
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,10 @@ def test_a_name_says_what_it_means(name, chips, slices, platform):
     assert (target.chips, target.slices, target.platform, target.name) == (chips, slices, platform, name)
 
 
+def test_whole_nodes_may_be_counted_in_gpus():
+    assert targets.parse("h100:16") == targets.parse("h100:2x8")
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -36,7 +40,7 @@ def test_a_name_says_what_it_means(name, chips, slices, platform):
         ("v5p:4x4", "a slice of v5p has 3 sizes, as in v5p:2x2x2"),
         ("v5e:3x4", "blocks of 2x2"),
         ("v6e:32x16", "at most 256 chips; several are"),
-        ("h100:16", "a node has at most 8; several are h100:NODESx8"),
+        ("h100:12", "a node has at most 8; several are h100:NODESx8"),
         ("h100:8*2", "as in h100:2x8"),
         ("cpu:2x2", "give cpu:8"),
     ],
