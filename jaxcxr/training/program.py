@@ -1,6 +1,7 @@
 """What a run computes: its train step on a mesh, compiled where it runs or planned for hardware that is elsewhere."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -9,6 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from jaxcxr.data import tokens
+from jaxcxr.data.moments import Card
 from jaxcxr.interop.pipeline import StableDiffusion
 from jaxcxr.parallel import mesh as meshes
 from jaxcxr.parallel import rules
@@ -51,12 +53,16 @@ def make_program(config: ConfigDict, pipeline: StableDiffusion, mesh: Mesh) -> P
     step = make_step(loss, tx, learns, config.ema_decay, config.seed, config.accumulation)
     on_device = jax.tree.map(lambda sharding: sharding.with_memory_kind("device"), shardings["ema"])
 
-    def step_from_memory(state, batch):
-        return step({**state, "ema": jax.device_put(state["ema"], on_device)}, batch)
+    def step_on_mesh(state, batch):
+        # Kernels of attention that do not partition themselves ask for the mesh.
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            if config.ema_memory == "host":
+                state = {**state, "ema": jax.device_put(state["ema"], on_device)}
+            return step(state, batch)
 
     return Program(
         step=jax.jit(
-            step_from_memory if config.ema_memory == "host" else step,
+            step_on_mesh,
             in_shardings=(shardings, meshes.batch_sharding(mesh)),
             out_shardings=(shardings, meshes.replicated(mesh)),
             donate_argnums=0,
@@ -69,11 +75,22 @@ def make_program(config: ConfigDict, pipeline: StableDiffusion, mesh: Mesh) -> P
 
 
 def batch_shapes(config: ConfigDict, pipeline: StableDiffusion, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    """A global batch of images and prompts, as shapes."""
-    sharding, side = meshes.batch_sharding(mesh), config.data.size
-    image = jax.ShapeDtypeStruct((config.batch_size, side, side, 1), jnp.uint8, sharding=sharding)
+    """A global batch as shapes: of images and prompts, or of what stands for them in `config.data.cache`.
+
+    A cache that is not here is taken to be in bfloat16, with the text encoder's states where that does not learn.
+    """
+    sharding, side, rows = meshes.batch_sharding(mesh), config.data.size, config.batch_size
     length = tokens.length(pipeline.tokenizer)
-    return {
-        "image": image,
-        "input_ids": jax.ShapeDtypeStruct((config.batch_size, length), jnp.int32, sharding=sharding),
-    }
+    batch = {"image": ((rows, side, side, 1), jnp.uint8), "input_ids": ((rows, length), jnp.int32)}
+    if config.data.cache:
+        vae, text = pipeline.vae.config, pipeline.text_encoder.config
+        latent = side // 2 ** (len(vae.block_out_channels) - 1)
+        card = Card.read(Path(config.data.cache))
+        dtype = jnp.dtype(card.dtype if card else "bfloat16")
+        del batch["image"]
+        batch["moments"] = ((rows, latent, latent, 2 * vae.latent_channels), dtype)
+        learns = rules.select(pipeline.parameters(), config.trainable)
+        if card.origin.text if card else not any(name.startswith("text_encoder.") for name in learns):
+            del batch["input_ids"]
+            batch["states"] = ((rows, length, text.hidden_size), dtype)
+    return {name: jax.ShapeDtypeStruct(*leaf, sharding=sharding) for name, leaf in batch.items()}
