@@ -18,10 +18,11 @@ import jax
 from ml_collections import ConfigDict
 
 from jaxcxr.errors import UserError
+from jaxcxr.parallel.chips import GIB
 from jaxcxr.parallel.mesh import make_mesh
 from jaxcxr.plan import hlo, targets
 from jaxcxr.plan.networks import describe
-from jaxcxr.plan.targets import GIB, Target
+from jaxcxr.plan.targets import Target
 from jaxcxr.training import flops
 from jaxcxr.training.objectives import make_loss
 from jaxcxr.training.program import batch_shapes, make_program

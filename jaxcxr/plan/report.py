@@ -5,8 +5,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from jaxcxr.parallel.chips import GIB
 from jaxcxr.plan.roofline import ASSUMPTIONS, estimate
-from jaxcxr.plan.targets import GIB
 
 _KINDS = {
     "weights": "float32",

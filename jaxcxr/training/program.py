@@ -46,23 +46,19 @@ def make_program(config: ConfigDict, pipeline: StableDiffusion, mesh: Mesh) -> P
     meshes.check_batch(config.batch_size, config.accumulation, mesh)
     platform = mesh.devices.flat[0].platform
     pipeline = pipeline.specialized(attention=config.attention, remat=config.remat, platform=platform)
-    loss, tx = make_loss(pipeline, config), make_optimizer(config.optimizer, config.steps)
+    loss, tx = _on_mesh(make_loss(pipeline, config), mesh), make_optimizer(config.optimizer, config.steps)
     learns = rules.select(pipeline.parameters(), config.trainable)
     shapes = jax.eval_shape(lambda p: init_state(p, learns, tx), pipeline.parameters())
     shardings = rules.shard_state(shapes, config.sharding, config.ema_sharding, config.ema_memory, mesh)
     step = make_step(loss, tx, learns, config.ema_decay, config.seed, config.accumulation)
     on_device = jax.tree.map(lambda sharding: sharding.with_memory_kind("device"), shardings["ema"])
 
-    def step_on_mesh(state, batch):
-        # Kernels of attention that do not partition themselves ask for the mesh.
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            if config.ema_memory == "host":
-                state = {**state, "ema": jax.device_put(state["ema"], on_device)}
-            return step(state, batch)
+    def step_from_host(state, batch):
+        return step({**state, "ema": jax.device_put(state["ema"], on_device)}, batch)
 
     return Program(
         step=jax.jit(
-            step_on_mesh,
+            step_from_host if config.ema_memory == "host" else step,
             in_shardings=(shardings, meshes.batch_sharding(mesh)),
             out_shardings=(shardings, meshes.replicated(mesh)),
             donate_argnums=0,
@@ -72,6 +68,16 @@ def make_program(config: ConfigDict, pipeline: StableDiffusion, mesh: Mesh) -> P
         loss=loss,
         learns=learns,
     )
+
+
+def _on_mesh(loss: Loss, mesh: Mesh) -> Loss:
+    """The loss where kernels of attention that do not partition themselves find the mesh."""
+
+    def on_mesh(parameters, batch, keys):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return loss(parameters, batch, keys)
+
+    return on_mesh
 
 
 def batch_shapes(config: ConfigDict, pipeline: StableDiffusion, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
