@@ -18,6 +18,8 @@ def get_config() -> ConfigDict:
     config.remat = "none"  # or blocks, attention: what is computed again for gradients rather than kept
     config.accumulation = 1  # parts that a batch is gone through in, one after the other, to save memory
 
+    config.skip_nonfinite = 0  # steps in a row that may be left out for a loss or gradient that is not finite; 0: stop
+
     config.mesh = ConfigDict()  # devices on each axis; -1 takes the rest
     config.mesh.data = -1
     config.mesh.fsdp = 1

@@ -3,8 +3,10 @@
 import argparse
 import importlib
 import logging
+import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from jaxcxr import platforms
 from jaxcxr.errors import UserError
@@ -41,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     module.add_arguments(command)
+    _keep_compiled()
     # Config overrides are open-ended, so what argparse does not know goes to the config, which is strict.
     args, overrides = command.parse_known_args(argv[1:])
     args.overrides = overrides
@@ -61,6 +64,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"\njaxcxr {verb}: interrupted", file=sys.stderr)
         return 1
     return 0
+
+
+def _keep_compiled() -> None:
+    """Has JAX, which is imported by the verbs, keep what it compiles for the next time, in the user's cache folder.
+
+    `JAX_COMPILATION_CACHE_DIR` names another folder; empty, it turns this off.
+    """
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(caches / "jaxcxr" / "xla"))
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def begun_folder(path: Path, identity: str) -> Iterator[Path]:
     try:
         partial.mkdir(parents=True, exist_ok=True)
         with mark.open("a+") as file:
-            _lock(file, path)
+            lock(file, path)
             file.seek(0)
             if (begun := file.read()) not in ("", identity):
                 raise UserError(f"{partial}: was begun with other settings: finish it with those, or remove it")
@@ -53,7 +53,12 @@ def begun_folder(path: Path, identity: str) -> Iterator[Path]:
         raise UserError(f"{path}: cannot be written ({error.strerror or error}); run it again to go on") from error
 
 
-def _lock(file: IO[str], path: Path) -> None:
+def lock(file: IO[str], path: Path) -> None:
+    """Locks an open file until it is closed, or its process is gone; `path` is what it stands for.
+
+    Raises:
+      UserError: another process has it locked.
+    """
     import fcntl
 
     try:

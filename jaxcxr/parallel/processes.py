@@ -1,11 +1,14 @@
-"""The processes of a run, one or many: how they find one another, act as one, and let each other go."""
+"""The processes of a run: how they find one another, act as one, and let each other go."""
 
 import atexit
 import contextlib
+import ctypes
 import importlib.util
 import os
+import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -17,6 +20,10 @@ from jaxcxr.errors import UserError
 COORDINATOR, NUM_PROCESSES, PROCESS_ID = "JAXCXR_COORDINATOR", "JAXCXR_NUM_PROCESSES", "JAXCXR_PROCESS_ID"
 # Seconds; with JAX's own 100 the others of a process that died would wait for longer than a minute.
 _HEARTBEAT_TIMEOUT = 30
+_GONE = (
+    b"jaxcxr: JAX has ended this process (see above), most likely since another of this run is gone; run all again\n"
+)
+_on_abort: Any = None  # C code will call it
 
 
 @contextlib.contextmanager
@@ -27,8 +34,11 @@ def joined() -> Iterator[None]:
         yield
     except BaseException as error:
         if several:
+            if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+                # Often a connection that broke since another process is gone: JAX will know, and `_say_last` say it.
+                time.sleep(_HEARTBEAT_TIMEOUT + 15)
             # At its exit JAX waits up to five minutes for the other processes, and they are waiting for this one.
-            atexit.register(_leave, 2 if isinstance(error, UserError) else 1)
+            atexit.register(leave, 2 if isinstance(error, UserError) else 1)
         raise
 
 
@@ -63,6 +73,7 @@ def join(timeout: int = 300) -> bool:
         raise UserError(f"this is one process of several, and the others cannot be found: {first}") from error
     finally:
         clock.cancel()
+    _say_last(_GONE)
     return True
 
 
@@ -152,7 +163,21 @@ def _give_up(timeout: int, how: Mapping[str, Any]) -> None:
     os._exit(1)
 
 
-def _leave(code: int) -> None:
+def _say_last(message: bytes) -> None:
+    """When JAX aborts this process, which is how it tells of another that is gone, a line that says so, and exit 1."""
+    global _on_abort
+
+    def say(number: int) -> None:
+        os.write(2, message)
+        os._exit(1)
+
+    # Python's own handlers run when an abort has long ended the process.
+    _on_abort = ctypes.CFUNCTYPE(None, ctypes.c_int)(say)
+    ctypes.CDLL(None).signal(signal.SIGABRT, _on_abort)
+
+
+def leave(code: int) -> None:
+    """Ends this process at once, without what Python and JAX do at its exit."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

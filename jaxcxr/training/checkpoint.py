@@ -1,8 +1,10 @@
 """Saving and restoring the train state; the layout is `jaxcxr.interop.orbax`'s."""
 
 import contextlib
+import errno
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,12 +15,14 @@ from ml_collections import ConfigDict
 
 from jaxcxr import config as configs
 from jaxcxr.errors import UserError
-from jaxcxr.files import new_folder
+from jaxcxr.files import lock, new_folder, replace_file
 from jaxcxr.interop.orbax import CHECKPOINTS, MODEL, disk_errors, latest_step
 from jaxcxr.interop.pipeline import write_files
+from jaxcxr.parallel.processes import on_first
 from jaxcxr.training.step import State
 
-CONFIG = "config.json"
+CONFIG, LOCK = "config.json", ".lock"
+_ITEMS = ("params", "ema", "opt_state", "nonfinite")  # of a train state, as they are kept; its step is the name
 # What may differ when a run goes on: how far it goes, what it shows, and what it runs on.
 MAY_CHANGE = frozenset(
     [
@@ -36,9 +40,35 @@ MAY_CHANGE = frozenset(
         "accumulation",
         "attention",
         "remat",
+        "skip_nonfinite",
         "samples",
     ]
 )
+
+
+@contextlib.contextmanager
+def opened(workdir: Path, config: ConfigDict) -> Iterator[None]:
+    """Keeps `workdir` for this job alone, all of its processes together, after a look whether it will do.
+
+    Raises:
+      UserError: as `check_workdir`; another job trains in it; or later, in the block, its disk is full.
+    """
+    with contextlib.ExitStack() as held:
+
+        def take() -> None:
+            check_workdir(workdir, config)
+            lock(held.enter_context((workdir / LOCK).open("a")), workdir)
+
+        on_first(take)
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
+            raise UserError(
+                f"{workdir}: cannot be written ({error.strerror});"
+                f" the last complete checkpoint is step {latest_step(workdir)}; make room and run again"
+            ) from error
 
 
 def check_workdir(workdir: Path, config: ConfigDict) -> None:
@@ -53,7 +83,7 @@ def check_workdir(workdir: Path, config: ConfigDict) -> None:
             difference = configs.first_difference(_lasting(old), _lasting(json.loads(configs.to_json(config))))
             if difference:
                 raise UserError(f"{workdir}: holds a run of another config ({difference}); name another --workdir")
-        elif workdir.exists() and any(workdir.iterdir()):
+        elif workdir.exists() and any(not file.name.startswith(".") for file in workdir.iterdir()):
             raise UserError(f"{workdir}: is not empty and holds no run; name another --workdir")
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -63,11 +93,14 @@ def check_workdir(workdir: Path, config: ConfigDict) -> None:
 
 
 def claim(workdir: Path, config: ConfigDict, files: Mapping[str, bytes] | None) -> None:
-    """Makes `workdir` this config's; `files`, the pipeline's without weights, the first time."""
-    if jax.process_index() > 0:
-        return
-    (workdir / CONFIG).write_text(configs.to_json(config))
+    """Makes `workdir` this config's; `files`, the pipeline's without weights, the first time.
+
+    The config comes first: a run stopped at any moment leaves nothing else, or a folder that is known as this run's.
+    """
+    replace_file(workdir / CONFIG, configs.to_json(config).encode())
     if files is not None:
+        for unfinished in workdir.glob(f".{MODEL}.partial-*"):
+            shutil.rmtree(unfinished)
         with new_folder(workdir / MODEL) as folder:
             write_files(folder, files)
 
@@ -75,11 +108,11 @@ def claim(workdir: Path, config: ConfigDict, files: Mapping[str, bytes] | None) 
 class Checkpoints:
     """The checkpoints of one workdir, the newest `keep` of them; saving does not wait for the disk.
 
-    So it is the next `save`, or `close`, that raises UserError if one could not be written.
+    As a context it closes at its end, and when a loss is not finite: what came before is kept.
+    So it is the next `save`, or `close`, that raises OSError if one could not be written.
     """
 
     def __init__(self, workdir: Path, keep: int):
-        self._workdir = workdir
         self._manager = ocp.CheckpointManager(
             (workdir / CHECKPOINTS).absolute(), options=ocp.CheckpointManagerOptions(max_to_keep=keep)
         )
@@ -92,34 +125,30 @@ class Checkpoints:
         """Saves `state` under its own step, unless it is there already."""
         step = int(state["step"])
         if step != self.latest():
-            items = {name: ocp.args.StandardSave(state[name]) for name in ("params", "ema", "opt_state")}
-            with self._writing():
+            items = {name: ocp.args.StandardSave(state[name]) for name in _ITEMS}
+            with disk_errors():
                 self._manager.save(step, args=ocp.args.Composite(**items))
 
     def restore(self, state: State) -> State:
         """The latest state, in the structure and on the shardings of `state` (arrays or shapes)."""
         step = self.latest()
         assert step is not None
-        items = {n: ocp.args.StandardRestore(state[n]) for n in ("params", "ema", "opt_state")}
+        items = {name: ocp.args.StandardRestore(state[name]) for name in _ITEMS}
         restored = dict(self._manager.restore(step, args=ocp.args.Composite(**items)).items())
         return {"step": jax.device_put(jax.numpy.int32(step), state["step"].sharding), **restored}
 
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        if kind is None or issubclass(kind, FloatingPointError):
+            self.close()
+
     def close(self) -> None:
         """Waits until what was saved is on the disk."""
-        with self._writing():
+        with disk_errors():
             self._manager.wait_until_finished()
         self._manager.close()
-
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            with disk_errors():
-                yield
-        except OSError as error:
-            raise UserError(
-                f"{self._workdir}: a checkpoint cannot be written ({error.strerror});"
-                f" the last complete one is step {latest_step(self._workdir)}; make room and run again"
-            ) from error
 
 
 def _lasting(config: dict[str, Any]) -> dict[str, Any]:

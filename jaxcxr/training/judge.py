@@ -1,5 +1,7 @@
 """How a run is judged on its way: a validation loss and a sheet of pictures, the same noise each time."""
 
+import functools
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -7,12 +9,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 from PIL import Image
 
 from jaxcxr.data import tokens
 from jaxcxr.diffusion.sampling import ddim
+from jaxcxr.files import replace_file
 from jaxcxr.generate import initial_noise, latent_shape, make_generate, to_gray
 from jaxcxr.interop.pipeline import StableDiffusion
 from jaxcxr.models.vae import split_moments
@@ -36,7 +39,12 @@ class Judge:
         self._batches = [validation.batch(step) for step in range(config.eval_batches)]
         self._loss = jax.jit(lambda parameters, batch, key: loss(parameters, batch, example_keys(key, batch))[0])
         diffusion = config.objective.name == "diffusion"
-        self._draw = _prompted(pipeline, config) if diffusion else _reconstructed(pipeline, self._batches[0])
+        if diffusion:
+            self._draw = _prompted(pipeline, config, meshes.replicated(mesh))
+        else:
+            rows = np.arange(min(8, config.batch_size))  # the same on all processes
+            some = open_batches(config, "validate", tokenizer, rows=rows, shuffle=False).batch(0)
+            self._draw = _reconstructed(pipeline, some["image"], meshes.replicated(mesh))
 
     def validate(self, parameters: Mapping[str, jax.Array]) -> dict[str, float]:
         """The mean loss over the validation batches, each under its own fixed key."""
@@ -45,14 +53,15 @@ class Judge:
         for index, own_rows in enumerate(self._batches):
             batch = meshes.to_global(own_rows, self._mesh, self._config.batch_size)
             losses.append(self._loss(parameters, batch, jax.random.fold_in(key, index)))
-        return {"validation_loss": float(jnp.stack(losses).mean())}
+        return {"validation_loss": float(np.mean([np.asarray(loss) for loss in losses], dtype=np.float32))}
 
     def picture(self, parameters: Mapping[str, jax.Array], path: Path) -> np.ndarray:
         """Draws the sheet, uint8 (H, W), and writes it to `path` from the first process."""
         sheet = self._draw(parameters)
         if jax.process_index() == 0:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(sheet).save(path)
+            picture = io.BytesIO()
+            Image.fromarray(sheet).save(picture, format="png")
+            replace_file(path, picture.getvalue())
         return sheet
 
 
@@ -64,10 +73,11 @@ def tile(pictures: np.ndarray, columns: int) -> np.ndarray:
     return pictures.reshape(rows, columns, height, width).swapaxes(1, 2).reshape(rows * height, columns * width)
 
 
-def _prompted(pipeline: StableDiffusion, config: ConfigDict):
+def _prompted(pipeline: StableDiffusion, config: ConfigDict, everywhere: NamedSharding):
     """Pictures of the fixed prompts, a row a prompt, the same noise in every row."""
     samples = config.samples
     generate = make_generate(pipeline, ddim(pipeline.schedule, samples.steps), samples.guidance)
+    generate = jax.jit(generate, out_shardings=everywhere)
     shape = latent_shape(pipeline, config.data.size)
     ids = tokens.encode(pipeline.tokenizer, samples.prompts, tokens.length(pipeline.tokenizer))
     ids = np.repeat(ids, samples.per_prompt, axis=0)
@@ -80,11 +90,10 @@ def _prompted(pipeline: StableDiffusion, config: ConfigDict):
     return draw
 
 
-def _reconstructed(pipeline: StableDiffusion, batch: Mapping[str, np.ndarray]):
+def _reconstructed(pipeline: StableDiffusion, images: np.ndarray, everywhere: NamedSharding):
     """Validation images above their reconstructions from the posterior's mean."""
-    images = batch["image"][:8]
 
-    @jax.jit
+    @functools.partial(jax.jit, out_shardings=everywhere)
     def reconstruct(parameters):
         vae = pipeline.with_parameters(parameters).vae
         mean, _ = split_moments(vae.encode(normalize(images, vae.config.in_channels)))

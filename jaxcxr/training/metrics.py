@@ -8,6 +8,8 @@ from typing import Any, TextIO
 import jax
 import numpy as np
 
+from jaxcxr.files import replace_file
+
 
 class Metrics:
     """Writes scalars and pictures of one run that goes on after `start`, from the first process alone.
@@ -32,27 +34,21 @@ class Metrics:
         return written
 
     def flush(self) -> dict[str, float]:
-        """Writes what is pending and returns it.
-
-        Raises:
-          FloatingPointError: the pending loss is not finite, naming its step.
-        """
+        """Writes what is pending and returns it."""
         if self._pending is None:
             return {}
         step, values = self._pending
         self._pending = None
         scalars = _scalars(values)
-        if self._file and self._board:
+        if scalars and self._file and self._board:
             self._file.write(json.dumps({"step": step, **scalars}) + "\n")
             for name, value in scalars.items():
                 self._board.add_scalar(name, value, step)
-        if not np.isfinite(scalars.get("loss", 0.0)):
-            raise FloatingPointError(f"the loss is {scalars['loss']} at step {step}; the last checkpoint is kept")
         return scalars
 
-    def picture(self, step: int, name: str, pixels: np.ndarray) -> None:
-        """A uint8 picture (H, W) for TensorBoard."""
-        if self._board:
+    def picture(self, step: int, name: str, pixels: np.ndarray | None) -> None:
+        """A uint8 picture (H, W) for TensorBoard, if there is one."""
+        if self._board and pixels is not None:
             self._board.add_image(name, pixels, step, dataformats="HW")
 
     def close(self) -> None:
@@ -77,5 +73,5 @@ def _open_after(file: Path, start: int) -> TextIO:
     """Opens `file` for appending, less the lines of steps that will be done again."""
     lines = file.read_text().splitlines(keepends=True) if file.is_file() else []
     kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= start]
-    file.write_text("".join(kept))
+    replace_file(file, "".join(kept).encode())
     return file.open("a", buffering=1)

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from jaxcxr.data import tokens
 from jaxcxr.data.moments import Card
+from jaxcxr.errors import UserError
 from jaxcxr.interop.pipeline import StableDiffusion
 from jaxcxr.parallel import mesh as meshes
 from jaxcxr.parallel import rules
@@ -50,7 +51,10 @@ def make_program(config: ConfigDict, pipeline: StableDiffusion, mesh: Mesh) -> P
     learns = rules.select(pipeline.parameters(), config.trainable)
     shapes = jax.eval_shape(lambda p: init_state(p, learns, tx), pipeline.parameters())
     shardings = rules.shard_state(shapes, config.sharding, config.ema_sharding, config.ema_memory, mesh)
-    step = make_step(loss, tx, learns, config.ema_decay, config.seed, config.accumulation)
+    if config.skip_nonfinite < 0:
+        raise UserError(f"config.skip_nonfinite={config.skip_nonfinite}: wants 0 or more steps")
+    skip = config.skip_nonfinite > 0
+    step = make_step(loss, tx, learns, config.ema_decay, config.seed, config.accumulation, skip)
     on_device = jax.tree.map(lambda sharding: sharding.with_memory_kind("device"), shardings["ema"])
 
     def step_from_host(state, batch):

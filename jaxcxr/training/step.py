@@ -12,7 +12,8 @@ from jaxcxr.training.objectives import Loss
 from jaxcxr.training.optimizer import schedule_free_average
 
 State = dict[str, Any]
-"""`step` int32 (); `params` every parameter; `opt_state`; `ema` those that learn, averaged."""
+"""`step` int32 (); `params` every parameter; `opt_state`; `ema` those that learn, averaged; `nonfinite`, how many steps
+had a loss or gradient that was not finite, int32 (): `in_all` and, of the last ones, `in_a_row`."""
 
 
 def init_state(parameters: Mapping[str, jax.Array], learns: set[str], tx: optax.GradientTransformation) -> State:
@@ -24,6 +25,7 @@ def init_state(parameters: Mapping[str, jax.Array], learns: set[str], tx: optax.
         "opt_state": tx.init(trainable),
         # A copy: the state is donated, and one buffer cannot be given away twice.
         "ema": jax.tree.map(jnp.copy, trainable),
+        "nonfinite": {"in_all": jnp.zeros((), jnp.int32), "in_a_row": jnp.zeros((), jnp.int32)},
     }
 
 
@@ -34,10 +36,12 @@ def make_step(
     ema_decay: float,
     seed: int,
     accumulation: int = 1,
+    skip_nonfinite: bool = False,
 ) -> Callable[[State, Mapping[str, jax.Array]], tuple[State, dict[str, jax.Array]]]:
     """The update: a pure function of (state, batch), its randomness that of (`seed`, step, row of the batch) alone.
 
-    With `accumulation` the batch is gone through in as many parts, and the update is that of the whole.
+    With `accumulation` the batch is gone through in as many parts, and the update is that of the whole. With
+    `skip_nonfinite` a loss or gradient that is not finite changes nothing but `step` and `nonfinite`.
     """
 
     def step(state, batch):
@@ -55,13 +59,18 @@ def make_step(
         if average is None:
             average = ema.update(state["ema"], trainable, state["step"], ema_decay)
         norms = {"grad_norm": optax.global_norm(gradients), **_norms("grad_norm", gradients)}
-        metrics = {"loss": value, **norms, **_norms("update_norm", updates), **metrics}
-        return {
-            "step": state["step"] + 1,
-            "params": state["params"] | trainable,
-            "opt_state": opt_state,
-            "ema": average,
-        }, metrics
+        learnt = {"params": state["params"] | trainable, "opt_state": opt_state, "ema": average}
+        finite = jnp.isfinite(value) & jnp.isfinite(norms["grad_norm"])
+        if skip_nonfinite:
+            learnt = {name: _where(finite, tree, state[name]) for name, tree in learnt.items()}
+        count = state["nonfinite"]
+        count = {
+            "in_all": count["in_all"] + ~finite,
+            "in_a_row": jnp.where(finite, 0, count["in_a_row"] + 1),
+        }
+        counts = {f"nonfinite/{name}": value for name, value in count.items()}
+        metrics = {"loss": value, **norms, **_norms("update_norm", updates), **counts, **metrics}
+        return {"step": state["step"] + 1, **learnt, "nonfinite": count}, metrics
 
     return step
 
@@ -93,6 +102,10 @@ def mean_over_parts(gradient: Callable, trainable: Any, batch: Any, keys: jax.Ar
 def averaged(state: State) -> dict[str, jax.Array]:
     """The parameters to judge and to sample with: the averages where there are any."""
     return state["params"] | state["ema"]
+
+
+def _where(condition: jax.Array, new: Any, old: Any) -> Any:
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
 
 
 def _norms(name: str, tree: Mapping[str, jax.Array]) -> dict[str, jax.Array]:

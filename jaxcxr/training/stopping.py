@@ -1,0 +1,98 @@
+"""How a run is asked to stop, and how all of its processes come to stop at the same step."""
+
+import atexit
+import os
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import jax
+
+from jaxcxr.parallel import processes
+
+
+class Stopped(BaseException):
+    """The run was asked to stop while there was nothing to save."""
+
+
+class Stopping:
+    """A context in which SIGTERM (preemption) and SIGINT (Ctrl-C) ask the run to stop; asked twice, it is interrupted.
+
+    Until `started` a request raises `Stopped` at once. Of several processes any may be asked: JAX, which has taken
+    SIGTERM over when they joined, tells the others, and `agreed` is true on all of them at the same step.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._several = jax.process_count() > 1
+        self._started = False
+        self._waiting = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "Stopping":
+        for number in (signal.SIGINT,) if self._several else (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def started(self) -> None:
+        """From here on there is something to save: requests are noted and `agreed` tells of them."""
+        self._started = True
+
+    def agreed(self, step: int) -> bool:
+        """Whether to stop after `step`; to be asked at every step."""
+        if not self._several:
+            return self.asked
+        from jax.experimental import multihost_utils
+
+        return multihost_utils.reached_preemption_sync_point(step)
+
+    def unless_asked(self, do: Callable[..., Any], *args: Any) -> Any:
+        """`do(*args)`, or None as soon as the run is asked to stop, which a compiler would not listen to for minutes.
+
+        What it was at is left behind in a thread. Of several processes none can leave alone, and it is done.
+        """
+        if self._several or threading.current_thread() is not threading.main_thread():
+            return do(*args)
+        result: list[Any] = []
+        failure: list[BaseException] = []
+
+        def work() -> None:
+            try:
+                result.append(do(*args))
+            except BaseException as error:
+                failure.append(error)
+
+        thread = threading.Thread(target=work, daemon=True)
+        try:
+            self._waiting = True
+            if self.asked:
+                return None
+            thread.start()
+            thread.join()
+        except Stopped:
+            # Leaving Python with a compiler at work would end in a crash.
+            atexit.register(processes.leave, 0)
+            return None
+        finally:
+            self._waiting = False
+        if failure:
+            raise failure[0]
+        return result[0]
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self._several:
+            # As if it were a preemption, for the others to know; a second time JAX would not say anything.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            os.kill(os.getpid(), signal.SIGTERM)
+            return
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        if self._waiting or not self._started:
+            raise Stopped
