@@ -24,7 +24,6 @@ from jaxcxr.plan import hlo, targets
 from jaxcxr.plan.networks import describe
 from jaxcxr.plan.targets import Target
 from jaxcxr.training import flops
-from jaxcxr.training.objectives import make_loss
 from jaxcxr.training.program import batch_shapes, make_program
 
 
@@ -56,7 +55,7 @@ def measure(
     seconds.begin("trace")
     with targets.pretended(target):
         traced = program.step.trace(program.state, batch)
-        work: dict[str, float | None] = {"model": _model_flops(config, pipeline, program, batch)}
+        work: dict[str, float | None] = {"model": flops.of_step(config, pipeline, program.learns, batch)}
         work["traced"] = flops.of_jaxpr(traced.jaxpr)
         seconds.begin("lower")
         lowered = traced.lower()
@@ -126,14 +125,6 @@ def _exceeded(message: str, limit: int) -> int:
         if match := re.search(pattern, message):
             return max(1, int(float(match[1]) * units[match[2]]) - more)
     return 1
-
-
-def _model_flops(config: ConfigDict, pipeline: Any, program: Any, batch: Any) -> float:
-    """FLOPs of the work that a step is asked for, however it is done."""
-    one = {name: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype) for name, leaf in batch.items()}
-    return config.batch_size * flops.of_training(
-        make_loss(pipeline, config), pipeline.parameters(), program.learns, one
-    )
 
 
 def _state_memory(state: Any, batch: Any) -> dict[str, int]:

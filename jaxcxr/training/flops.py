@@ -10,6 +10,10 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
+from ml_collections import ConfigDict
+
+from jaxcxr.interop.pipeline import StableDiffusion
+from jaxcxr.training.objectives import make_loss
 
 
 def count(function: Callable[..., Any], *arguments: Any) -> int:
@@ -62,6 +66,19 @@ def of_training(loss: Any, parameters: Mapping[str, Any], learns: set[str], batc
         return jax.grad(lambda trainable: loss(rest | trainable, batch, keys)[0])(trainable)
 
     return count(gradients, dict(parameters), dict(batch))
+
+
+def of_step(config: ConfigDict, pipeline: StableDiffusion, learns: set[str], batch: Mapping[str, Any]) -> int:
+    """The FLOPs that a run's step asks for, of a global batch of such shapes, however they are done.
+
+    Args:
+      config: of the run.
+      pipeline: of the run, as it is described: on a program's copy what remat does again would count.
+      learns: the names of the parameters that learn.
+      batch: arrays or shapes.
+    """
+    one = {name: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype) for name, leaf in batch.items()}
+    return config.batch_size * of_training(make_loss(pipeline, config), pipeline.parameters(), learns, one)
 
 
 def _of_dot(equation: Any) -> int:
