@@ -1,6 +1,5 @@
 """The train loop; every run is this one, read from top to bottom."""
 
-import functools
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -96,8 +95,12 @@ def _train(config: ConfigDict, workdir: Path, stop_at: int | None, stopping: Sto
     watch = Watch(config.skip_nonfinite, lambda step: open_batches(config, "train", tokenizer).ids(step - 1))
     quiet = jax.process_index() > 0
     bar = tqdm(total=config.steps, initial=start, desc=f"train {workdir.name}", unit="step", disable=quiet)
-    work = functools.partial(flops.of_step, config, pipeline, program.learns, batches.batch(start))
-    speed = Speed(began, config.batch_size, config.dtype, work)
+    speed = Speed(
+        began,
+        config.batch_size,
+        config.dtype,
+        lambda: flops.of_step(config, pipeline, program.learns, batches.batch(start)),
+    )
     stream = batches.iterate(start)
     stopping.started()
     with checkpoints:
