@@ -47,9 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Config overrides are open-ended, so what argparse does not know goes to the config, which is strict.
     args, overrides = command.parse_known_args(argv[1:])
     args.overrides = overrides
-    # Orbax says at every read that a file it does not need is absent, and of a full disk once for each tensor.
-    logging.getLogger("absl").setLevel(logging.ERROR)
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    # Orbax says at every read that a file it does not need is absent, and of a full disk, which it raises too, once
+    # for each tensor and thread.
+    for library in ("absl", "asyncio"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)
     try:
         if args.overrides and not hasattr(args, "config"):
             raise UserError(f"{args.overrides[0]}: no such option; see jaxcxr {verb} --help")

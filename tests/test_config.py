@@ -1,3 +1,5 @@
+import os
+
 import pytest
 
 from jaxcxr import config as configs
@@ -100,3 +102,15 @@ def test_mistakes_are_one_line_and_exit_2(argv, message, capsys, tmp_path, monke
     assert message in error
     assert error.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_what_is_compiled_is_kept_in_the_users_cache_or_where_jax_is_told(monkeypatch):
+    variable = "JAX_COMPILATION_CACHE_DIR"
+    monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
+    for before, after in ((None, "/caches/jaxcxr/xla"), ("/mine", "/mine"), ("", "")):
+        monkeypatch.setenv(variable, before or "")
+        if before is None:
+            monkeypatch.delenv(variable)
+        with pytest.raises(SystemExit):
+            main(["train", "--help"])
+        assert os.environ[variable] == after

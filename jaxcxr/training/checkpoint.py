@@ -66,8 +66,8 @@ def opened(workdir: Path, config: ConfigDict) -> Iterator[None]:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise
             raise UserError(
-                f"{workdir}: cannot be written ({error.strerror});"
-                f" the last complete checkpoint is step {latest_step(workdir)}; make room and run again"
+                f"{workdir}: a checkpoint or its metrics cannot be written ({error.strerror});"
+                f" the last complete one is step {latest_step(workdir)}; make room and run again"
             ) from error
 
 

@@ -121,11 +121,12 @@ def test_killed_at_any_moment_a_run_ends_as_one_that_never_was(tmp_path, monkeyp
     file, kills = jobs.write_config(config, tmp_path / "config.py"), 21
     argv = [sys.executable, "-c", KILLS, str(kills), "0", str(tmp_path / "run"), str(file)]
     done = subprocess.run(argv, env=jobs.environment(), capture_output=True, text=True, check=False)
-    told = [line.split() for line in done.stdout.splitlines()]
-    assert told[-1][0] == "finished", done.stdout + done.stderr[-3000:]
-    assert [words[0] for words in told[:-1]] == ["killed"] * kills
-    assert sum(int(words[-1]) > 0 for words in told[:-1]) >= 3, "few of the kills fell into the writing of a checkpoint"
-    last = told[-1][1]
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    print(done.stdout)
+    killed = [line.split() for line in done.stdout.splitlines() if line.startswith("killed")]
+    assert len(killed) == kills
+    assert sum(int(words[-1]) > 0 for words in killed) >= 3, "few of the kills fell into the writing of a checkpoint"
+    last = done.stdout.split()[-1]
     whole = tmp_path / "whole"
     jobs.finish(jobs.start(file, whole, "--stop-at", last, "--config.checkpoint_every=0"), whole)
     jobs.assert_same(tmp_path / "run", whole)

@@ -2,6 +2,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -55,9 +56,13 @@ def assert_same(first: Path, second: Path):
     assert metrics(first, "validation_loss") == metrics(second, "validation_loss")
 
 
-def test_stopped_and_started_again_goes_on_bit_for_bit(autoencoder, diffusion, tmp_path):
-    for stop in (2, None):
-        train(runs.diffusion(autoencoder, **JUDGED), tmp_path / "run", stop_at=stop)
+def test_stopped_and_started_again_elsewhere_goes_on_bit_for_bit(autoencoder, diffusion, tmp_path, monkeypatch):
+    train(runs.diffusion(autoencoder, **JUDGED), tmp_path / "run", stop_at=2)
+    for file in (tmp_path / "run").rglob("*"):
+        os.utime(file, (2e9, 2e9))
+    monkeypatch.setattr(socket, "gethostname", lambda: "another-host")
+    monkeypatch.setattr(time, "time", lambda: 1e9)
+    train(runs.diffusion(autoencoder, **JUDGED), tmp_path / "run")
     assert_same(tmp_path / "run", diffusion)
 
 
@@ -172,7 +177,7 @@ def test_a_folder_that_is_no_run_is_refused(autoencoder, tmp_path):
         ({"model.base": ""}, r"config\.model\.vae: describe it, or set config\.model\.base"),
         ({"model.base": "/nowhere"}, "/nowhere: no such file or folder"),
         ({"dtype": "float16"}, "float32 or bfloat16"),
-        ({"mesh.data": 3}, "does not multiply to the 1 devices"),
+        ({"mesh.data": 3}, "does not multiply to 1 devices"),
         ({"data.path": "/nowhere"}, "/nowhere"),
         ({"data.size": 32}, "holds images of 16 pixels, config.data.size is 32"),
         ({"model.text_encoder.hidden_size": 64}, "cross_attention_dim is 32, the text encoder's hidden_size 64"),
