@@ -39,7 +39,7 @@ def test_a_step_compiles_for_what_is_not_here(name):
 @pytest.mark.slow
 def test_the_memory_of_a_plan_is_what_a_run_takes():
     """On a CPU: how far the process grows at a step of a plan's program, against the plan."""
-    # XLA's YNN kernels take scratch of their own, half as much again, which no account of the compiler's has.
+    # XLA's YNN kernels take scratch of their own, a third as much again, which no account of the compiler's has.
     environment = os.environ | {"XLA_FLAGS": "--xla_cpu_experimental_ynn_fusion_type="}
     command = [sys.executable, "-m", "tests.plan.real_memory"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=environment)
