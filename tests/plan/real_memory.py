@@ -20,8 +20,7 @@ def status(key):
     return 1024 * int(re.search(rf"{key}:\s+(\d+)", Path("/proc/self/status").read_text())[1])
 
 
-vae = runs.VAE | {"block_out_channels": [32], "norm_num_groups": 8}
-config = runs.autoencoder(**{"data.size": 48, "batch_size": 8, "model.vae": vae})
+config = runs.autoencoder(**{"data.size": 64, "batch_size": 4})
 mesh = meshes.make_mesh(config.mesh)
 pipeline = describe(config)
 program, batch = make_program(config, pipeline, mesh), batch_shapes(config, pipeline, mesh)
