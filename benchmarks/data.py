@@ -285,7 +285,7 @@ def rate(batches: Iterable[Any]) -> float:
 # --- cache ---------------------------------------------------------------------------------------------------
 
 
-def write_cache(folder: Path, count: int, shape: tuple[int, ...]) -> Path:
+def write_cache(folder: Path, count: int, shape: tuple[int, ...], tokenizer: Any) -> Path:
     """A cache of random moments in bfloat16, each record with a text of its own."""
     import ml_dtypes
 
@@ -293,7 +293,7 @@ def write_cache(folder: Path, count: int, shape: tuple[int, ...]) -> Path:
 
     if not folder.exists():
         rng = np.random.default_rng(0)
-        card = Card(Origin(*[""] * 7), "bfloat16", shape, (), {"train": count})
+        card = Card(Origin(*[""] * 7), "bfloat16", shape, (), tokens.digest(tokenizer), {"train": count})
         texts = enumerate(impressions(count))
         for shard in card.shards(folder, "train"):
             part = itertools.islice(texts, PER_SHARD)
@@ -303,6 +303,7 @@ def write_cache(folder: Path, count: int, shape: tuple[int, ...]) -> Path:
                     pack(
                         rng.standard_normal(shape, np.float32).astype(ml_dtypes.bfloat16),
                         {"prompts": [text], "id": str(number)},
+                        tokens.encode(tokenizer, [text], 77),
                     )
                     for number, text in part
                 ),
@@ -315,16 +316,19 @@ def measure_cache(scratch: Path) -> dict[str, Any]:
     from jaxcxr.data.moments import Moments
 
     count, batch = 4096, 64
-    source = Moments(write_cache(scratch / "cache", count, (64, 64, 8)), "train")
     tokenizer = tokens.load(tokenizer_folder(scratch))
-    found: dict[str, list[tuple[float, float]]] = {"first_epoch": [], "later_epochs": []}
+    folder = write_cache(scratch / "cache", count, (64, 64, 8), tokenizer)
+    found: dict[str, list[tuple[float, float]]] = {}
     for _ in range(ROUNDS):
-        stream = Batches(source, tokenizer=tokenizer, seed=0, batch_size=batch).iterate(workers=WORKERS)
-        for epoch in found.values():
-            started, used = time.perf_counter(), time.process_time()
-            seen = sum(len(each["input_ids"]) for each in itertools.islice(stream, count // batch))
-            epoch.append((seen / (time.perf_counter() - started), seen / (time.process_time() - used)))
-        stream.close()
+        for name, digest in (("with_ids", tokens.digest(tokenizer)), ("another_tokenizers", "")):
+            source = Moments(folder, "train", digest)
+            stream = Batches(source, tokenizer=tokenizer, seed=0, batch_size=batch).iterate(workers=WORKERS)
+            for epoch in ("first_epoch", "later_epochs"):
+                started, used = time.perf_counter(), time.process_time()
+                seen = sum(len(each["input_ids"]) for each in itertools.islice(stream, count // batch))
+                speed = seen / (time.perf_counter() - started), seen / (time.process_time() - used)
+                found.setdefault(f"{name}_{epoch}", []).append(speed)
+            stream.close()
     return {
         name: {
             "records_per_s": round(max(wall for wall, _ in epoch)),
@@ -344,7 +348,7 @@ from jaxcxr.data import tokens
 from jaxcxr.data.loader import Batches, open_split
 from jaxcxr.data.moments import Moments
 kind, folder, tokenizer = sys.argv[1:]
-source = Moments(folder, "train") if kind == "cache" else open_split(folder, "train")
+source = Moments(folder, "train", tokens.digest(tokenizer)) if kind == "cache" else open_split(folder, "train")
 batches = Batches(source, tokenizer=tokens.load(tokenizer), seed=0, batch_size=256)
 stream = batches.iterate()
 next(stream)
@@ -415,7 +419,7 @@ def write_tiny_records(folder: Path, count: int) -> Path:
 
 def measure_scale(scratch: Path) -> dict[str, Any]:
     folders = {
-        "cache": write_cache(scratch / "cache-of-all", MIMIC, (8, 8, 8)),
+        "cache": write_cache(scratch / "cache-of-all", MIMIC, (8, 8, 8), tokens.load(tokenizer_folder(scratch))),
         "prepared": write_tiny_records(scratch / "prepared-of-all", MIMIC),
     }
     found = {}
@@ -459,7 +463,11 @@ def _wait_beside_sleep(scratch: Path) -> dict[str, float]:
     from jaxcxr.data.moments import Moments
 
     tokenizer = tokens.load(tokenizer_folder(scratch))
-    sources: dict[str, Any] = {"moments": Moments(write_cache(scratch / "cache", 4096, (64, 64, 8)), "train")}
+    sources: dict[str, Any] = {
+        "moments": Moments(
+            write_cache(scratch / "cache", 4096, (64, 64, 8), tokenizer), "train", tokens.digest(tokenizer)
+        )
+    }
     for size in SIZES:
         sources[str(size)] = open_split(prepared(scratch, f"wait-{size}", size, films(scratch), 128), "train", size)
     found = {}

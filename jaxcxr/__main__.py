@@ -8,12 +8,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from jaxcxr import platforms
 from jaxcxr.errors import UserError
 
 VERBS = {
     "phantoms": "draw synthetic chest radiographs with reports, laid out as MIMIC-CXR-JPG",
     "prepare": "turn a MIMIC-CXR-JPG or CheXpert tree or an image folder into ArrayRecord",
     "cache": "encode all images once, so that training need not",
+    "plan": "say what a run takes on hardware that is not here",
     "train": "train or resume a model",
     "prompts": "write prompts that ask for known findings",
     "sample": "generate images from prompts",
@@ -32,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for verb, summary in VERBS.items():
         commands.add_parser(verb, help=summary, add_help=False)
     verb = parser.parse_args(argv[:1]).verb
+    platforms.only_those_here()
     module = importlib.import_module(f"jaxcxr.verbs.{verb}")
     command = argparse.ArgumentParser(
         prog=f"jaxcxr {verb}",

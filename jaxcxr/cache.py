@@ -20,6 +20,7 @@ from jaxcxr.errors import UserError
 from jaxcxr.interop.pipeline import StableDiffusion
 from jaxcxr.models.vae import split_moments
 from jaxcxr.parallel import processes
+from jaxcxr.training.feed import tokenizer_folder
 from jaxcxr.training.model import compute_dtype
 from jaxcxr.training.objectives import normalize
 
@@ -45,10 +46,11 @@ def cache(config: ConfigDict, out: Path, dtype: str = "bfloat16", *, text: bool 
     origin = Origin.of(config.data.path, pipeline.files, weights, compute_dtype(config), text=text)
     here = jax.local_devices()
     mesh = jax.make_mesh((len(here),), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=here)
-    encoder = _Encoder(pipeline, weights, mesh, config.batch_size // jax.process_count(), dtype)
+    tokenizer = _tokenizer(config, pipeline)
+    encoder = _Encoder(pipeline, weights, tokenizer, mesh, config.batch_size // jax.process_count(), dtype)
     splits = {split: count for split in SPLITS if (count := summary.splits[split])}
     shapes = encoder.shape(config.data.size), encoder.states_shape() if text else ()
-    card = Card(origin, dtype, *shapes, splits)
+    card = Card(origin, dtype, *shapes, tokens.digest(tokenizer), splits)
     processes.on_first(lambda: _claim(out, card))
     for split in splits:
         source = open_split(config.data.path, split, config.data.size)
@@ -72,11 +74,32 @@ def _frozen(config: ConfigDict, text: bool) -> StableDiffusion:
     return StableDiffusion(vae.networks | encoder.networks, kept | own)
 
 
+def _tokenizer(config: ConfigDict, pipeline: StableDiffusion) -> Any:
+    """The tokenizer of a training of this config: the text encoder's, and the data's for one learnt from scratch."""
+    model = config.model
+    if model.text_encoder:
+        return tokens.load(tokenizer_folder(config))
+    files = pipeline.files if "text_encoder" in pipeline.networks else {}
+    if not files and (base := model.text_encoder_base or model.base):
+        files = interop.read(base, only=("tokenizer",)).files
+    if not any(name.startswith("tokenizer/") for name in files):
+        return tokens.load(tokenizer_folder(config))
+    return StableDiffusion({}, files).tokenizer
+
+
 class _Encoder:
     """The networks' work on batches of one size, spread over the devices of a mesh."""
 
-    def __init__(self, pipeline: StableDiffusion, weights: Mapping[str, Any], mesh: Any, batch_size: int, dtype: str):
-        self._pipeline, self._dtype = pipeline, dtype
+    def __init__(
+        self,
+        pipeline: StableDiffusion,
+        weights: Mapping[str, Any],
+        tokenizer: Any,
+        mesh: Any,
+        batch_size: int,
+        dtype: str,
+    ):
+        self._pipeline, self._tokenizer, self._dtype = pipeline, tokenizer, dtype
         self._batch_size = -(-batch_size // mesh.size) * mesh.size
         self._sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
         self._weights = jax.device_put(dict(weights), jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
@@ -97,18 +120,18 @@ class _Encoder:
         for start in range(0, len(places), self._batch_size):
             records = [source[place] for place in places[start : start + self._batch_size]]
             pictures = np.stack([images.decode_png(record["image"]) for record in records])
-            states: Iterator[np.ndarray] = iter(())
-            if text:
-                prompts = [as_text(prompt) for record in records for prompt in record["prompts"]]
-                ids = tokens.encode(self._pipeline.tokenizer, prompts, self._length)
-                states = iter(np.concatenate([*self._batches(self._encode_text, ids)]))
+            prompts = [as_text(prompt) for record in records for prompt in record["prompts"]]
+            ids = tokens.encode(self._tokenizer, prompts, self._length)
+            states = np.concatenate([*self._batches(self._encode_text, ids)]) if text else None
             encoded = np.concatenate([*self._batches(self._encode_image, pictures)])
+            last = 0
             for record, moments in zip(records, encoded, strict=True):
-                yield pack(moments, record, [next(states) for _ in record["prompts"]] if text else ())
+                own = slice(last, last := last + len(record["prompts"]))
+                yield pack(moments, record, ids[own], [] if states is None else list(states[own]))
 
     @property
     def _length(self) -> int:
-        return tokens.length(self._pipeline.tokenizer)
+        return tokens.length(self._tokenizer)
 
     def _batches(self, encode: Any, values: np.ndarray) -> Iterator[np.ndarray]:
         """Encodes batch by batch; the last is filled up, so that one program serves all."""
@@ -135,6 +158,7 @@ def _claim(out: Path, card: Card) -> None:
     if begun is not None:
         begun.origin.check(card.origin, out)
         if begun != card:
-            raise UserError(f"{out}: holds moments in {begun.dtype}; name another --out")
+            held = f"moments in {begun.dtype}" if begun.dtype != card.dtype else "ids of another tokenizer"
+            raise UserError(f"{out}: holds {held}; name another --out")
     else:
         card.write(out)

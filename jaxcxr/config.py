@@ -31,11 +31,12 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> ConfigDict:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(path.parent))  # so that a config can build on its neighbour: `import base`
+    # So that a config can build on its neighbour, `import base`, or on those of the folder above.
+    sys.path[:0] = [str(path.parent), str(path.parent.parent)]
     try:
         spec.loader.exec_module(module)
     finally:
-        sys.path.pop(0)
+        del sys.path[:2]
     if not hasattr(module, "get_config"):
         raise UserError(f"{path}: a config file defines get_config() and returns a ConfigDict; this one does not")
     try:
@@ -44,6 +45,18 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> ConfigDict:
         if not stage:
             raise
         raise UserError(f"{path}:{stage}: this config has no such stage") from error
+    for override in overrides:
+        _override(config, override)
+    return config.lock()
+
+
+def changed(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
+    """A copy of a config with overrides such as `--config.data.size=128`.
+
+    Raises:
+      UserError: as `load`.
+    """
+    config = ConfigDict(config.to_dict())
     for override in overrides:
         _override(config, override)
     return config.lock()

@@ -44,7 +44,8 @@ done
 if scontrol show job "$SLURM_JOB_ID" | grep -q 'PreemptTime=[0-9]'; then stopped=1; fi
 if [ -n "$stopped" ] && [ "$code" = 0 ]; then
   echo "stopped and saved; queued again"
+  trap - TERM # which ends this turn; if the script ended by itself, so would the job
   scontrol requeue "$SLURM_JOB_ID"
-  sleep 60 # until Slurm ends this turn: a script that ends first has ended the job
+  sleep 60
 fi
 exit "$code"

@@ -5,11 +5,14 @@ import tempfile
 
 import pytest
 
+from jaxcxr import platforms
+
 # Before JAX is imported: the tests compile many small programs and run each a few times.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=1")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="jaxcxr-cache-"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+platforms.only_those_here()
 
 
 def pytest_addoption(parser):

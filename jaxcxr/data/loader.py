@@ -86,8 +86,12 @@ class Batches:
         # In parallel for disks that are far away. ArrayRecord's own way of it starts a thread for each file at each
         # batch, which costs several times what the reading does.
         parts = [places[first::_READERS] for first in range(min(_READERS, len(places)))]
-        read = list(self._readers.map(lambda part: [self._source[place] for place in part], parts))
+        read = list(self._readers.map(lambda part: [self._decoded(place) for place in part], parts))
         return [read[number % _READERS][number // _READERS] for number in range(len(places))]
+
+    def _decoded(self, place: int) -> dict[str, Any]:
+        record = self._source[place]
+        return record if "moments" in record else {**record, "image": images.decode_png(record["image"])}
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
         """Returns `image`, (rows, S, S, 1) uint8, and `input_ids`, (rows, length) int32.
@@ -100,9 +104,11 @@ class Batches:
         if "moments" in records[0]:
             batch = {"moments": np.stack([record["moments"] for record in records])}
         else:
-            batch = {"image": np.stack([images.decode_png(record["image"]) for record in records])}
+            batch = {"image": np.stack([record["image"] for record in records])}
         if "states" in records[0]:
             return batch | {"states": np.stack([r["states"][n] for r, n in zip(records, chosen, strict=True)])}
+        if all("input_ids" in record for record in records):
+            return batch | {"input_ids": np.stack([r["input_ids"][n] for r, n in zip(records, chosen, strict=True)])}
         texts = [as_text(r["prompts"][n]) for r, n in zip(records, chosen, strict=True)]
         return batch | {"input_ids": np.stack(self._encode(texts))}
 
@@ -122,7 +128,7 @@ class Batches:
 
     def ids(self, step: int) -> list[str]:
         """Returns the record ids of `batch(step)`, for messages about it."""
-        return [as_text(record["id"]) for record in self._read(step)]
+        return [as_text(self._source[place]["id"]) for place in self._order[self._indices(step)].tolist()]
 
     def iterate(self, start_step: int = 0, *, workers: int = 4, ahead: int = 4) -> Iterator[dict[str, np.ndarray]]:
         """Yields batch(start_step), batch(start_step + 1), … read on threads up to `ahead` steps early."""

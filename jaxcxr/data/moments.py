@@ -1,6 +1,7 @@
 """The cache of what frozen networks make of the data: a folder of ArrayRecord shards that training reads in its place.
 
-Each record has the autoencoder's moments of an image and, if asked for, the text encoder's states of its prompts.
+Each record has the autoencoder's moments of an image, the ids of its prompts and, if asked for, the text encoder's
+states of them.
 """
 
 import dataclasses
@@ -108,6 +109,7 @@ class Card:
     dtype: str  # as stored: bfloat16 or float32
     shape: tuple[int, ...]  # of one record's moments: (h, w, 2 * latent_channels)
     states_shape: tuple[int, ...]  # of one prompt's states: (length, hidden size); empty without
+    tokenizer: str  # `tokens.digest` of the one that the ids are of
     splits: dict[str, int]
 
     @classmethod
@@ -116,7 +118,7 @@ class Card:
         try:
             values = json.loads((folder / CARD).read_text(encoding="utf-8"))
             shapes = tuple(values["shape"]), tuple(values["states_shape"])
-            return cls(Origin(**values["origin"]), values["dtype"], *shapes, values["splits"])
+            return cls(Origin(**values["origin"]), values["dtype"], *shapes, values["tokenizer"], values["splits"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
@@ -131,10 +133,18 @@ class Card:
         return [folder / f"{split}-{index:05}-of-{count:05}.array_record" for index in range(count)]
 
 
-def pack(moments: np.ndarray, record: Mapping[str, Any], states: Sequence[np.ndarray] = ()) -> bytes:
-    """One record of the cache, from moments and prompts' states in the dtype to store and the prepared record."""
+def pack(moments: np.ndarray, record: Mapping[str, Any], ids: np.ndarray, states: Sequence[np.ndarray] = ()) -> bytes:
+    """One record of the cache.
+
+    Args:
+      moments: in the dtype to store.
+      record: the prepared one.
+      ids: of its prompts, int32 (prompts, length).
+      states: of its prompts, (length, hidden size) each, in the dtype to store.
+    """
     prompts = [as_text(text) for text in record["prompts"]]
-    return msgpack.packb([moments.tobytes(), prompts, as_text(record["id"]), [each.tobytes() for each in states]])
+    parts = moments.tobytes(), prompts, as_text(record["id"]), [each.tobytes() for each in states]
+    return msgpack.packb([*parts, [row.tobytes() for row in ids]])
 
 
 def write_shard(file: Path, records: Iterable[bytes]) -> None:
@@ -152,12 +162,12 @@ def write_shard(file: Path, records: Iterable[bytes]) -> None:
 class Moments(Sequence[dict[str, Any]]):
     """A split of a cache.
 
-    Records have `moments` (h, w, 2 * latent_channels), `prompts`, `id`, and `states`, (length, hidden size) a prompt,
-    if the cache has them.
+    Records have `moments` (h, w, 2 * latent_channels), `prompts`, `id`; `input_ids`, int32 (length,) a prompt, if the
+    cache's tokenizer is the one asked for; and `states`, (length, hidden size) a prompt, if the cache has them.
     """
 
-    def __init__(self, folder: str | Path, split: str):
-        """Opens it.
+    def __init__(self, folder: str | Path, split: str, tokenizer: str = ""):
+        """Opens it, for a run with the tokenizer of this `tokens.digest`.
 
         Raises:
           UserError: `folder` is not a cache, not complete, or has nothing in this split.
@@ -174,18 +184,20 @@ class Moments(Sequence[dict[str, Any]]):
         if absent := [shard.name for shard in shards if not shard.is_file()]:
             raise UserError(f"{folder}: is not complete, {len(absent)} files are missing: run jaxcxr cache again")
         self._records = ArrayRecordDataSource([str(shard) for shard in shards])
-        self._dtype, self._card = jnp.dtype(card.dtype), card
+        self._dtype, self._card, self._with_ids = jnp.dtype(card.dtype), card, tokenizer == card.tokenizer
 
     def __len__(self) -> int:
         return len(self._records)
 
     def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:  # type: ignore[override]
-        data, prompts, identity, states = msgpack.unpackb(self._records[index])
+        data, prompts, identity, states, ids = msgpack.unpackb(self._records[index])
         found: dict[str, Any] = {
             "moments": np.frombuffer(data, self._dtype).reshape(self._card.shape),
             "prompts": prompts,
             "id": identity,
         }
+        if self._with_ids:
+            found["input_ids"] = [np.frombuffer(each, np.int32) for each in ids]
         if states:
             found["states"] = [np.frombuffer(each, self._dtype).reshape(self._card.states_shape) for each in states]
         return found

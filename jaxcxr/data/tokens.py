@@ -1,5 +1,6 @@
 """Tokenizers of prompts: load one, train one of CLIP's kind, encode."""
 
+import hashlib
 import json
 import threading
 from collections.abc import Iterable, Sequence
@@ -79,6 +80,15 @@ def encode(tokenizer: Any, texts: Sequence[str], length: int) -> np.ndarray:
     with _ONE_AT_A_TIME:
         coded = tokenizer(list(texts), padding="max_length", truncation=True, max_length=length)
     return np.asarray(coded["input_ids"], np.int32)
+
+
+def digest(tokenizer: Any) -> str:
+    """A digest of all that decides a tokenizer's ids; two with the same one encode alike."""
+    described = json.loads(tokenizer.backend_tokenizer.to_str())
+    for set_by_calls in ("padding", "truncation"):
+        described.pop(set_by_calls, None)
+    text = json.dumps([described, length(tokenizer), tokenizer.pad_token_id], sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def train(texts: Iterable[str], vocab_size: int, folder: Path) -> int:

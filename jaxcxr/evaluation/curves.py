@@ -1,19 +1,15 @@
 """A run's curves, drawn as SVG that takes its colours from the page around it."""
 
 import dataclasses
-import io
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from jaxcxr import html
 from jaxcxr.errors import UserError
-
-_VARIABLES = {"#010101": "var(--ink)", "#020202": "var(--faint)", "#030303": "var(--blue)", "#040404": "var(--orange)"}
-_INK, _FAINT, _BLUE, _ORANGE = _VARIABLES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,15 +61,15 @@ def loss_svg(run: Run) -> str:
     if "loss" in run.series:
         steps, values = run.series["loss"]
         smoothed = smooth(values, max(1, len(values) // 25))
-        lines += [(steps, values, _FAINT, 0.7, ""), (steps, smoothed, _BLUE, 1.8, "training, smoothed")]
+        lines += [(steps, values, html.FAINT, 0.7, ""), (steps, smoothed, html.BLUE, 1.8, "training, smoothed")]
     if "validation_loss" in run.series:
-        lines.append((*run.series["validation_loss"], _ORANGE, 1.8, "validation"))
+        lines.append((*run.series["validation_loss"], html.ORANGE, 1.8, "validation"))
     return _svg(f"{run.name}-loss", "loss", lines, from_zero=False)
 
 
 def speed_svg(run: Run) -> str:
     """Images a second; empty where the run has none."""
-    lines = [(*run.series["images_per_second"], _BLUE, 1.4, "")] if "images_per_second" in run.series else []
+    lines = [(*run.series["images_per_second"], html.BLUE, 1.4, "")] if "images_per_second" in run.series else []
     return _svg(f"{run.name}-speed", "images a second", lines, from_zero=True)
 
 
@@ -81,31 +77,14 @@ def _svg(name: str, label: str, lines: Sequence[tuple], from_zero: bool) -> str:
     """Lines of (steps, values, colour, width, legend) as an `<svg>` element without addresses of any kind."""
     if not any(len(steps) for steps, *_ in lines):
         return ""
-    # The object interface: pyplot would choose a window system and keep the figure.
-    import matplotlib
-    from matplotlib.figure import Figure
 
-    style: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": name, "font.size": 10, "font.family": "sans-serif"}
-    with matplotlib.rc_context(style):
-        figure = Figure(figsize=(5.6, 2.9), layout="constrained")
-        axes = figure.add_subplot()
+    def paint(axes: Any) -> None:
         for steps, values, colour, width, legend in lines:
             dots = "o" if len(steps) < 20 else None
             axes.plot(steps, values, color=colour, linewidth=width, label=legend or "_", marker=dots, markersize=3)
-        axes.set_title(label, loc="left", fontsize=10, color=_INK)
-        axes.set_xlabel("step", color=_INK)
-        axes.tick_params(color=_FAINT, labelcolor=_INK)
-        axes.grid(color=_FAINT, linewidth=0.5, alpha=0.6)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.spines[["left", "bottom"]].set_color(_FAINT)
         _limit(axes, lines, from_zero)
-        if any(legend for *_, legend in lines):
-            axes.legend(frameon=False, labelcolor=_INK)
-        out = io.StringIO()
-        figure.savefig(
-            out, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        )
-    return _inline(out.getvalue(), f"{label} by step")
+
+    return html.plot(name, label, "step", paint)
 
 
 def _limit(axes, lines: Sequence[tuple], from_zero: bool) -> None:
@@ -117,16 +96,3 @@ def _limit(axes, lines: Sequence[tuple], from_zero: bool) -> None:
     low, high = np.nanpercentile(values, [0, 98])
     if np.isfinite(high) and high > low:
         axes.set_ylim(low - 0.05 * (high - low), high + 0.1 * (high - low))
-
-
-def _inline(text: str, label: str) -> str:
-    """matplotlib's SVG file as an element of an HTML page, in the page's colours and font."""
-    text = text[text.index("<svg") :]
-    text = re.sub(r'\s(xmlns(:xlink)?|width|height|version)="[^"]*"', "", text, count=5)
-    # Its style block would hold for the whole page, and its groups' ids would repeat from curve to curve.
-    text = re.sub(r"<(metadata|style)\b.*?</\1>", "", text, flags=re.DOTALL)
-    text = re.sub(r'<g id="[^"]*"', "<g", text)
-    text = re.sub(r"font(-family)?:[^;\"]*sans-serif[^;\"]*", "font: 10px var(--font)", text)
-    for colour, variable in _VARIABLES.items():
-        text = text.replace(colour, variable)
-    return text.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)

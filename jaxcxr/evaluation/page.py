@@ -8,6 +8,7 @@ from html import escape
 import numpy as np
 from PIL import Image
 
+from jaxcxr import html
 from jaxcxr.data.images import encode_png
 from jaxcxr.evaluation.curves import Run, loss_svg, speed_svg
 from jaxcxr.evaluation.findings import Classifier, Table
@@ -20,56 +21,6 @@ _TITLES = {
     "right": "Right effusion",
     "both": "Bilateral effusion",
 }
-
-_STYLE = """
-:root { color-scheme: light dark; --ink: #1d2329; --soft: #5c6670; --faint: #b9c0c7; --paper: #fbfbfa; --card: #ffffff;
-  --line: #e3e6e8; --blue: #2468b4; --orange: #c8641b; --good: #1f7a4d; --bad: #b3261e; --tint: 36, 104, 180;
-  --font: system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e9ec; --soft: #9aa4ae; --faint: #4a535c; --paper: #14171a;
-  --card: #1b1f23; --line: #2b3137; --blue: #6fb0f5; --orange: #f0975a; --good: #5fc493; --bad: #ff8a80;
-  --tint: 111, 176, 245; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 72rem; padding: 2.5rem 1.25rem 4rem; background: var(--paper); color: var(--ink);
-  font: 16px/1.55 var(--font); }
-h1 { font-size: 1.9rem; line-height: 1.2; letter-spacing: -0.015em; margin: 0 0 0.5rem; }
-h2 { font-size: 1.25rem; margin: 3rem 0 0.25rem; letter-spacing: -0.01em; }
-h3 { font-size: 1rem; margin: 1.75rem 0 0.6rem; }
-p { margin: 0.25rem 0 0.75rem; max-width: 46rem; }
-.soft, figcaption, h3 small { color: var(--soft); font-weight: normal; }
-.notice { display: inline-block; border: 1px solid var(--orange); color: var(--orange); border-radius: 99px;
-  padding: 0.15rem 0.8rem; font-size: 0.85rem; font-weight: 600; }
-.numbers { display: flex; flex-wrap: wrap; gap: 1rem; margin: 1.75rem 0 0; }
-.numbers p { flex: 1 1 13rem; margin: 0; background: var(--card); border: 1px solid var(--line); border-radius: 12px;
-  padding: 0.9rem 1.2rem 1rem; line-height: 1.4; }
-.numbers b { display: block; font-size: 2rem; font-weight: 650; letter-spacing: -0.02em; line-height: 1.3; }
-.numbers small { display: block; color: var(--soft); font-size: 0.85rem; margin-top: 0.3rem; }
-.grid { display: grid; gap: 0.9rem; grid-template-columns: repeat(auto-fill, minmax(8.2rem, 1fr)); }
-figure { margin: 0; min-width: 0; }
-figure img { display: block; width: 100%; border-radius: 8px; background: #000; }
-.grid figure img { aspect-ratio: 1; object-fit: contain; }
-figcaption { font-size: 0.78rem; line-height: 1.35; margin-top: 0.35rem; overflow-wrap: anywhere; }
-figcaption b { display: block; font-weight: 600; }
-.right b { color: var(--good); }
-.wrong b { color: var(--bad); }
-.wrong img { outline: 3px solid var(--bad); outline-offset: -1px; }
-.beside { margin: 0.9rem 0 0; padding: 0.7rem 0.9rem 0.9rem; border-left: 3px solid var(--line); }
-.beside > p { font-size: 0.85rem; color: var(--soft); }
-.scroll { overflow-x: auto; }
-table { border-collapse: separate; border-spacing: 4px; font-variant-numeric: tabular-nums; margin: 0.75rem 0; }
-th { font-weight: 500; font-size: 0.85rem; color: var(--soft); padding: 0.2rem 0.6rem; text-align: right; }
-thead th { text-align: center; }
-td { min-width: 4.2rem; padding: 0.55rem 0.5rem; text-align: center; border: 1px solid var(--line);
-  border-radius: 8px; }
-td.hit { font-weight: 650; }
-.curves { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); }
-.curves > *, .sheet { background: var(--card); border: 1px solid var(--line); border-radius: 12px; padding: 0.8rem; }
-.sheet { margin-top: 1rem; max-width: 44rem; }
-svg { width: 100%; height: auto; display: block; }
-details { margin-top: 3rem; border-top: 1px solid var(--line); padding-top: 1rem; }
-summary { cursor: pointer; font-weight: 600; }
-pre { overflow-x: auto; font-size: 0.8rem; line-height: 1.45; background: var(--card); border: 1px solid var(--line);
-  border-radius: 12px; padding: 1rem; }
-"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,11 +56,7 @@ class Page:
 def render(page: Page) -> str:
     """The page as HTML: UTF-8, no scripts, no addresses, every text escaped."""
     body = "".join([*_head(page), *_samples(page), *_table(page), *_runs(page), *_settings(page)])
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(page.title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n{body}</body>\n</html>\n"
-    )
+    return html.document(page.title, body)
 
 
 def _head(page: Page) -> Iterator[str]:

@@ -16,6 +16,7 @@ from jaxcxr.diffusion.schedule import Schedule
 from jaxcxr.errors import UserError
 from jaxcxr.models.bert import BertModel
 from jaxcxr.models.clip import CLIPTextModel
+from jaxcxr.models.compute import specialize
 from jaxcxr.models.named import abstract, initial_parameters, named_parameters, with_parameters
 from jaxcxr.models.unet import UNet2DConditionModel
 from jaxcxr.models.vae import AutoencoderKL
@@ -94,6 +95,14 @@ class StableDiffusion:
         """The same pipeline on other weights; usable inside `jax.jit`."""
         networks = {
             network: with_parameters(module, _under(parameters, network)) for network, module in self.networks.items()
+        }
+        return StableDiffusion(networks, self.files)
+
+    def specialized(self, *, attention: str, remat: str, platform: str) -> "StableDiffusion":
+        """The same pipeline, computing as `models.specialize` says; UserErrors as there."""
+        networks = {
+            name: specialize(module, attention=attention, remat=remat, platform=platform)
+            for name, module in self.networks.items()
         }
         return StableDiffusion(networks, self.files)
 

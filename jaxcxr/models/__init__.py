@@ -1,6 +1,7 @@
 """The networks, as pure Flax NNX modules: no input or output, no sharding, no training."""
 
 from jaxcxr.models.clip import CLIPTextModel
+from jaxcxr.models.compute import Compute, specialize
 from jaxcxr.models.config import AutoencoderKLConfig, CLIPTextConfig, UNet2DConditionConfig
 from jaxcxr.models.named import abstract, initial_parameters, named_parameters, with_parameters
 from jaxcxr.models.unet import UNet2DConditionModel
@@ -11,11 +12,13 @@ __all__ = [
     "AutoencoderKLConfig",
     "CLIPTextConfig",
     "CLIPTextModel",
+    "Compute",
     "UNet2DConditionConfig",
     "UNet2DConditionModel",
     "abstract",
     "initial_parameters",
     "named_parameters",
+    "specialize",
     "split_moments",
     "with_parameters",
 ]

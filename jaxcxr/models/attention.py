@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from jaxcxr.models import attention_kernels as kernels
+from jaxcxr.models.compute import Compute, rematerialized
 from jaxcxr.models.layers import Identity, conv, group_norm, layer_norm, linear
 
 
@@ -17,11 +22,11 @@ def attention(
     *,
     mask: jax.Array | None = None,
     causal: bool = False,
+    compute: Compute,
 ) -> jax.Array:
-    """Scaled dot-product attention (arXiv 1706.03762), the one place that picks a kernel.
+    """Scaled dot-product attention (arXiv 1706.03762) by the kernel that `attention_kernels.choose` picks.
 
-    Scores and softmax are float32 whatever the inputs' dtype, which is what `upcast_attention` of a
-    diffusers configuration asks for; a kernel that cannot do that may not be picked here.
+    Scores and softmax are float32 whatever the inputs' dtype.
 
     Args:
         query: `(B, Lq, heads, head_dim)`.
@@ -29,15 +34,35 @@ def attention(
         value: `(B, Lk, heads, head_dim)`.
         mask: boolean, broadcastable to `(B, heads, Lq, Lk)`; True where a query may look.
         causal: whether a query sees only the keys up to its own position.
+        compute: the run's properties, which decide the kernel and whether its scores are kept.
 
     Returns:
         `(B, Lq, heads, head_dim)` in the dtype of `query`.
     """
-    return jax.nn.dot_product_attention(query, key, value, mask=mask, is_causal=causal, implementation="xla")
+    kernel = kernels.choose(
+        compute,
+        queries=query.shape[1],
+        keys=key.shape[1],
+        head_dim=query.shape[-1],
+        dtype=query.dtype,
+        masked=causal or mask is not None,
+    )
+    if kernel == "splash":
+        return kernels.splash(query, key, value, interpret=compute.platform == "cpu")
+    if kernel == "cudnn":
+        return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
+    dense: Callable[..., jax.Array] = functools.partial(
+        jax.nn.dot_product_attention, is_causal=causal, implementation="xla"
+    )
+    if compute.remat == "attention":  # the other kernels keep no scores in any case
+        dense = jax.checkpoint(dense)
+    return dense(query, key, value, mask=mask)
 
 
 class Attention(nnx.Module):
     """Multi-head attention from tokens to themselves or to a context."""
+
+    compute = Compute()
 
     def __init__(
         self,
@@ -68,6 +93,7 @@ class Attention(nnx.Module):
             self._split_heads(self.to_q(hidden_states)),
             self._split_heads(self.to_k(context)),
             self._split_heads(self.to_v(context)),
+            compute=self.compute,
         )
         return self.to_out[0](mixed.reshape(*mixed.shape[:-2], -1))
 
@@ -88,6 +114,7 @@ class SelfAttention2D(Attention):
         super().__init__(channels, heads=channels // head_dim, head_dim=head_dim, bias=True, dtype=dtype, rngs=rngs)
         self.group_norm = group_norm(channels, groups, epsilon=epsilon, dtype=dtype, rngs=rngs)
 
+    @rematerialized
     def __call__(self, hidden_states: jax.Array, context: jax.Array | None = None) -> jax.Array:
         """`(B, H, W, C) -> (B, H, W, C)`; `context` is accepted, as by its sibling, and not looked at."""
         batch, _, _, channels = hidden_states.shape
@@ -171,6 +198,8 @@ class Transformer2DModel(nnx.Module):
     same map under a kernel of another shape.
     """
 
+    compute = Compute()
+
     def __init__(
         self,
         channels: int,
@@ -207,6 +236,7 @@ class Transformer2DModel(nnx.Module):
         )
         self.proj_out = projection(inner_dim, channels)
 
+    @rematerialized
     def __call__(self, hidden_states: jax.Array, context: jax.Array) -> jax.Array:
         """`(B, H, W, C)` and `(B, Lc, context_dim)` to `(B, H, W, C)`."""
         batch, height, width, _ = hidden_states.shape

@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 from jaxcxr.errors import UserError
 from jaxcxr.models import initial
 from jaxcxr.models.attention import attention
+from jaxcxr.models.compute import Compute
 from jaxcxr.models.config import BertConfig, layers_kept
 from jaxcxr.models.layers import gelu, layer_norm
 
@@ -55,6 +56,8 @@ class BertEmbeddings(nnx.Module):
 class BertSelfAttention(nnx.Module):
     """Multi-head self-attention before its output projection."""
 
+    compute = Compute()
+
     def __init__(self, config: BertConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.heads, width = config.num_attention_heads, config.hidden_size
         self.query = _linear(config, width, width, dtype, rngs)
@@ -65,7 +68,7 @@ class BertSelfAttention(nnx.Module):
         """`(B, L, hidden_size) -> (B, L, hidden_size)`."""
         split = (*hidden_states.shape[:-1], self.heads, -1)
         query, key, value = (layer(hidden_states).reshape(split) for layer in (self.query, self.key, self.value))
-        return attention(query, key, value, mask=mask).reshape(hidden_states.shape)
+        return attention(query, key, value, mask=mask, compute=self.compute).reshape(hidden_states.shape)
 
 
 class BertOutput(nnx.Module):

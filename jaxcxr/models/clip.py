@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 from jaxcxr.errors import UserError
 from jaxcxr.models import initial
 from jaxcxr.models.attention import attention
+from jaxcxr.models.compute import Compute
 from jaxcxr.models.config import CLIPTextConfig, layers_kept
 from jaxcxr.models.layers import gelu, layer_norm
 
@@ -47,6 +48,8 @@ class CLIPTextEmbeddings(nnx.Module):
 class CLIPAttention(nnx.Module):
     """Causal multi-head self-attention."""
 
+    compute = Compute()
+
     def __init__(self, config: CLIPTextConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.heads = config.num_attention_heads
         width = config.hidden_size
@@ -64,7 +67,8 @@ class CLIPAttention(nnx.Module):
             projection(hidden_states).reshape(batch, length, self.heads, width // self.heads)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
-        return self.out_proj(attention(query, key, value, causal=True).reshape(batch, length, width))
+        mixed = attention(query, key, value, causal=True, compute=self.compute)
+        return self.out_proj(mixed.reshape(batch, length, width))
 
 
 class CLIPMLP(nnx.Module):

@@ -16,6 +16,7 @@ from jax.typing import DTypeLike
 
 from jaxcxr.errors import UserError
 from jaxcxr.models import initial
+from jaxcxr.models.compute import Compute, rematerialized
 
 
 def linear(in_features: int, out_features: int, *, bias: bool = True, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.Linear:
@@ -143,6 +144,8 @@ class ResnetBlock2D(nnx.Module):
     (it scales and shifts after it, arXiv 2102.09672); without `temb_channels` there is no embedding.
     """
 
+    compute = Compute()
+
     def __init__(
         self,
         in_channels: int,
@@ -171,8 +174,13 @@ class ResnetBlock2D(nnx.Module):
             conv(in_channels, out_channels, 1, dtype=dtype, rngs=rngs) if in_channels != out_channels else None
         )
 
-    def __call__(self, hidden_states: jax.Array, temb: jax.Array | None = None) -> jax.Array:
-        """`(B, H, W, in)` and `(B, temb_channels)` to `(B, H, W, out)`."""
+    @rematerialized
+    def __call__(
+        self, hidden_states: jax.Array, temb: jax.Array | None = None, skip: jax.Array | None = None
+    ) -> jax.Array:
+        """`(B, H, W, in)` and `(B, temb_channels)` to `(B, H, W, out)`; the last of `in` may come as `skip`."""
+        if skip is not None:  # joined in here, so that rematerialization need not keep both halves twice
+            hidden_states = jnp.concatenate([hidden_states, skip], axis=-1)
         shortcut = hidden_states if self.conv_shortcut is None else self.conv_shortcut(hidden_states)
         hidden_states = self.conv1(self.norm1(hidden_states, nnx.silu))
         if self.time_emb_proj is None:

@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
@@ -165,7 +164,7 @@ class UpBlock2D(nnx.Module):
     ) -> jax.Array:
         """`(B, H, W, in)` to `(B, 2H, 2W, out)`; takes its skips off the end of `skips`."""
         for index, resnet in enumerate(self.resnets):
-            hidden_states = resnet(jnp.concatenate([hidden_states, skips.pop()], axis=-1), temb)
+            hidden_states = resnet(hidden_states, temb, skips.pop())
             if hasattr(self, "attentions"):
                 hidden_states = self.attentions[index](hidden_states, context)
         if self.upsamplers is not None:

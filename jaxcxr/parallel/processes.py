@@ -1,4 +1,4 @@
-"""The processes of a run: how they find one another, and how one that fails lets the others go."""
+"""The processes of a run: how they find one another, act as one, and let each other go."""
 
 import atexit
 import contextlib

@@ -38,6 +38,8 @@ MAY_CHANGE = frozenset(
         "ema_sharding",
         "ema_memory",
         "accumulation",
+        "attention",
+        "remat",
         "skip_nonfinite",
         "samples",
     ]

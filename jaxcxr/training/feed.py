@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
+from jaxcxr.data import tokens
 from jaxcxr.data.loader import Batches, open_split
 from jaxcxr.data.mixture import Joined, Part, by_rarest_label, weighted
 from jaxcxr.data.moments import Card, Moments, Origin
@@ -28,7 +29,7 @@ def open_batches(
       UserError: a folder is neither prepared nor a source, or of another size, or it has nothing in this split.
     """
     folders = _folders(config)
-    source = Joined([_open(folder, split, config) for folder in folders])
+    source = Joined([_open(folder, split, config, tokenizer) for folder in folders])
     parts: list[Part] = []
     for folder, start, end in zip(folders, source.starts, source.starts[1:], strict=False):
         if config.data.rebalance and split == "train":
@@ -67,9 +68,9 @@ def _folders(config: ConfigDict) -> list[_Folder]:
     return folders
 
 
-def _open(folder: _Folder, split: str, config: ConfigDict) -> Sequence[Any]:
+def _open(folder: _Folder, split: str, config: ConfigDict, tokenizer: Any) -> Sequence[Any]:
     if folder.cache:
-        return Moments(folder.cache, split)
+        return Moments(folder.cache, split, tokens.digest(tokenizer))
     path = Path(folder.path)
     if Summary.read(path) is None and is_source(path):
         print(f"{path}: is read as it is, slowly; jaxcxr prepare makes it fast", file=sys.stderr)
@@ -79,7 +80,7 @@ def _open(folder: _Folder, split: str, config: ConfigDict) -> Sequence[Any]:
 
 def some_images(config: ConfigDict, tokenizer: Any, count: int) -> np.ndarray:
     """The first `count` training images of `config.data.path` in a run's order, uint8 (count, S, S, 1)."""
-    source = _open(_Folder(config.data.path, 1.0, ""), "train", config)
+    source = _open(_Folder(config.data.path, 1.0, ""), "train", config, tokenizer)
     return Batches(source, tokenizer=tokenizer, seed=config.seed, batch_size=count).batch(0)["image"]
 
 

@@ -1,6 +1,8 @@
 """What a run starts from: the pipeline that its config describes, and its first weights."""
 
 import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -35,40 +37,60 @@ def make_model(config: ConfigDict, key: jax.Array) -> tuple[StableDiffusion, dic
       UserError: a network that the objective needs is neither described nor in the base, the description is
         not one of a network, or the base cannot be read.
     """
-    model, dtype = config.model, compute_dtype(config)
+    described, inherited = parts(config)
+    base = _read_bases(config.model, inherited, compute_dtype(config))
+    pipeline = assemble(config, base.files, lambda: tokenizer_folder(config))
+    fresh = initialize(StableDiffusion({name: pipeline.networks[name] for name in described}, {}), key)
+    return pipeline, fresh | base.parameters()
+
+
+def parts(config: ConfigDict) -> tuple[dict[str, dict[str, Any]], tuple[str, ...]]:
+    """The architectures of the networks that `config.model` describes, and the names of those that it inherits."""
     needed = ("vae",) if config.objective.name == "autoencoder" else tuple(NETWORKS)
-    described = {name: model[name].to_dict() for name in needed if model[name]}
-    inherited = tuple(name for name in needed if name not in described)
-    base = _read_bases(model, inherited, dtype)
+    described = {name: config.model[name].to_dict() for name in needed if config.model[name]}
+    return described, tuple(name for name in needed if name not in described)
+
+
+def assemble(config: ConfigDict, base: Mapping[str, bytes], tokenizer: Callable[[], Path]) -> StableDiffusion:
+    """The pipeline of a run, its parameters as shapes.
+
+    Args:
+      config: describes some of the networks.
+      base: the files of a checkpoint, which has the others.
+      tokenizer: gives the folder of the tokenizer for a new text encoder.
+
+    Raises:
+      UserError: as `make_model`.
+    """
+    model, (described, inherited) = config.model, parts(config)
     for name in inherited:
-        if name not in base.networks:
+        if f"{name}/config.json" not in base:
             raise UserError(
                 f"config.model.{name}: describe it, or set config.model.base to a checkpoint with {name}/"
                 f" (it is {model.base!r})"
             )
     files = {
         name: data
-        for name, data in base.files.items()
+        for name, data in base.items()
         if name.split("/")[0] in inherited or (name.startswith("scheduler/") and not model.scheduler)
     }
     if config.objective.name == "diffusion":
         if model.scheduler:
             files[SCHEDULER_CONFIG] = _scheduler_config(model.scheduler.to_dict())
         if "text_encoder" in described:
-            folder = tokenizer_folder(config)
+            folder = tokenizer()
             described["text_encoder"] |= _vocabulary(tokens.load(folder))
             found = [file for file in sorted(folder.iterdir()) if file.name in tokens.FILES]
             files |= {f"tokenizer/{file.name}": file.read_bytes() for file in found}
         else:
-            files |= {name: data for name, data in base.files.items() if name.startswith("tokenizer/")}
+            files |= {name: data for name, data in base.items() if name.startswith("tokenizer/")}
     files |= {f"{name}/config.json": network_config(name, text) for name, text in described.items()}
     files["model_index.json"] = model_index(files)
 
-    pipeline = from_files(files, dtype)
+    pipeline = from_files(files, compute_dtype(config))
     if config.objective.name == "diffusion":
         _check_fit(pipeline)
-    fresh = initialize(StableDiffusion({name: pipeline.networks[name] for name in described}, {}), key)
-    return pipeline, fresh | base.parameters()
+    return pipeline
 
 
 def _read_bases(model: ConfigDict, inherited: tuple[str, ...], dtype: Any) -> StableDiffusion:

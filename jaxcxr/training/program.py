@@ -1,6 +1,7 @@
 """What a run computes: its train step on a mesh, compiled where it runs or planned for hardware that is elsewhere."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -9,6 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from jaxcxr.data import tokens
+from jaxcxr.data.moments import Card
 from jaxcxr.errors import UserError
 from jaxcxr.interop.pipeline import StableDiffusion
 from jaxcxr.parallel import mesh as meshes
@@ -43,7 +45,9 @@ def make_program(config: ConfigDict, pipeline: StableDiffusion, mesh: Mesh) -> P
       UserError: a value of the config is unknown or does not fit the mesh.
     """
     meshes.check_batch(config.batch_size, config.accumulation, mesh)
-    loss, tx = make_loss(pipeline, config), make_optimizer(config.optimizer, config.steps)
+    platform = mesh.devices.flat[0].platform
+    pipeline = pipeline.specialized(attention=config.attention, remat=config.remat, platform=platform)
+    loss, tx = _on_mesh(make_loss(pipeline, config), mesh), make_optimizer(config.optimizer, config.steps)
     learns = rules.select(pipeline.parameters(), config.trainable)
     shapes = jax.eval_shape(lambda p: init_state(p, learns, tx), pipeline.parameters())
     shardings = rules.shard_state(shapes, config.sharding, config.ema_sharding, config.ema_memory, mesh)
@@ -53,12 +57,12 @@ def make_program(config: ConfigDict, pipeline: StableDiffusion, mesh: Mesh) -> P
     step = make_step(loss, tx, learns, config.ema_decay, config.seed, config.accumulation, skip)
     on_device = jax.tree.map(lambda sharding: sharding.with_memory_kind("device"), shardings["ema"])
 
-    def step_from_memory(state, batch):
+    def step_from_host(state, batch):
         return step({**state, "ema": jax.device_put(state["ema"], on_device)}, batch)
 
     return Program(
         step=jax.jit(
-            step_from_memory if config.ema_memory == "host" else step,
+            step_from_host if config.ema_memory == "host" else step,
             in_shardings=(shardings, meshes.batch_sharding(mesh)),
             out_shardings=(shardings, meshes.replicated(mesh)),
             donate_argnums=0,
@@ -70,12 +74,33 @@ def make_program(config: ConfigDict, pipeline: StableDiffusion, mesh: Mesh) -> P
     )
 
 
+def _on_mesh(loss: Loss, mesh: Mesh) -> Loss:
+    """The loss where kernels of attention that do not partition themselves find the mesh."""
+
+    def on_mesh(parameters, batch, keys):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return loss(parameters, batch, keys)
+
+    return on_mesh
+
+
 def batch_shapes(config: ConfigDict, pipeline: StableDiffusion, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    """A global batch of images and prompts, as shapes."""
-    sharding, side = meshes.batch_sharding(mesh), config.data.size
-    image = jax.ShapeDtypeStruct((config.batch_size, side, side, 1), jnp.uint8, sharding=sharding)
+    """A global batch as shapes: of images and prompts, or of what stands for them in `config.data.cache`.
+
+    A cache that is not here is taken to be in bfloat16, with the text encoder's states where that does not learn.
+    """
+    sharding, side, rows = meshes.batch_sharding(mesh), config.data.size, config.batch_size
     length = tokens.length(pipeline.tokenizer)
-    return {
-        "image": image,
-        "input_ids": jax.ShapeDtypeStruct((config.batch_size, length), jnp.int32, sharding=sharding),
-    }
+    batch = {"image": ((rows, side, side, 1), jnp.uint8), "input_ids": ((rows, length), jnp.int32)}
+    if config.data.cache:
+        vae, text = pipeline.vae.config, pipeline.text_encoder.config
+        latent = side // 2 ** (len(vae.block_out_channels) - 1)
+        card = Card.read(Path(config.data.cache))
+        dtype = jnp.dtype(card.dtype if card else "bfloat16")
+        del batch["image"]
+        batch["moments"] = ((rows, latent, latent, 2 * vae.latent_channels), dtype)
+        learns = rules.select(pipeline.parameters(), config.trainable)
+        if card.origin.text if card else not any(name.startswith("text_encoder.") for name in learns):
+            del batch["input_ids"]
+            batch["states"] = ((rows, length, text.hidden_size), dtype)
+    return {name: jax.ShapeDtypeStruct(*leaf, sharding=sharding) for name, leaf in batch.items()}

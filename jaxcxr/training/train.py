@@ -17,6 +17,7 @@ from jaxcxr.interop.orbax import MODEL, latest_step
 from jaxcxr.interop.pipeline import from_files
 from jaxcxr.parallel import mesh as meshes
 from jaxcxr.parallel.processes import on_first
+from jaxcxr.training import flops
 from jaxcxr.training.checkpoint import Checkpoints, claim, opened
 from jaxcxr.training.feed import check_cache, open_batches, some_images, tokenizer_folder
 from jaxcxr.training.judge import Judge
@@ -24,6 +25,7 @@ from jaxcxr.training.metrics import Metrics
 from jaxcxr.training.model import compute_dtype, make_model, with_scaling_factor
 from jaxcxr.training.objectives import measure_scaling_factor
 from jaxcxr.training.program import make_program
+from jaxcxr.training.speed import Speed
 from jaxcxr.training.step import averaged
 from jaxcxr.training.stopping import Stopped, Stopping
 from jaxcxr.training.watch import Watch
@@ -50,6 +52,7 @@ def train(config: ConfigDict, workdir: Path, stop_at: int | None = None) -> None
 
 
 def _train(config: ConfigDict, workdir: Path, stop_at: int | None, stopping: Stopping) -> None:
+    began = time.perf_counter()
     # --- Devices and data -------------------------------------------------------------------------------
     mesh = meshes.make_mesh(config.mesh)
     meshes.check_batch(config.batch_size, config.accumulation, mesh)
@@ -92,14 +95,19 @@ def _train(config: ConfigDict, workdir: Path, stop_at: int | None, stopping: Sto
     metrics = Metrics(workdir, start)
     watch = Watch(config.skip_nonfinite, lambda step: open_batches(config, "train", tokenizer).ids(step - 1))
     bar = tqdm(total=config.steps, initial=start, desc=f"train {workdir.name}", unit="step", disable=quiet)
-    since, since_step, waited = time.perf_counter(), start, 0.0
+    speed = Speed(
+        began,
+        config.batch_size,
+        config.dtype,
+        lambda: flops.of_step(config, pipeline, program.learns, batches.batch(start)),
+    )
     stream = batches.iterate(start)
     stopping.started()
     with checkpoints:
         for step in range(start + 1, stop_at + 1):
-            asked = time.perf_counter()
-            batch = meshes.to_global(next(stream), mesh, config.batch_size)
-            waited += time.perf_counter() - asked
+            with speed.waiting():
+                own_rows = next(stream)
+            batch = meshes.to_global(own_rows, mesh, config.batch_size)
             if step == start + 1:  # which is compiled now
                 done = stopping.unless_asked(program.step, state, batch)
                 if done is None:
@@ -108,15 +116,13 @@ def _train(config: ConfigDict, workdir: Path, stop_at: int | None, stopping: Sto
             else:
                 state, values = program.step(state, batch)
             watch.see(step, values)
+            speed.stepped(values)
             bar.update()
 
             if _due(step, config.log_every, config.steps):
-                jax.block_until_ready(values)
-                seconds = time.perf_counter() - since
-                rate = (step - since_step) * config.batch_size / seconds
-                metrics.write(step, {**values, "images_per_second": rate, "data_wait": waited / seconds})
-                bar.set_postfix_str(f"loss {float(values['loss']):.4f}, {rate:.1f} img/s")
-                since, since_step, waited = time.perf_counter(), step, 0.0
+                speeds = speed.report()
+                written = metrics.write(step, {**values, **speeds})
+                bar.set_postfix_str(_said(written, speeds))
             if judge and _due(step, config.eval_every, config.steps):
                 watch.catch_up()
                 metrics.write(step, stopping.unless_asked(judge.validate, averaged(state)) or {})
@@ -130,7 +136,7 @@ def _train(config: ConfigDict, workdir: Path, stop_at: int | None, stopping: Sto
                 metrics.flush()  # what a state has done is written before it is kept, and never again after it
                 checkpoints.save(state)
             if any(_due(step, config[f"{what}_every"], config.steps) for what in ("eval", "sample", "checkpoint")):
-                since, since_step, waited = time.perf_counter(), step, 0.0  # none of it is the step's time
+                speed.restart()  # none of it is the step's time
             if last:
                 break
     bar.close()
@@ -143,6 +149,12 @@ def _frozen(workdir: Path) -> dict[str, np.ndarray]:
     """The parameters of the networks that a cache may stand in for, of a run that has a checkpoint, on the host."""
     found = interop.read(workdir, only=("vae", "text_encoder"), ema=False)
     return {name: tensor.read() for name, tensor in found.tensors.items()}
+
+
+def _said(written: Mapping[str, float], speeds: Mapping[str, float]) -> str:
+    """What the bar says: the loss that was written last, and the speed."""
+    said = [f"loss {written['loss']:.4f}"] if "loss" in written else []
+    return ", ".join(said + [f"{value:.1f} img/s" for name, value in speeds.items() if name == "images_per_second"])
 
 
 def _due(step: int, every: int, last: int) -> bool:

@@ -86,7 +86,7 @@ def follow(devices, strategy, **changes):
     program = make_program(config, pipeline, mesh)
     if strategy != "replicated" and max(devices[1:]) > 1:
         split = [n for n, p in program.state["opt_state"][1][0].mu.items() if not p.sharding.is_fully_replicated]
-        assert len(split) > 20, (strategy, devices, split)
+        assert len(split) > 8, (strategy, devices, split)
     with jax.set_mesh(mesh):
         state = program.init(parameters)
         for _ in range(2):
@@ -108,16 +108,17 @@ for devices, strategy, changes in test_parallel.CASES:
 print("same everywhere")
 """
 
+ONE_LEVEL = {
+    "block_out_channels": [32],
+    "down_block_types": ["CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D"],
+}
 CASES = [
     ((2, 1, 1), "replicated", {}),
     ((1, 4, 1), "fsdp", {}),
-    ((1, 1, 2), "fsdp+tensor", {}),
-    ((8, 1, 1), "replicated", {}),
-    ((2, 4, 1), "fsdp", {"accumulation": 1}),
     ((2, 2, 2), "fsdp+tensor", {}),
     ((2, 4, 1), "replicated", {"ema_sharding": "fsdp", "ema_memory": "host"}),
-    ((1, 1, 1), "replicated", {"accumulation": 4}),
-    ((2, 1, 2), "fsdp+tensor", {"accumulation": 2}),
+    ((1, 1, 2), "fsdp+tensor", {"accumulation": 4}),
 ]
 
 
@@ -126,10 +127,10 @@ def config(**changes):
     config = configs.load(Path(__file__).parents[2] / "configs" / "base.py")
     with config.unlocked():
         config.model.vae = ConfigDict(pipelines.VAE)
-        config.model.unet = ConfigDict(pipelines.UNET)
-        config.model.text_encoder = ConfigDict(pipelines.TEXT)
+        config.model.unet = ConfigDict({**pipelines.UNET, **ONE_LEVEL})
+        config.model.text_encoder = ConfigDict({**pipelines.TEXT, "num_hidden_layers": 1})
         config.model.scheduler = ConfigDict(pipelines.SCHEDULER)
-    config.trainable = r"unet\..*|text_encoder\..*"
+    config.trainable = r"unet\.(conv_in|mid_block|conv_out)\..*"  # some, since each takes time to compile
     config.data.path, config.data.size, config.batch_size = str(runs.data()), runs.SIZE, 8
     # Adam's first updates are of the gradient's sign, which rounding turns where it is next to nothing.
     config.optimizer.eps, config.optimizer.learning_rate, config.optimizer.warmup_steps = 1e-3, 1e-3, 0

@@ -11,8 +11,8 @@ import pytest
 
 from jaxcxr import interop
 from jaxcxr.cache import cache
-from jaxcxr.data import moments
-from jaxcxr.data.loader import open_split
+from jaxcxr.data import moments, tokens
+from jaxcxr.data.loader import Batches, open_split
 from jaxcxr.data.moments import Card, Moments
 from jaxcxr.errors import UserError
 from jaxcxr.models.vae import split_moments
@@ -61,10 +61,28 @@ def test_it_holds_the_moments_of_every_record_in_order(base, made):
         record, found = prepared[place], cached[place]
         assert found["id"] == record["id"].decode()
         assert found["prompts"] == [prompt.decode() for prompt in record["prompts"]]
+        assert "input_ids" not in found
         expected = vae.encode(normalize(images.decode_png(record["image"])[None], 1))
         np.testing.assert_allclose(
             found["moments"], np.concatenate(split_moments(expected), -1)[0], rtol=1e-4, atol=1e-5
         )
+
+
+def test_ids_are_kept_for_the_tokenizer_they_are_of(made):
+    tokenizer = tokens.load(runs.data() / "tokenizer")
+    assert Card.read(made).tokenizer == tokens.digest(tokenizer)
+    cached = Moments(made, "train", tokens.digest(tokenizer))
+    for place in (0, 20):
+        record = cached[place]
+        expected = tokens.encode(tokenizer, record["prompts"], 77)
+        assert len(record["input_ids"]) == len(record["prompts"])
+        np.testing.assert_array_equal(np.stack(record["input_ids"]), expected)
+    with_ids = Batches(cached, tokenizer=tokenizer, seed=0, batch_size=8).batch(3)
+    encoded = Batches(Moments(made, "train", "another"), tokenizer=tokenizer, seed=0, batch_size=8).batch(3)
+    np.testing.assert_array_equal(with_ids["input_ids"], encoded["input_ids"])
+    assert with_ids["input_ids"].dtype == encoded["input_ids"].dtype == np.int32
+    tokenizer.model_max_length = 60
+    assert tokens.digest(tokenizer) != Card.read(made).tokenizer
 
 
 def test_training_on_it_is_training_on_images(base, made, tmp_path):

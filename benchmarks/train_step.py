@@ -1,0 +1,203 @@
+"""Our train step against the step of diffusers' PyTorch training script, in one run on this machine.
+
+    python benchmarks/train_step.py                                    a small U-Net, on whatever is here
+    python benchmarks/train_step.py --model sd-1.5 --batch 32 --dtype bfloat16 --compile    on a GPU
+
+Both learn the same U-Net from moments and text states that lie on the device: draw latents, noise and timesteps, MSE,
+gradients, clipping, AdamW, moving average. Each round times ours and theirs one after the other, so that the ratio
+holds when the machine's speed drifts. Writes benchmarks/results/train-step-DATE.json.
+"""
+
+import argparse
+import datetime
+import json
+import platform
+import resource
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT / "configs"), str(ROOT)]
+
+import base  # noqa: E402
+
+from jaxcxr.interop.pipeline import StableDiffusion, from_files, network_config  # noqa: E402
+from jaxcxr.parallel import mesh as meshes  # noqa: E402
+from jaxcxr.training import flops  # noqa: E402
+from jaxcxr.training.program import make_program  # noqa: E402
+
+STEPS, ROUNDS = 3, 5
+SMALL = {
+    "sample_size": 16,
+    "in_channels": 4,
+    "out_channels": 4,
+    "block_out_channels": [64, 128, 256],
+    "layers_per_block": 1,
+    "cross_attention_dim": 128,
+    "attention_head_dim": 4,
+    "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
+}
+PEAK_BF16 = {"NVIDIA H100": 989e12, "NVIDIA H200": 989e12, "NVIDIA A100": 312e12}  # FLOP/s, dense
+
+
+def networks(model: str) -> StableDiffusion:
+    """A pipeline of shapes: the U-Net to compare, and the smallest that will do beside it."""
+    from tests import pipelines
+
+    if model == "small":
+        unet = SMALL
+    else:
+        from jaxcxr.interop import published
+
+        unet = json.loads(published.files(model)["unet/config.json"])
+    text = pipelines.TEXT | {"hidden_size": unet["cross_attention_dim"], "num_attention_heads": 4}
+    text |= {"vocab_size": 600, "max_position_embeddings": 77, "bos_token_id": 598, "eos_token_id": 599}
+    described = {"unet": unet, "vae": pipelines.VAE, "text_encoder": text}
+    files = {f"{name}/config.json": network_config(name, config) for name, config in described.items()}
+    files["scheduler/scheduler_config.json"] = json.dumps(pipelines.SCHEDULER).encode()
+    return files
+
+
+def ours(config: ConfigDict, pipeline: StableDiffusion, batch: dict[str, np.ndarray]) -> tuple[Any, dict[str, Any]]:
+    """A function that makes `STEPS` steps, and what its compiling told."""
+    from jaxcxr.interop.pipeline import initialize
+
+    mesh = meshes.make_mesh(config.mesh, jax.devices()[:1])
+    program = make_program(config, pipeline, mesh)
+    with jax.set_mesh(mesh):
+        state = program.init(initialize(pipeline, jax.random.key(0)))
+        on_device = meshes.to_global(batch, mesh, config.batch_size)
+        started = time.perf_counter()
+        compiled = program.step.lower(state, on_device).compile()
+        seconds = time.perf_counter() - started
+
+    def run() -> None:
+        nonlocal state
+        for _ in range(STEPS):
+            state, metrics = compiled(state, on_device)
+        jax.block_until_ready(metrics)
+
+    memory = compiled.memory_analysis()
+    one = {name: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype) for name, x in batch.items()}
+    return run, {
+        "compile_s": round(seconds, 1),
+        "planned_peak_gb": round((memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 1e9, 2),
+        "tflop_per_image": flops.of_training(program.loss, pipeline.parameters(), program.learns, one) / 1e12,
+    }
+
+
+def theirs(config: ConfigDict, unet: dict[str, Any], batch: dict[str, np.ndarray], compiled: bool) -> Any:
+    """The same steps as diffusers' train_text_to_image.py makes them, with its EMAModel."""
+    import diffusers
+    import torch
+    from diffusers.training_utils import EMAModel
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    network = diffusers.UNet2DConditionModel(**{k: v for k, v in unet.items() if not k.startswith("_")}).to(device)
+    ema = EMAModel(network.parameters(), decay=config.ema_decay)
+    ema.to(device)
+    step_network = torch.compile(network) if compiled else network
+    schedule = diffusers.DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, weight_decay=0.01, fused=device == "cuda")
+    moments = torch.from_numpy(batch["moments"].astype(np.float32)).permute(0, 3, 1, 2).to(device)
+    states = torch.from_numpy(batch["states"].astype(np.float32)).to(device)
+    low = config.dtype == "bfloat16"
+
+    def run() -> None:
+        for _ in range(STEPS):
+            mean, logvar = moments.chunk(2, dim=1)
+            latents = (mean + (0.5 * logvar).exp() * torch.randn_like(mean)) * 0.18215
+            noise = torch.randn_like(latents)
+            timesteps = torch.randint(0, 1000, (len(latents),), device=device)
+            with torch.autocast(device, torch.bfloat16, enabled=low):
+                found = step_network(schedule.add_noise(latents, noise, timesteps), timesteps, states).sample
+            torch.nn.functional.mse_loss(found.float(), noise).backward()
+            torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            ema.step(network.parameters())
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    return run
+
+
+def seconds(run: Any) -> float:
+    started = time.perf_counter()
+    run()
+    return (time.perf_counter() - started) / STEPS
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="small", help="small, sd-1.5 or sd-2.1")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--compile", action="store_true", help="torch.compile theirs")
+    parser.add_argument("--remat", default="none")
+    args = parser.parse_args()
+
+    config = base.get_config()
+    config.batch_size, config.dtype, config.remat = args.batch, args.dtype, args.remat
+    config.objective.caption_dropout = 0.0
+    files = networks(args.model)
+    unet = json.loads(files["unet/config.json"])
+    from jaxcxr.data import tokens
+
+    folder = ROOT / "runs" / "bench-tokenizer"
+    tokens.train(["the lungs are clear"], 600, folder)
+    files |= {f"tokenizer/{file.name}": file.read_bytes() for file in folder.iterdir()}
+    pipeline = from_files(files, jnp.dtype(args.dtype))
+    rng, side = np.random.default_rng(0), unet["sample_size"]
+    batch = {
+        "moments": rng.standard_normal((args.batch, side, side, 8), np.float32).astype(args.dtype),
+        "states": rng.standard_normal((args.batch, 77, unet["cross_attention_dim"]), np.float32).astype(args.dtype),
+    }
+    run_ours, told = ours(config, pipeline, batch)
+    run_theirs = theirs(config, unet, batch, args.compile)
+    seconds(run_ours), seconds(run_theirs)
+    rounds = [(seconds(run_ours), seconds(run_theirs)) for _ in range(ROUNDS)]
+    step, other = (statistics.median(column) for column in zip(*rounds, strict=True))
+    device = jax.devices()[0].device_kind
+    peak = next((value for name, value in PEAK_BF16.items() if device.startswith(name)), None)
+    result = {
+        "model": args.model,
+        "batch": args.batch,
+        "dtype": args.dtype,
+        "jaxcxr_images_per_s": round(args.batch / step, 2),
+        "diffusers_images_per_s": round(args.batch / other, 2),
+        "torch_compile": args.compile,
+        "speedup": round(statistics.median(b / a for a, b in rounds), 2),
+        "speedup_range": [round(f(b / a for a, b in rounds), 2) for f in (min, max)],
+        "mfu": round(told["tflop_per_image"] * 1e12 * args.batch / step / peak, 3) if peak else None,
+        **told,
+        "host_peak_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 2),
+    }
+    import diffusers
+    import torch
+
+    about = {
+        "machine": f"{platform.machine()}, {jax.device_count()} {device}",
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
+    }
+    out = ROOT / "benchmarks" / "results" / f"train-step-{datetime.date.today().isoformat()}.json"
+    earlier = json.loads(out.read_text())["results"] if out.is_file() else []
+    said = {"what": (__doc__ or "").split("\n")[0], **about, "results": [*earlier, result]}
+    out.write_text(json.dumps(said, indent=2) + "\n")
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()

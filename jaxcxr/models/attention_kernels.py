@@ -1,0 +1,143 @@
+"""The kernels of attention, and which of them serves.
+
+All take `(B, L, heads, head_dim)`. Each forms the scores of bfloat16 inputs in float32, where the product of two
+bfloat16 numbers is exact, and takes their softmax in float32: what `upcast_attention` of a diffusers configuration
+asks for. None is picked that does otherwise.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from jaxcxr.models.compute import GPU, Compute
+
+LONG = 1024
+"""Tokens from which on, under "auto", self-attention on a TPU is worth splash."""
+
+_LANES = 128  # of a TPU's vector registers: splash takes lengths in multiples of it
+_BATCH_AXES = ("data", "fsdp")
+_HEADS_AXIS = "tensor"
+
+
+def choose(compute: Compute, *, queries: int, keys: int, head_dim: int, dtype: DTypeLike, masked: bool = False) -> str:
+    """The kernel for one attention: "xla", "cudnn" or "splash".
+
+    | `compute.attention` | cuDNN | splash |
+    |---|---|---|
+    | auto | GPU, half precision, no mask, head_dim ≤ 128, even lengths | TPU, bfloat16, no mask, to itself, ≥ 1024 |
+    | cudnn | as under auto | never |
+    | splash | never | no mask |
+    | xla | never | never |
+
+    What is left is XLA's: on GPUs also the look at 77 tokens of text, since JAX takes no odd length for cuDNN's
+    gradient.
+
+    Args:
+        compute: the run's properties.
+        queries: tokens that look.
+        keys: tokens that are looked at.
+        head_dim: the width of a head.
+        dtype: of queries, keys and values.
+        masked: whether not every query sees every key.
+    """
+    if masked or compute.attention == "xla":
+        return "xla"
+    whole = head_dim % 8 == 0
+    if compute.attention in ("auto", "cudnn") and compute.platform in GPU:
+        fits = head_dim <= 128 and whole and queries % 2 == keys % 2 == 0
+        return "cudnn" if dtype in (jnp.bfloat16, jnp.float16) and fits else "xla"
+    if compute.attention == "splash":
+        return "splash"
+    long = queries == keys >= LONG and dtype == jnp.bfloat16 and whole
+    return "splash" if compute.platform == "tpu" and long else "xla"
+
+
+def splash(query: jax.Array, key: jax.Array, value: jax.Array, *, interpret: bool = False) -> jax.Array:
+    """Unmasked attention by the TPU kernel, which keeps no scores, forward or backward.
+
+    The kernel does not partition itself. Under a mesh (`jax.set_mesh`) every device takes its share of the batch,
+    split over `data` and `fsdp`, and of the heads, split over `tensor`; what an axis does not divide is not split.
+
+    Args:
+        query: `(B, Lq, heads, head_dim)`, scaled here, in its own dtype: for head dims that are no power of
+            four that rounds it once more than the other kernels do.
+        key: `(B, Lk, heads, head_dim)`.
+        value: `(B, Lk, heads, head_dim)`.
+        interpret: run it step by step on a CPU, for tests.
+
+    Returns:
+        `(B, Lq, heads, head_dim)` in the dtype of `query`.
+    """
+
+    def local(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+        return _splash_on_one_device(query, key, value, interpret)
+
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.auto_axes:
+        return local(query, key, value)
+    sizes = {axis: mesh.shape[axis] for axis in mesh.auto_axes}
+    spec = _shares(query.shape[0], query.shape[2], sizes)
+    return jax.shard_map(local, in_specs=(spec, spec, spec), out_specs=spec, axis_names=set(sizes), check_vma=False)(
+        query, key, value
+    )
+
+
+def _shares(batch: int, heads: int, sizes: dict[str, int]) -> jax.P:
+    """How `(batch, L, heads, head_dim)` is split over mesh axes of these sizes."""
+    split: list[str] = []
+    for axis in _BATCH_AXES:
+        share = sizes.get(axis, 1)
+        if share > 1 and batch % share == 0:
+            split.append(axis)
+            batch //= share
+    tensor = sizes.get(_HEADS_AXIS, 1)
+    return jax.P(tuple(split) or None, None, _HEADS_AXIS if tensor > 1 and heads % tensor == 0 else None, None)
+
+
+def _splash_on_one_device(query: jax.Array, key: jax.Array, value: jax.Array, interpret: bool) -> jax.Array:
+    from jax.experimental.pallas.ops.tpu import splash_attention as library
+
+    queries, keys, heads = query.shape[1], key.shape[1], query.shape[2]
+    scaled = (query.astype(jnp.float32) * query.shape[-1] ** -0.5).astype(query.dtype)
+    query, key, value = (_heads_first(tokens) for tokens in (scaled, key, value))
+    seen = library.FullMask((query.shape[2], key.shape[2]))
+    kernel = library.make_splash_mha(
+        mask=library.MultiHeadMask([seen] * heads),
+        block_sizes=_blocks(query.shape[2], key.shape[2]),
+        head_shards=1,
+        q_seq_shards=1,
+        interpret=interpret,
+    )
+    segments = None
+    if key.shape[2] > keys:  # queries see the keys of their own segment: the padding is in none
+        segments = library.SegmentIds(
+            q=jnp.ones(query.shape[2], jnp.int32), kv=(jnp.arange(key.shape[2]) < keys).astype(jnp.int32)
+        )
+    mixed = jax.vmap(kernel, in_axes=(0, 0, 0, None))(query, key, value, segments)
+    return mixed[:, :, :queries].swapaxes(1, 2)
+
+
+def _heads_first(tokens: jax.Array) -> jax.Array:
+    """`(B, L, heads, head_dim)` to `(B, heads, L', head_dim)`, L' the next multiple of the lanes."""
+    return jnp.pad(tokens.swapaxes(1, 2), ((0, 0), (0, 0), (0, -tokens.shape[1] % _LANES), (0, 0)))
+
+
+def _blocks(queries: int, keys: int):
+    """The kernel's tiles: as large as divides the lengths, up to 512, whose scores take 1 MiB of on-chip memory."""
+    from jax.experimental.pallas.ops.tpu import splash_attention as library
+
+    block_q, block_kv = (
+        next(size for size in (512, 384, 256, _LANES) if length % size == 0) for length in (queries, keys)
+    )
+    return library.BlockSizes(
+        block_q=block_q,
+        block_kv=block_kv,
+        block_kv_compute=block_kv,
+        block_q_dkv=block_q,
+        block_kv_dkv=block_kv,
+        block_kv_dkv_compute=block_kv,
+        block_q_dq=block_q,
+        block_kv_dq=block_kv,
+    )

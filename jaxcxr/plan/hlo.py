@@ -1,0 +1,181 @@
+"""What a compiled program sends between chips, read from its HLO text."""
+
+import collections
+import dataclasses
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+
+_BYTES = {"pred": 1, "bf16": 2, "f16": 2, "f32": 4, "f64": 8, "c64": 8, "c128": 16}
+_SHAPE = re.compile(r"(pred|bf16|[sufc]\d+)(?:e\dm\d\w*)?\[([\d,]*)\]")
+_COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
+_OPERATION = re.compile(rf" = (.+?) ({'|'.join(KINDS)})(-start)?\(")
+_MEGASCALE = re.compile(r'^\s*(?:ROOT )?%\S+ = (.+?) send\(.*_xla_megascale_transfer_type="(\w+)"')
+_CALLED = re.compile(
+    r"(body|calls|to_apply|true_computation|false_computation|branch_computations)=\{?([^,}]+(?:, %[^,}]+)*)"
+)
+_WHILE = re.compile(r" while\(.*?condition=%?([\w.\-]+), body=%?([\w.\-]+)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """One collective operation of the program.
+
+    Attributes:
+      kind: of `KINDS`.
+      bytes: of the whole value on each chip: what is reduced, or what has been gathered.
+      group: chips that take part together.
+      across: whether they are of several slices or nodes.
+      times: how often a step runs it.
+    """
+
+    kind: str
+    bytes: int
+    group: int
+    across: bool
+    times: int
+
+    @property
+    def sent(self) -> float:
+        """Bytes that a chip sends in a step if the group is a ring (arXiv 1802.05799), the least there is."""
+        rounds = {"all-reduce": 2, "collective-permute": self.group / max(1, self.group - 1)}.get(self.kind, 1)
+        return self.times * self.bytes * rounds * (self.group - 1) / max(1, self.group)
+
+
+def collectives(text: str, node_of: Sequence[int]) -> list[Collective]:
+    """The collectives of a compiled program.
+
+    Args:
+      text: `jax.stages.Compiled.as_text()`.
+      node_of: for every device in the mesh's order, the slice or node that it belongs to.
+    """
+    computations = _computations(text)
+    times = _times(computations)
+    return [
+        dataclasses.replace(found, times=times[name])
+        for name, lines in computations.items()
+        for line in lines
+        if times[name] and (found := _collective(line, name, node_of)) is not None
+    ]
+
+
+def by_kind(found: Sequence[Collective]) -> dict[str, dict[str, float]]:
+    """Per kind, of one step and chip: `count`, `bytes` of the values, and `sent` within and `sent_across` slices."""
+    table: dict[str, dict[str, float]] = {}
+    for one in found:
+        row = table.setdefault(one.kind, {"count": 0, "bytes": 0, "sent": 0.0, "sent_across": 0.0})
+        row["count"] += one.times
+        row["bytes"] += one.times * one.bytes
+        row["sent_across" if one.across else "sent"] += one.sent
+    return {kind: table[kind] for kind in KINDS if kind in table}
+
+
+def _computations(text: str) -> dict[str, list[str]]:
+    """The lines of every computation, by name; the entry's is the empty name."""
+    found: dict[str, list[str]] = {}
+    lines: list[str] = []
+    for line in text.splitlines():
+        if match := _COMPUTATION.match(line):
+            lines = found.setdefault("" if line.startswith("ENTRY") else match[1], [])
+        else:
+            lines.append(line)
+    return found
+
+
+def _times(computations: Mapping[str, Sequence[str]]) -> collections.Counter[str]:
+    """How often each computation runs in a step."""
+    times: collections.Counter[str] = collections.Counter()
+
+    def visit(name: str, often: int) -> None:
+        times[name] += often
+        for line in computations.get(name, ()):
+            for called, trips in _calls(line, computations):
+                if called in computations:
+                    visit(called, often * trips)
+
+    visit("", 1)
+    return times
+
+
+def _calls(line: str, computations: Mapping[str, Sequence[str]]) -> Iterator[tuple[str, int]]:
+    if match := _WHILE.search(line):
+        yield match[2], _trips(line, computations.get(match[1], ()))
+        return
+    for _, names in _CALLED.findall(line):
+        for name in names.split(","):
+            yield name.strip().removeprefix("%"), 1
+
+
+def _trips(line: str, condition: Sequence[str]) -> int:
+    """How often a loop runs: as the compiler says, or else the constant that its counter is compared with."""
+    if match := re.search(r'known_trip_count":\{"n":"(\d+)"', line):
+        return int(match[1])
+    constants = [int(number) for found in condition for number in re.findall(r"s32\[\]\S* constant\((\d+)\)", found)]
+    return max(constants, default=1)
+
+
+def _collective(line: str, computation: str, node_of: Sequence[int]) -> Collective | None:
+    if match := _MEGASCALE.match(line):
+        # libtpu moves between slices by hand: the hosts send and receive, whatever the operation.
+        kind = match[2].lower().replace("_", "-")
+        return Collective(kind if kind in KINDS else "collective-permute", _size(match[1]), len(set(node_of)), True, 1)
+    match = _OPERATION.search(line)
+    if match is None:
+        return None
+    shape, kind, start = match[1], match[2], match[3]
+    group, across = _group(line, node_of)
+    if group < 2:
+        return None
+    if start and shape.startswith("(") and kind != "all-reduce":
+        size = _size(shape, last=True)  # (operands, results, …)
+    else:
+        size = _size(shape)
+    if kind == "reduce-scatter":
+        size *= group
+    if kind == "all-reduce" and "all-reduce-scatter" in computation:  # libtpu's fusion of it with a slice of the result
+        kind = "reduce-scatter"
+    return Collective(kind, size, group, across, 1)
+
+
+def _size(shape: str, last: bool = False) -> int:
+    """Bytes of an array or a tuple of arrays; of the largest alone for `last`, as results of a gather are."""
+    sizes = []
+    for dtype, dimensions in _SHAPE.findall(shape):
+        width = _BYTES.get(dtype) or max(1, int(re.sub(r"\D", "", dtype)) // 8)
+        # A send's tuple holds its own bookkeeping.
+        sizes.append(
+            0 if dtype == "u32" and not dimensions else width * math.prod(map(int, filter(None, dimensions.split(","))))
+        )
+    return max(sizes, default=0) if last else sum(sizes)
+
+
+def _group(line: str, node_of: Sequence[int]) -> tuple[int, bool]:
+    """Chips that take part together, and whether any of these groups spans slices."""
+    groups = _groups(line, len(node_of))
+    nodes = np.asarray(node_of)[groups]
+    return groups.shape[1], bool((nodes != nodes[:, :1]).any())
+
+
+def _groups(line: str, devices: int) -> np.ndarray:
+    """(groups, chips in each): positions in the mesh's order."""
+    if match := re.search(r"source_target_pairs=\{(.*?)\}\}", line):
+        return np.array([[int(a), int(b)] for a, b in re.findall(r"\{(\d+),(\d+)", match[1] + "}")])
+    if match := re.search(r"replica_groups=\{(\{[\d,{}]+\})\}", line):
+        return np.array([[int(n) for n in group.split(",")] for group in re.findall(r"\{([\d,]+)\}", match[1])])
+    if match := re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line):
+        order = np.arange(devices).reshape([int(n) for n in match[3].split(",")])
+        if match[4]:
+            order = order.transpose([int(n) for n in match[4].split(",")])
+        return order.reshape(int(match[1]), int(match[2]))
+    if match := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", line):
+        sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", match[1])}
+        taken = re.findall(r"'([^']+)'", match[2])
+        order = np.arange(devices).reshape(list(sizes.values()))
+        rest = [axis for axis, name in enumerate(sizes) if name not in taken]
+        order = order.transpose(rest + [list(sizes).index(name) for name in taken])
+        return order.reshape(-1, math.prod(sizes[name] for name in taken))
+    return np.arange(devices)[None]

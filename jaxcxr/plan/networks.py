@@ -1,0 +1,82 @@
+"""The networks of a run to plan, as shapes: neither weights nor data are needed."""
+
+import functools
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxcxr.data import tokens
+from jaxcxr.errors import UserError
+from jaxcxr.interop import diffusers, orbax, published, single_file
+from jaxcxr.interop.pipeline import StableDiffusion
+from jaxcxr.training.feed import tokenizer_folder
+from jaxcxr.training.model import assemble, parts
+
+_LEAST = 2 * 256 + 2  # tokens: the bytes, and those ending a word, start and end
+
+
+def describe(config: ConfigDict) -> StableDiffusion:
+    """The pipeline that a run of `config` would train, its parameters as shapes.
+
+    Of `config.model.base` the config files alone are read; a published checkpoint's are known by its folder's name.
+    Where the data are not here, a tokenizer of the size that `config.data` allows stands in for theirs.
+
+    Raises:
+      UserError: the config does not say what the networks are.
+    """
+    _, inherited = parts(config)
+    base: dict[str, bytes] = {}
+    if config.model.base and inherited:
+        base = _files(config.model.base)
+    if config.model.text_encoder_base and "text_encoder" in inherited:
+        own = ("text_encoder", "tokenizer")
+        encoder = _files(config.model.text_encoder_base)
+        base = {name: data for name, data in base.items() if name.split("/")[0] not in own}
+        base |= {name: data for name, data in encoder.items() if name.split("/")[0] in own}
+    pipeline = assemble(config, base, lambda: _tokenizer(config))
+    if any(name.startswith("tokenizer/") for name in pipeline.files):
+        return pipeline
+    folder = Path(_stand_in(_LEAST).name)
+    tokenizer = {f"tokenizer/{file.name}": file.read_bytes() for file in folder.iterdir()}
+    return StableDiffusion(pipeline.networks, pipeline.files | tokenizer)
+
+
+def _files(path: str) -> dict[str, bytes]:
+    """The files of a checkpoint but its weights."""
+    folder = Path(path)
+    if folder.is_file():
+        return single_file.read(folder).files
+    if folder.is_dir():
+        if orbax.is_orbax(folder):
+            return diffusers.read_files(folder / orbax.MODEL)
+        return diffusers.read_encoder(folder).files if diffusers.is_encoder(folder) else diffusers.read_files(folder)
+    found = published.files(folder.name)
+    if found is None:
+        raise UserError(
+            f"config.model.base={path}: is not here, so its networks are not known; name a folder with their"
+            f" config.json, or one of the published: {published.NAMES}"
+        )
+    return found
+
+
+def _tokenizer(config: ConfigDict) -> Path:
+    """The data's tokenizer, or one like it."""
+    try:
+        folder = tokenizer_folder(config)
+        if folder.is_dir():
+            return folder
+    except UserError:  # raw data that name no tokenizer
+        pass
+    return Path(_stand_in(config.data.tokenizer_vocab).name)
+
+
+@functools.cache
+def _stand_in(size: int) -> tempfile.TemporaryDirectory:
+    """A tokenizer of CLIP's length with so many tokens, of words that nobody says."""
+    folder = tempfile.TemporaryDirectory(prefix="jaxcxr-tokenizer-")
+    letters = np.random.default_rng(0).integers(97, 123, (2 * size, 8), np.uint8)
+    words = [bytes(word).decode() for word in letters]
+    tokens.train([*words, *words], size, Path(folder.name))
+    return folder

@@ -1,0 +1,76 @@
+"""Programs as compilers print them, shortened."""
+
+import pytest
+
+from jaxcxr.plan.hlo import Collective, by_kind, collectives
+
+GPU = """\
+HloModule jit_step
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  ROOT %sum = f32[] add(%a, %b)
+}
+
+%body (p: (s32[], f32[32,1024])) -> (s32[], f32[32,1024]) {
+  %all-gather-start = (f32[8,1024]{1,0}, f32[32,1024]{1,0}) all-gather-start(%x), replica_groups=[2,4]<=[8]
+  %all-gather-done = f32[32,1024]{1,0} all-gather-done(%all-gather-start)
+}
+
+%condition (p: (s32[], f32[32,1024])) -> pred[] {
+  %n = s32[] constant(3)
+}
+
+ENTRY %main (p: f32[1024,256]) -> f32[1024,256] {
+  %w = (s32[]) while(%t), condition=%condition, body=%body, backend_config={"known_trip_count":{"n":"8"}}
+  %all-reduce-start = f32[1024,256]{1,0} all-reduce-start(%y), replica_groups={{0,4},{1,5},{2,6},{3,7}}, to_apply=%add
+  ROOT %all-reduce-done = f32[1024,256]{1,0} all-reduce-done(%all-reduce-start)
+}
+"""
+
+
+def test_bytes_are_those_of_the_values_and_loops_count_their_turns():
+    found = collectives(GPU, [0, 0, 0, 0, 1, 1, 1, 1])
+    gather = Collective("all-gather", 32 * 1024 * 4, 4, False, 8)
+    reduce = Collective("all-reduce", 1024 * 256 * 4, 2, True, 1)
+    assert found == [gather, reduce]
+    assert gather.sent == 8 * 32 * 1024 * 4 * 3 / 4
+    assert reduce.sent == 1024 * 256 * 4  # two rounds of half
+    assert by_kind(found)["all-reduce"] == {"count": 1, "bytes": 2**20, "sent": 0, "sent_across": 2**20}
+
+
+def test_without_a_trip_count_the_condition_tells():
+    text = GPU.replace(', backend_config={"known_trip_count":{"n":"8"}}', "")
+    assert [one.times for one in collectives(text, [0] * 8)] == [3, 1]
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        (
+            "%r = bf16[16,8]{1,0:T(8,128)(2,1)S(1)} reduce-scatter(%x), replica_groups=[4,2]<=[2,4]T(1,0)",
+            Collective("reduce-scatter", 16 * 8 * 2 * 2, 2, True, 1),
+        ),
+        (
+            "%r = (f32[8]{0}, f32[4,4]{1,0}) all-reduce(%x, %y), replica_groups=mesh['a'=2,'b'=4] {'b'}, to_apply=%add",
+            Collective("all-reduce", (8 + 16) * 4, 4, False, 1),
+        ),
+        (
+            "%r = f32[8]{0} collective-permute(%x), source_target_pairs={{0,1},{1,0}}",
+            Collective("collective-permute", 32, 2, False, 1),
+        ),
+        (
+            "%send = (f32[256,8,128]{2,1,0}, u32[], token[]) send(%x, %t), channel_id=2, is_host_transfer=true, "
+            'frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}',
+            Collective("all-reduce", 2**20, 2, True, 1),
+        ),
+        ("%r = f32[8]{0} all-reduce(%x), replica_groups={{0},{1}}, to_apply=%add", None),
+        ("%r = f32[8]{0} fusion(%all-reduce.8), kind=kLoop, calls=%fused", None),
+    ],
+)
+def test_forms_of_a_collective(line, expected):
+    text = "ENTRY %main (p: f32[8]) -> f32[8] {\n  " + line + "\n}\n"
+    assert collectives(text, [0, 0, 0, 0, 1, 1, 1, 1]) == ([expected] if expected else [])
+
+
+def test_a_permute_sends_its_value_once():
+    assert Collective("collective-permute", 32, 2, False, 3).sent == 96
