@@ -1,7 +1,7 @@
 """Our train step against the step of diffusers' PyTorch training script, in one run on this machine.
 
     python benchmarks/train_step.py                                    a small U-Net, on whatever is here
-    python benchmarks/train_step.py --model sd-1.5 --batch 32 --dtype bfloat16 --compile    on a GPU
+    python benchmarks/train_step.py --model stable-diffusion-v1-5 --batch 32 --dtype bfloat16 --compile    on a GPU
 
 Both learn the same U-Net from moments and text states that lie on the device: draw latents, noise and timesteps, MSE,
 gradients, clipping, AdamW, moving average. Each round times ours and theirs one after the other, so that the ratio
@@ -49,8 +49,8 @@ SMALL = {
 PEAK_BF16 = {"NVIDIA H100": 989e12, "NVIDIA H200": 989e12, "NVIDIA A100": 312e12}  # FLOP/s, dense
 
 
-def networks(model: str) -> StableDiffusion:
-    """A pipeline of shapes: the U-Net to compare, and the smallest that will do beside it."""
+def networks(model: str) -> dict[str, bytes]:
+    """The files of a pipeline: the U-Net to compare, and the smallest that will do beside it."""
     from tests import pipelines
 
     if model == "small":
@@ -58,7 +58,10 @@ def networks(model: str) -> StableDiffusion:
     else:
         from jaxcxr.interop import published
 
-        unet = json.loads(published.files(model)["unet/config.json"])
+        found = published.files(model)
+        if found is None:
+            raise SystemExit(f"--model {model}: may be small, or one of {published.NAMES}")
+        unet = json.loads(found["unet/config.json"])
     text = pipelines.TEXT | {"hidden_size": unet["cross_attention_dim"], "num_attention_heads": 4}
     text |= {"vocab_size": 600, "max_position_embeddings": 77, "bos_token_id": 598, "eos_token_id": 599}
     described = {"unet": unet, "vae": pipelines.VAE, "text_encoder": text}
@@ -139,7 +142,7 @@ def seconds(run: Any) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="small", help="small, sd-1.5 or sd-2.1")
+    parser.add_argument("--model", default="small", help="small, or a published one: stable-diffusion-v1-5")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--compile", action="store_true", help="torch.compile theirs")

@@ -1,0 +1,85 @@
+"""What a checkpoint costs a run: how long a save holds it up, how long it takes in all, and restoring.
+
+    python benchmarks/checkpoint.py [--gb 2] [--scratch DIR]
+
+A state of weights, two moments and average, as AdamW has it, of so many GB. The holdup is what the train loop waits
+for; the disk is written to behind its back. Writes benchmarks/results/checkpoint-DATE.json.
+"""
+
+import argparse
+import datetime
+import json
+import platform
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+import orbax.checkpoint
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from jaxcxr.training.checkpoint import Checkpoints  # noqa: E402
+from jaxcxr.training.step import init_state  # noqa: E402
+
+ROUNDS = 5
+
+
+def state_of(gigabytes: float) -> dict:
+    """Kernels of 1280 x 1280 x 3 x 3, the commonest large ones of Stable Diffusion's U-Net."""
+    count = max(1, round(gigabytes * 1e9 / 4 / (4 * 3 * 3 * 1280 * 1280)))
+    rng = np.random.default_rng(0)
+    weights = {f"unet.{n}.kernel": rng.standard_normal((3, 3, 1280, 1280), np.float32) for n in range(count)}
+    return jax.jit(lambda p: init_state(p, set(p), optax.adamw(1e-4)))(weights)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gb", type=float, default=2.0, help="size of the state")
+    parser.add_argument("--scratch", type=Path, help="folder to write to; a temporary one by default")
+    args = parser.parse_args()
+
+    state = state_of(args.gb)
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / 1e9
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+    scratch = Path(tempfile.mkdtemp(dir=args.scratch))
+    held, written, restored = [], [], []
+    try:
+        for turn in range(ROUNDS):
+            checkpoints = Checkpoints(scratch / str(turn), keep=1)
+            started = time.perf_counter()
+            checkpoints.save(state)
+            held.append(time.perf_counter() - started)
+            checkpoints.close()
+            written.append(time.perf_counter() - started)
+            checkpoints = Checkpoints(scratch / str(turn), keep=1)
+            started = time.perf_counter()
+            jax.block_until_ready(checkpoints.restore(shapes))
+            restored.append(time.perf_counter() - started)
+            checkpoints.close()
+            shutil.rmtree(scratch / str(turn))
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    result = {
+        "what": (__doc__ or "").split("\n")[0],
+        "machine": f"{platform.machine()}, {jax.device_count()} {jax.devices()[0].device_kind}",
+        "jax": jax.__version__,
+        "orbax": orbax.checkpoint.__version__,
+        "state_gb": round(size, 2),
+        "held_up_s": round(statistics.median(held), 3),
+        "written_s": round(statistics.median(written), 2),
+        "restored_s": round(statistics.median(restored), 2),
+    }
+    out = ROOT / "benchmarks" / "results" / f"checkpoint-{datetime.date.today().isoformat()}.json"
+    out.write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()
