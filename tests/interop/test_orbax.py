@@ -26,7 +26,7 @@ rng = np.random.default_rng(0)
 weights = {line.split()[0]: rng.standard_normal(eval(line.split(maxsplit=1)[1]), np.float32) for line in sys.stdin}
 state = init_state(weights, {name for name in weights if name.startswith("unet.")}, optax.adamw(1e-3))
 state["ema"] = {name: value + 1 for name, value in state["ema"].items()}
-mesh = meshes.make_mesh((1, 8))
+mesh = meshes.make_mesh({"data": 1, "fsdp": 8, "tensor": 1})
 
 def split(value):
     axis = next((axis for axis, size in enumerate(value.shape) if size % 8 == 0), None)

@@ -50,7 +50,7 @@ def shown(noisy, timesteps, states):
 
 def test_a_network_that_sees_the_noise_has_no_error_unless_its_input_is_perturbed():
     assert loss(shown) < 1e-9
-    assert loss(shown, input_perturbation=0.1) == pytest.approx(0.01, rel=0.02)
+    assert loss(shown, input_perturbation=0.1) == pytest.approx(0.01, rel=0.05)
     assert loss(zero, input_perturbation=0.1) == pytest.approx(1, rel=0.02), "it is not asked for the perturbation"
 
 
