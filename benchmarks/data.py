@@ -348,8 +348,9 @@ from jaxcxr.data import tokens
 from jaxcxr.data.loader import Batches, open_split
 from jaxcxr.data.moments import Moments
 kind, folder, tokenizer = sys.argv[1:]
+tokenizer = tokens.load(tokenizer)
 source = Moments(folder, "train", tokens.digest(tokenizer)) if kind == "cache" else open_split(folder, "train")
-batches = Batches(source, tokenizer=tokens.load(tokenizer), seed=0, batch_size=256)
+batches = Batches(source, tokenizer=tokenizer, seed=0, batch_size=256)
 stream = batches.iterate()
 next(stream)
 first = time.perf_counter() - started
