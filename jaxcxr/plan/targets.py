@@ -5,11 +5,16 @@ import dataclasses
 import importlib.metadata
 import math
 import re
+import shutil
+import subprocess
 from collections.abc import Iterator
 from typing import Any
 
 from jaxcxr.errors import UserError
 from jaxcxr.parallel.chips import CHIPS, Chip
+
+CUDA = "/usr/local/cuda"
+"""Where XLA looks for the CUDA toolkit besides PATH."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +103,19 @@ def check_compiler(target: Target) -> None:
         importlib.metadata.distribution(package)
     except importlib.metadata.PackageNotFoundError:
         raise UserError(f"--target {target.name}: its compiler is not here: pip install 'jaxcxr[{extra}]'") from None
+    # XLA's last steps for GPUs are NVIDIA's programs, which no Python package has all of.
+    missing = [] if target.platform != "cuda" else [name for name in ("ptxas", "nvlink") if _cuda_program(name) is None]
+    if missing:
+        raise UserError(
+            f"--target {target.name}: {' and '.join(missing)} of the CUDA toolkit not found;"
+            " install it in /usr/local/cuda, or put its bin/ on PATH"
+        )
+
+
+def _cuda_program(name: str) -> str | None:
+    found = shutil.which(name) or shutil.which(name, path=f"{CUDA}/bin")
+    # What lies on PATH may be a link or a wrapper to a toolkit that is gone.
+    return found if found and subprocess.run([found, "--version"], capture_output=True).returncode == 0 else None
 
 
 def environment(target: Target) -> dict[str, str]:

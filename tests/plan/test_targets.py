@@ -68,3 +68,13 @@ def test_a_compiler_that_is_not_here_names_its_extra(monkeypatch):
     for name, extra in (("v5e:2x2", "plan-tpu"), ("h100:1", "plan-cuda")):
         with pytest.raises(UserError, match=rf"pip install 'jaxcxr\[{extra}\]'"):
             targets.check_compiler(targets.parse(name))
+
+
+def test_a_missing_cuda_toolkit_is_told(monkeypatch, tmp_path):
+    if not list(importlib.metadata.distributions(name="jax-cuda12-pjrt")):
+        pytest.skip("no CUDA plug-in here")
+    monkeypatch.setattr(targets, "CUDA", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match="h100:1: ptxas and nvlink of the CUDA toolkit not found"):
+        targets.check_compiler(targets.parse("h100:1"))
+    targets.check_compiler(targets.parse("cpu:1"))
