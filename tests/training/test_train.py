@@ -6,7 +6,6 @@ import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -19,6 +18,7 @@ from jaxcxr.errors import UserError
 from jaxcxr.interop.pipeline import initialize
 from jaxcxr.training.train import train
 from tests.training import runs
+from tests.training.jobs import assert_same, metrics, weights
 
 JUDGED = {"eval_every": 3, "sample_every": 6}
 
@@ -35,25 +35,6 @@ def diffusion(autoencoder, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("diffusion") / "run"
     train(runs.diffusion(autoencoder, **JUDGED), workdir)
     return workdir
-
-
-def weights(workdir: Path, ema: bool = True):
-    return {name: np.asarray(value) for name, value in interop.load(workdir, ema=ema).parameters().items()}
-
-
-def metrics(workdir: Path, *names: str):
-    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [(row["step"], *(row[name] for name in names)) for row in rows if names[0] in row]
-
-
-def assert_same(first: Path, second: Path):
-    for ema in (False, True):
-        ours, theirs = weights(first, ema), weights(second, ema)
-        assert ours.keys() == theirs.keys()
-        for name in ours:
-            np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
-    assert metrics(first, "loss", "grad_norm") == metrics(second, "loss", "grad_norm")
-    assert metrics(first, "validation_loss") == metrics(second, "validation_loss")
 
 
 def test_stopped_and_started_again_elsewhere_goes_on_bit_for_bit(autoencoder, diffusion, tmp_path, monkeypatch):
