@@ -21,7 +21,7 @@ from jaxcxr.interop.pipeline import StableDiffusion
 from jaxcxr.models.vae import split_moments
 from jaxcxr.parallel import processes
 from jaxcxr.training.feed import tokenizer_folder
-from jaxcxr.training.model import compute_dtype
+from jaxcxr.training.model import compute_dtype, with_text_encoder
 from jaxcxr.training.objectives import normalize
 
 
@@ -69,9 +69,7 @@ def _frozen(config: ConfigDict, text: bool) -> StableDiffusion:
         return interop.load(base, dtype=dtype, only=("vae", "text_encoder") if text else ("vae",))
     vae = interop.load(base, dtype=dtype, only=("vae",))
     encoder = interop.load(separate, dtype=dtype, only=("text_encoder",))
-    own = {name: data for name, data in encoder.files.items() if name.split("/")[0] in ("text_encoder", "tokenizer")}
-    kept = {name: data for name, data in vae.files.items() if not name.startswith("tokenizer/")}
-    return StableDiffusion(vae.networks | encoder.networks, kept | own)
+    return StableDiffusion(vae.networks | encoder.networks, with_text_encoder(vae.files, encoder.files))
 
 
 def _tokenizer(config: ConfigDict, pipeline: StableDiffusion) -> Any:

@@ -23,16 +23,17 @@ def replicate(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
 
 def split_largest(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
     """Splits the largest axis that `fsdp` divides; small parameters stay whole."""
-    axis = _divisible(shape, mesh.shape["fsdp"])
-    if axis is None or np.prod(shape) < _MIN_SIZE:
-        return PartitionSpec()
-    return PartitionSpec(*[None] * axis, "fsdp")
+    axis = _fsdp_axis(shape, mesh)
+    return PartitionSpec() if axis is None else PartitionSpec(*[None] * axis, "fsdp")
 
 
-def _divisible(shape: tuple[int, ...], ways: int, but: int | None = None) -> int | None:
-    """The largest axis, and not `but`, that divides into several `ways`; the last one of equals."""
-    axes = [int(axis) for axis in np.argsort(shape, stable=True)[::-1] if axis != but and shape[axis] % ways == 0]
-    return axes[0] if axes and ways > 1 else None
+def _fsdp_axis(shape: tuple[int, ...], mesh: Mesh, but: int | None = None) -> int | None:
+    """The largest axis to split by `fsdp`, but not `but`; the last one of equals, None where nothing is split."""
+    ways = mesh.shape["fsdp"]
+    if ways == 1 or np.prod(shape) < _MIN_SIZE:
+        return None
+    axes = np.argsort(shape, stable=True)[::-1]
+    return next((int(axis) for axis in axes if axis != but and shape[axis] % ways == 0), None)
 
 
 def split_tensor(axis: int) -> Rule:
@@ -44,8 +45,8 @@ def split_tensor(axis: int) -> Rule:
             return split_largest(shape, mesh)
         spec: list[str | None] = [None] * len(shape)
         spec[axis] = "tensor"
-        rest = _divisible(shape, mesh.shape["fsdp"], but=len(shape) + axis)
-        if rest is not None and np.prod(shape) >= _MIN_SIZE:
+        rest = _fsdp_axis(shape, mesh, but=len(shape) + axis)
+        if rest is not None:
             spec[rest] = "fsdp"
         return PartitionSpec(*spec)
 

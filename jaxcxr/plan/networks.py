@@ -12,7 +12,7 @@ from jaxcxr.errors import UserError
 from jaxcxr.interop import diffusers, orbax, published, single_file
 from jaxcxr.interop.pipeline import StableDiffusion
 from jaxcxr.training.feed import tokenizer_folder
-from jaxcxr.training.model import assemble, parts
+from jaxcxr.training.model import assemble, parts, with_text_encoder
 
 _LEAST = 2 * 256 + 2  # tokens: the bytes, and those ending a word, start and end
 
@@ -31,10 +31,7 @@ def describe(config: ConfigDict) -> StableDiffusion:
     if config.model.base and inherited:
         base = _files(config.model.base)
     if config.model.text_encoder_base and "text_encoder" in inherited:
-        own = ("text_encoder", "tokenizer")
-        encoder = _files(config.model.text_encoder_base)
-        base = {name: data for name, data in base.items() if name.split("/")[0] not in own}
-        base |= {name: data for name, data in encoder.items() if name.split("/")[0] in own}
+        base = with_text_encoder(base, _files(config.model.text_encoder_base))
     pipeline = assemble(config, base, lambda: _tokenizer(config))
     if any(name.startswith("tokenizer/") for name in pipeline.files):
         return pipeline

@@ -24,6 +24,7 @@ from jaxcxr.interop.pipeline import (
 from jaxcxr.training.feed import tokenizer_folder
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+_OF_TEXT = ("text_encoder", "tokenizer")  # the folders that go together
 
 
 def make_model(config: ConfigDict, key: jax.Array) -> tuple[StableDiffusion, dict[str, jax.Array]]:
@@ -100,11 +101,14 @@ def _read_bases(model: ConfigDict, inherited: tuple[str, ...], dtype: Any) -> St
     base = interop.load(model.base, dtype=dtype, only=rest) if model.base and rest else StableDiffusion({}, {})
     if not separate:
         return base
-    own = ("text_encoder", "tokenizer")
-    encoder = interop.load(model.text_encoder_base, dtype=dtype, only=own)
-    files = {name: data for name, data in base.files.items() if name.split("/")[0] not in own}
-    files |= {name: data for name, data in encoder.files.items() if name.split("/")[0] in own}
-    return StableDiffusion(base.networks | encoder.networks, files)
+    encoder = interop.load(model.text_encoder_base, dtype=dtype, only=_OF_TEXT)
+    return StableDiffusion(base.networks | encoder.networks, with_text_encoder(base.files, encoder.files))
+
+
+def with_text_encoder(files: Mapping[str, bytes], encoder: Mapping[str, bytes]) -> dict[str, bytes]:
+    """The files of a pipeline with text encoder and tokenizer from those of another checkpoint."""
+    kept = {name: data for name, data in files.items() if name.split("/")[0] not in _OF_TEXT}
+    return kept | {name: data for name, data in encoder.items() if name.split("/")[0] in _OF_TEXT}
 
 
 def _check_fit(pipeline: StableDiffusion) -> None:
