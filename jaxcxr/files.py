@@ -3,6 +3,8 @@
 import contextlib
 import os
 import shutil
+import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -84,25 +86,38 @@ def new_file(path: str | Path) -> Iterator[Path]:
 
 
 def _require_new(path: Path) -> None:
+    if not path.name:
+        raise UserError(f"{path}: is no name of a new folder; give one")
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise UserError(f"{path}: exists already; name a new folder or remove this one")
 
 
 @contextlib.contextmanager
 def _sibling(path: Path) -> Iterator[Path]:
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    partial = path.with_name(f".{path.name}.partial-{uuid.uuid4().hex[:8]}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
         partial.replace(path)
     except OSError as error:
+        _remove(partial)
         raise UserError(f"{path}: cannot be written ({error.strerror or error}); nothing was left there") from error
-    finally:
-        if partial.is_dir():
-            shutil.rmtree(partial, ignore_errors=True)
+    except BaseException:
+        _remove(partial)
+        raise
+
+
+def _remove(path: Path) -> None:
+    """Removes a file or folder as far as it can be, also what a failed writer's other threads add in the meantime."""
+    for _ in range(30):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
         else:
             with contextlib.suppress(OSError):  # of a parent that cannot be entered
-                partial.unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
+        time.sleep(0.1)
+        if not os.path.lexists(path):
+            return
 
 
 def replace_file(path: Path, data: bytes) -> None:

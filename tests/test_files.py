@@ -1,3 +1,6 @@
+import contextlib
+import threading
+
 import pytest
 
 from jaxcxr.errors import UserError
@@ -28,3 +31,25 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
     assert [path.name for path in (tmp_path / "sub").iterdir()] == ["out"]
     with pytest.raises(UserError, match="exists already"), new_file(tmp_path / "sub" / "out"):
         pass
+
+
+def test_what_a_failed_writers_thread_still_adds_is_removed_too(tmp_path):
+    def write(folder):
+        with contextlib.suppress(OSError):
+            for i in range(3_000):
+                (folder / str(i)).mkdir()
+
+    def fail():
+        with new_folder(tmp_path / "out") as folder:
+            thread = threading.Thread(target=write, args=(folder,))
+            threads.append(thread)
+            thread.start()
+            while not list(folder.iterdir()):
+                pass
+            raise RuntimeError
+
+    threads = []
+    with pytest.raises(RuntimeError):
+        fail()
+    threads[0].join()
+    assert not list(tmp_path.iterdir())
