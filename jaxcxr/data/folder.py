@@ -1,4 +1,4 @@
-"""Image folders in the Hugging Face convention: pictures and a metadata.jsonl or .csv with `file_name`, `text`."""
+"""Image folders in the Hugging Face convention: pictures and a metadata.jsonl or .csv with their `file_name`."""
 
 import json
 import re
@@ -13,16 +13,16 @@ from jaxcxr.data.source import Source
 from jaxcxr.data.tables import read_table
 from jaxcxr.errors import UserError
 
-_SPLIT_NAMES = {
+SPLIT_NAMES = {
     **{split: split for split in SPLITS},
     "validation": "validate",
     "val": "validate",
     "valid": "validate",
 }
+"""The names of splits in that convention, and ours."""
 
 _NAMES = ("metadata.jsonl", "metadata.csv")
-_COLUMNS = ("file_name", "text")
-_NOT_FIELDS = set(_COLUMNS)  # of a prompt; the text is its `report`
+_IMAGE, _TEXT = "file_name", "text"
 
 
 def _metadata(folder: Path) -> Path | None:
@@ -37,7 +37,7 @@ def find(source: Path) -> dict[Path, str]:
     """
     if top := _metadata(source):
         return {top: "train"}
-    return {path: split for name, split in _SPLIT_NAMES.items() if (path := _metadata(source / name))}
+    return {path: split for name, split in SPLIT_NAMES.items() if (path := _metadata(source / name))}
 
 
 def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any] | Rejected]]:
@@ -47,7 +47,7 @@ def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any] | Rejected]]:
       UserError: a csv cannot be read or lacks a column.
     """
     if path.suffix == ".csv":
-        for number, cells in enumerate(read_table(path, _COLUMNS), 2):
+        for number, cells in enumerate(read_table(path, (_IMAGE,)), 2):
             labels = [label.strip() for label in re.split(r"[|;]", cells.get("labels", ""))]
             yield f"{path.name}:{number}", cells | ({"labels": list(filter(None, labels))} if "labels" in cells else {})
         return
@@ -57,9 +57,10 @@ def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any] | Rejected]]:
             continue
         try:
             row = json.loads(line.decode("utf-8"))
-        except UnicodeDecodeError:
+            json.dumps(row, ensure_ascii=False).encode("utf-8")  # half of a surrogate pair can be escaped in JSON
+        except UnicodeError:
             yield where, Rejected("row_not_utf8", where)
-        except ValueError:
+        except (ValueError, RecursionError):
             yield where, Rejected("row_not_json", where)
         else:
             yield where, row if isinstance(row, dict) else Rejected("row_not_json", where)
@@ -79,7 +80,7 @@ class _Row(NamedTuple):
 
 
 class ImageFolder(Source):
-    """Pictures with their row's `text` as report; `split`, `view`, `patient`, `study` and `labels` are optional."""
+    """Pictures with a row each: `text` is the report, `split`, `view`, `patient`, `study` and `labels` are optional."""
 
     signs = "metadata.jsonl or metadata.csv (here or in train/)"
     licence = "That of the images and texts it was made of."
@@ -94,10 +95,10 @@ class ImageFolder(Source):
         for path, split in find(self.folder).items():
             rows = list(_lines(path))
             columns = {key for _, row in rows if isinstance(row, dict) for key in row}
-            missing = [name for name in _COLUMNS if name not in columns]
-            if missing:
-                raise UserError(f"{path}: no column {', '.join(missing)}; it has {', '.join(sorted(columns))}")
-            check_templates(self.settings.prompts, {"report", *columns} - _NOT_FIELDS, str(path))
+            if _IMAGE not in columns:
+                raise UserError(f"{path}: no column {_IMAGE}; it has {', '.join(sorted(columns))}")
+            offered = {"report" if name == _TEXT else name for name in columns - {_IMAGE}}
+            check_templates(self.settings.prompts, offered, str(path))
             for where, row in rows:
                 if isinstance(row, Rejected):
                     yield where, row
@@ -117,7 +118,7 @@ class ImageFolder(Source):
             raise Rejected("labels_not_a_list", where)
         return Candidate(
             id=name,
-            split=self.split_of(patient, _SPLIT_NAMES.get(stated, stated)),
+            split=self.split_of(patient, SPLIT_NAMES.get(stated, stated)),
             patient=patient,
             study=_word(values, "study", name),
             view=_word(values, "view"),
@@ -126,18 +127,12 @@ class ImageFolder(Source):
             known=_known(values),
         )
 
-    def fields(self, candidate: Candidate) -> dict[str, str]:
-        """Every column by its name, the text as `report`."""
-        if not candidate.known["report"]:
-            raise Rejected("no_usable_text")
-        return dict(candidate.known)
-
 
 def _known(row: dict[str, Any]) -> dict[str, str]:
-    text = row.get("text")
     values = {
-        key: ", ".join(map(str, value)) if isinstance(value, list) else _word(row, key)
+        key: reports.fold(", ".join(map(str, value)) if isinstance(value, list) else _word(row, key))
         for key, value in row.items()
-        if key not in _NOT_FIELDS
+        if key not in (_IMAGE, _TEXT)
     }
-    return values | {"report": reports.fold(text) if isinstance(text, str) else ""}
+    text = row.get(_TEXT)
+    return values | ({"report": reports.fold(text) if isinstance(text, str) else ""} if _TEXT in row else {})

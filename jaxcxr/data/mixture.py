@@ -56,8 +56,12 @@ class Order:
         return places
 
     def _draw(self, number: int, epoch: int) -> np.ndarray:
-        bits = np.random.PCG64((self._seed, number, epoch)).random_raw(len(self._parts[number][0]))
-        return np.argsort(bits, kind="stable")
+        count = len(self._parts[number][0])
+        bits = np.random.PCG64((self._seed, number, epoch)).random_raw(count)
+        # Sorted with the places in their low bits: many times faster than argsort, and no two are equal, so that
+        # every algorithm of sorting gives the same.
+        low = np.uint64((1 << count.bit_length()) - 1)
+        return (np.sort(bits & ~low | np.arange(count, dtype=np.uint64)) & low).astype(np.int64)
 
     def _straight(self, number: int, epoch: int) -> np.ndarray:
         return np.arange(len(self._parts[number][0]))

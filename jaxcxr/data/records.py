@@ -13,6 +13,8 @@ from jaxcxr.data.settings import Settings
 from jaxcxr.errors import UserError
 
 SPLITS = ("train", "validate", "test")
+LISTS = ("prompts", "labels")  # fields of a record with any number of texts
+FIELDS = ("image", "id", "patient", "view", *LISTS)
 # By the field of a prompt that a row lacks, where the reason for the quarantine is not `no_FIELD`.
 _ABSENT = dict.fromkeys(("report", "impression", "findings"), "no_usable_section")
 

@@ -49,7 +49,7 @@ class Source:
 
     @classmethod
     def tables(cls, folder: Path) -> list[Path]:
-        """The tables that define a source of this kind; none if `folder` is of another."""
+        """The tables that define a source of this kind, or the folders whose listing does; none if it is of another."""
         raise NotImplementedError
 
     def rows(self) -> Iterator[tuple[str, Any]]:
@@ -89,6 +89,7 @@ class Source:
                 found.append(candidate)
             except (Rejected, NotSelected) as refusal:
                 ledger.refuse(name, refusal)
+        selection.finish()
         check_patients(pairs, self.folder)
         return found
 
@@ -104,11 +105,12 @@ class Source:
 def kinds() -> tuple[type[Source], ...]:
     """The sources there are."""
     from jaxcxr.data.chexpert import CheXpert
+    from jaxcxr.data.class_folder import ClassFolder
     from jaxcxr.data.folder import ImageFolder
     from jaxcxr.data.mimic_cxr import MimicCxr
     from jaxcxr.data.openi import OpenI
 
-    return ImageFolder, MimicCxr, CheXpert, OpenI
+    return ImageFolder, MimicCxr, CheXpert, OpenI, ClassFolder  # the one with the vaguest signs comes last
 
 
 def is_source(folder: Path) -> bool:

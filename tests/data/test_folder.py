@@ -1,7 +1,8 @@
 """Image folders."""
 
 import pytest
-from trees import everything, image_folder, quarantine, small_config
+from PIL import Image
+from trees import everything, image_folder, picture, quarantine, small_config
 
 from jaxcxr.data.loader import open_split
 from jaxcxr.data.prepare import prepare
@@ -31,8 +32,8 @@ def test_image_folder_rows(tmp_path):
     assert quarantine(tmp_path / "out") == [
         ("../outside.png", "path_outside_tree"),
         ("images/10.png", "unreadable_image"),
-        ("images/3.png", "no_usable_text"),
-        ("images/4.png", "no_usable_text"),
+        ("images/3.png", "no_usable_section"),
+        ("images/4.png", "no_usable_section"),
         ("images/6.png", "unknown_split"),
         ("images/7.png", "labels_not_a_list"),
         ("images/9.png", "duplicate_id"),
@@ -57,10 +58,26 @@ def test_image_folder_with_a_folder_per_split(tmp_path):
     assert everything(tmp_path / "out", "validate").keys() == {"validation/0.png", "validation/1.png"}
 
 
+def test_rows_that_cannot_be_written_are_bad(tmp_path):
+    source = image_folder(
+        tmp_path / "raw", [{"file_name": f"{n}.png", "text": "Clear.  No\n ___ change."} for n in range(4)]
+    )
+    with (source / "metadata.jsonl").open("a") as file:
+        file.write('{"file_name": "0.png", "text": "\\ud800"}\n{"file_name": "\\ud800", "text": "a"}\n')
+        file.write("[" * 200_000 + "\n")
+    summary = prepare(small_config(views=(), max_bad_share=0.5, min_words=0), source, tmp_path / "out")
+    assert summary.bad == {"row_not_json": 1, "row_not_utf8": 2}
+    assert {tuple(record["prompts"]) for record in open_split(tmp_path / "out", "train")} == {(b"Clear. No change.",)}
+
+
 def test_image_folder_without_text_names_its_columns(tmp_path):
     image_folder(tmp_path / "raw", [{"file_name": "0.png", "caption": "clear"}])
-    with pytest.raises(UserError, match=r"metadata\.jsonl: no column text; it has caption, file_name"):
+    with pytest.raises(
+        UserError, match=r"asks for {report}, which .*metadata\.jsonl does not give; it gives {caption}"
+    ):
         prepare(small_config(), tmp_path / "raw", tmp_path / "out")
+    prepare(small_config(views=(), prompts=("{caption}",), min_words=0), tmp_path / "raw", tmp_path / "out")
+    assert everything(tmp_path / "out", "train")["0.png"]["prompts"] == [b"clear"]
 
 
 def test_image_folder_with_a_csv(tmp_path):
@@ -79,7 +96,7 @@ def test_image_folder_with_a_csv(tmp_path):
     summary = prepare(config, source, tmp_path / "out")
     assert summary.splits == {"train": 1, "validate": 1, "test": 0}
     assert quarantine(tmp_path / "out") == [
-        ("2.png", "no_usable_text"),
+        ("2.png", "no_usable_section"),
         ("4.png", "no_side"),
         ("metadata.csv:5", "row_without_file_name"),
     ]
@@ -90,6 +107,40 @@ def test_image_folder_with_a_csv(tmp_path):
     table.write_bytes("file_name,text\n0.png,Café\n".encode("latin-1"))
     with pytest.raises(UserError, match=r"metadata\.csv: not a readable table \(UnicodeDecodeError\)"):
         prepare(small_config(), source, tmp_path / "other")
-    table.write_text("file_name,caption\n")
-    with pytest.raises(UserError, match=r"metadata\.csv: no column text; it has file_name, caption"):
+    table.write_text("image,text\n0.png,A patient's words.\n")
+    with pytest.raises(UserError, match=r"metadata\.csv: no column file_name; it has none of these in its first line"):
         prepare(small_config(), source, tmp_path / "other")
+
+
+def test_folders_of_classes(tmp_path):
+    source = tmp_path / "raw"
+    for name in ("train/normal/0.png", "train/normal/1.PNG", "train/effusion/0.png", "val/normal/2.png", "train/x.png"):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture(len(name))).save(source / name)
+    (source / "train/normal/notes.txt").touch()
+    (source / "train/effusion/1.jpg").touch()
+    config = small_config(views=(), prompts=("Chest radiograph, {label}.",), max_bad_share=0.5)
+    summary = prepare(config, source, tmp_path / "out")
+    assert summary.splits == {"train": 3, "validate": 1, "test": 0}
+    assert quarantine(tmp_path / "out") == [("train/effusion/1.jpg", "empty_image")]
+    found = everything(tmp_path / "out", "train")
+    assert {name: record["prompts"] for name, record in found.items()} == {
+        "train/normal/0.png": [b"Chest radiograph, normal."],
+        "train/normal/1.PNG": [b"Chest radiograph, normal."],
+        "train/effusion/0.png": [b"Chest radiograph, effusion."],
+    }
+    (record,) = open_split(tmp_path / "out", "validate")
+    assert (record["labels"], record["patient"]) == ([b"normal"], b"val/normal/2.png")
+    prepare(config, source, tmp_path / "out")  # again
+    (source / "train/effusion").rename(source / "train/edema")
+    with pytest.raises(UserError, match="prepared with other settings or from another source"):
+        prepare(config, source, tmp_path / "out")
+    with pytest.raises(UserError, match=r"'{report}' asks for {report}, which .*raw does not give; it gives {label}"):
+        prepare(small_config(), source, tmp_path / "other")
+
+
+def test_pictures_in_one_folder_have_no_classes(tmp_path):
+    (tmp_path / "images").mkdir()
+    Image.fromarray(picture(0)).save(tmp_path / "images" / "0.png")
+    with pytest.raises(UserError, match="not a source; one of these has .* a folder of pictures for each class"):
+        prepare(small_config(), tmp_path, tmp_path / "out")

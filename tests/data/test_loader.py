@@ -1,5 +1,6 @@
 import itertools
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -107,3 +108,22 @@ def test_misuse_is_refused(source, tokenizer, prepared, tmp_path):
     (tmp_path / "summary.json").write_text(json.dumps({"records": "gone"}))
     with pytest.raises(UserError, match=str(tmp_path)):
         open_split(tmp_path, "train")
+
+
+def test_a_damaged_folder_is_told(prepared, tmp_path):
+    shutil.copytree(prepared, tmp_path / "out")
+    records = tmp_path / "out" / "records"
+    (shard,) = records.glob("*-train.*")
+    data = bytearray(shard.read_bytes())
+    data[data.index(b"PNG")] ^= 1
+    shard.write_bytes(data)
+    split = open_split(tmp_path / "out", "train")
+    with pytest.raises(UserError, match=f"{shard.name}: cannot be read .*; copy it again, or make it again"):
+        list(split)
+    info = records / "dataset_info.json"
+    info.write_text(info.read_text()[:-20])
+    with pytest.raises(UserError, match=r"records: is damaged \(\w+\): prepare again"):
+        open_split(tmp_path / "out", "train")
+    info.unlink()
+    with pytest.raises(UserError, match="out: not a prepared folder"):
+        open_split(tmp_path / "out", "train")
