@@ -16,6 +16,7 @@ def get_config() -> ConfigDict:
     config = ConfigDict({"data": settings.defaults()})
     config.data.views = ("PA",)
     config.data.prompts = ("{impression}",)
+    config.data.min_words = 0
     config.data.tokens = (7, 77)
     config.data.split = "p19"
     return config

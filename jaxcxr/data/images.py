@@ -8,7 +8,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-_PNG, _UP = b"\x89PNG\r\n\x1a\n", 2  # a file's first bytes, and the filter that takes the row above from a row
+from jaxcxr.errors import UserError
+
+# A file's first bytes, the rest of its header (8 bits of gray, no interlacing), and the filter that takes the row above
+# from a row.
+_PNG, _GRAY, _UP = b"\x89PNG\r\n\x1a\n", bytes((8, 0, 0, 0, 0)), 2
 
 
 class UnreadableImage(Exception):
@@ -58,10 +62,9 @@ def load_square(path: Path, size: int, intensity: str = "stored") -> np.ndarray:
             image.draft("L", _fit(image.size, size))
             gray = _to_gray(ImageOps.exif_transpose(image))
             inner = gray.resize(_fit(gray.size, size), Image.Resampling.LANCZOS)
-    except FileNotFoundError:
+    except (FileNotFoundError, MemoryError, UnreadableImage, UserError):
         raise
-    # What Pillow's decoders raise on damaged files, by format.
-    except (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as error:
+    except Exception as error:  # Pillow's decoders raise almost anything on damaged files
         raise UnreadableImage(type(error).__name__) from error
     if intensity == "equalize":
         inner = ImageOps.equalize(inner)
@@ -87,14 +90,24 @@ def encode_png(image: np.ndarray) -> bytes:
     rows = np.full((height, 1 + width), _UP, np.uint8)
     rows[:, 1:] = np.diff(image[..., 0], axis=0, prepend=np.uint8(0))
     packer = zlib.compressobj(strategy=zlib.Z_RLE)
-    header = struct.pack(">2I5B", width, height, 8, 0, 0, 0, 0)  # 8 bits of gray, no interlacing
-    chunks = ((b"IHDR", header), (b"IDAT", packer.compress(rows) + packer.flush()), (b"IEND", b""))
+    chunks = (
+        (b"IHDR", struct.pack(">2I", width, height) + _GRAY),
+        (b"IDAT", packer.compress(rows) + packer.flush()),
+        (b"IEND", b""),
+    )
     return _PNG + b"".join(
         struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
     )
 
 
 def decode_png(data: bytes) -> np.ndarray:
-    """Decodes a gray PNG to a (height, width, 1) uint8 array."""
+    """Decodes a gray PNG to a (height, width, 1) uint8 array; one of `encode_png` in less time than others."""
+    (length,) = struct.unpack(">I", data[33:37])
+    end = 41 + length
+    if (data[24:29], data[37:41], data[end + 8 : end + 12]) == (_GRAY, b"IDAT", b"IEND"):
+        width, height = struct.unpack(">2I", data[16:24])
+        rows = np.frombuffer(zlib.decompress(data[41:end]), np.uint8).reshape(height, 1 + width)
+        if (rows[:, 0] == _UP).all():
+            return np.add.accumulate(rows[:, 1:], axis=0, dtype=np.uint8)[..., None]
     with Image.open(io.BytesIO(data)) as image:
         return np.asarray(image)[..., None]

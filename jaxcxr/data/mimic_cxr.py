@@ -4,6 +4,7 @@ The tables are those of MIMIC-CXR-JPG, the images its JPGs or the DICOMs of MIMI
 """
 
 import functools
+import itertools
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jaxcxr.data import reports
-from jaxcxr.data.mimic_iv import DEMOGRAPHICS, TABLES, Patients
+from jaxcxr.data.mimic_iv import TABLES, Patients
 from jaxcxr.data.prompts import check_templates
 from jaxcxr.data.records import Candidate, Rejected, inside
 from jaxcxr.data.source import Source
@@ -93,7 +94,8 @@ class ReportStore:
                 raise Rejected("missing_report_and_zip_is_cut" if self._cut else "missing_report", relative)
             try:
                 data = self._members[relative].read(relative)
-            except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+            # Damage in the archive's own tables reads as encryption, an unknown method or an impossible place.
+            except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError) as error:
                 raise Rejected("unreadable_report", relative) from error
         if not data.strip():
             raise Rejected("empty_report", relative)
@@ -177,8 +179,10 @@ class MimicCxr(Source):
     def _splits(self) -> dict[str, str]:
         """The official split by image."""
         splits: dict[str, str] = {}
-        for row in read_table(self._tree.tables["split"], COLUMNS["split"]):
-            splits.setdefault(row["dicom_id"], row["split"])
+        table = self._tree.tables["split"]
+        for row in read_table(table, COLUMNS["split"]):
+            if splits.setdefault(row["dicom_id"], row["split"]) != row["split"]:
+                raise UserError(f"{table}: an image is in more than one split: fetch it again")
         return splits
 
     @functools.cached_property
@@ -196,12 +200,16 @@ class MimicCxr(Source):
 
     def rows(self) -> Iterator[tuple[str, dict[str, str] | Rejected]]:
         """The metadata table's rows, and those of the split table that it lacks; see the base class."""
-        known = FIELDS + (DEMOGRAPHICS if self._patients else ())
+        table = read_table(self._tree.tables["metadata"], COLUMNS["metadata"])
+        first = next(table, {})
+        known = FIELDS + (self._patients.fields if self._patients else ())
+        if "StudyDate" not in first:
+            known = tuple(name for name in known if name != "age")
         if self.settings.report_tables:
             known = tuple(name for name in known if name not in ("impression", "findings"))
         check_templates(self.settings.prompts, known, str(self.folder))
         missing = set(self._splits)
-        for row in read_table(self._tree.tables["metadata"], COLUMNS["metadata"]):
+        for row in itertools.chain([first] if first else [], table):
             missing.discard(row["dicom_id"])
             yield row["dicom_id"], row
         for dicom in sorted(missing):
@@ -233,7 +241,7 @@ class MimicCxr(Source):
         return super().split_of(patient, official)
 
     def fields(self, candidate: Candidate) -> Mapping[str, str]:
-        """The values of `FIELDS`, and of `DEMOGRAPHICS` where MIMIC-IV's tables are there.
+        """The values of `FIELDS`, and of a patient where MIMIC-IV's tables are there.
 
         With `data.report_tables` the report is theirs, and impression and findings are not told.
         """

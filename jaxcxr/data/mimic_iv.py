@@ -8,7 +8,6 @@ from typing import NamedTuple, Self
 from jaxcxr.data.tables import read_table
 
 TABLES = ("patients", "admissions")
-DEMOGRAPHICS = ("age", "sex", "race")
 _SEX = {"F": "female", "M": "male"}
 # By how the hospital's entries begin; what is declined, unknown or several is left out.
 _RACE = {
@@ -30,10 +29,15 @@ class _Patient(NamedTuple):
 
 
 class Patients:
-    """Age at a study, sex and race by `subject_id`."""
+    """Age at a study, sex and race by `subject_id`.
 
-    def __init__(self, patients: dict[str, _Patient], races: dict[str, str]):
-        self._patients, self._races = patients, races
+    Attributes:
+      fields: of these, those that the tables tell.
+    """
+
+    def __init__(self, patients: dict[str, _Patient], races: dict[str, str] | None):
+        self._patients, self._races = patients, races or {}
+        self.fields = ("age", "sex") if races is None else ("age", "sex", "race")
 
     @classmethod
     def read(cls, tables: Mapping[str, Path]) -> Self | None:
@@ -49,8 +53,10 @@ class Patients:
             for row in read_table(tables["patients"], ("subject_id", "gender", "anchor_age", "anchor_year"))
             if row["anchor_age"].isdecimal() and row["anchor_year"].isdecimal()
         }
+        if "admissions" not in tables:
+            return cls(patients, None)
         said: dict[str, Counter[str]] = {}
-        for row in read_table(tables["admissions"], ("subject_id", "race")) if "admissions" in tables else ():
+        for row in read_table(tables["admissions"], ("subject_id", "race")):
             race = next((name for start, name in _RACE.items() if row["race"].startswith(start)), "")
             if race:
                 said.setdefault(row["subject_id"], Counter())[race] += 1
@@ -58,13 +64,13 @@ class Patients:
         return cls(patients, {subject: counts.most_common(1)[0][0] for subject, counts in said.items()})
 
     def at(self, subject: str, study_date: str) -> dict[str, str]:
-        """The values of `DEMOGRAPHICS` at `study_date`, YYYYMMDD; empty where unknown.
+        """The values of `fields` at `study_date`, YYYYMMDD; empty where unknown.
 
         Both dates are shifted by the same span for one patient, so that their difference is true.
         """
         patient, race = self._patients.get(subject), self._races.get(subject, "")
         if patient is None:
-            return {"age": "", "sex": "", "race": race}
+            return dict(zip(self.fields, ("", "", race), strict=False))
         year = int(study_date[:4]) if study_date[:4].isdecimal() and len(study_date) == 8 else None
         age = "" if year is None else str(patient.anchor_age + year - patient.anchor_year)
-        return {"age": age, "sex": patient.sex, "race": race}
+        return dict(zip(self.fields, (age, patient.sex, race), strict=False))

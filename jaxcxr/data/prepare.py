@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import os
 import shutil
 import time
 from collections import Counter
@@ -15,9 +16,10 @@ from ml_collections import ConfigDict
 
 from jaxcxr.data import card, shards, sheet, tokens
 from jaxcxr.data.ledger import Ledger
-from jaxcxr.data.loader import open_records
+from jaxcxr.data.loader import Records
 from jaxcxr.data.records import SPLITS
 from jaxcxr.data.settings import Settings
+from jaxcxr.data.shards import Account
 from jaxcxr.data.source import Source, open_source
 from jaxcxr.data.summary import LABELS, Summary
 from jaxcxr.errors import UserError
@@ -71,9 +73,12 @@ def prepare(
             try:
                 ledger.check(folder, settings)
             except UserError:
-                if ledger.bad:  # the folder will be gone, and what is to be mended must be known
+                if ledger.bad:
                     ledger.write_quarantine(failed)
-                shutil.rmtree(partial)
+                if sum(counts):
+                    _forget(maker, work)
+                else:
+                    shutil.rmtree(partial)
                 raise
             shards.describe(partial / shards.RECORDS, work, counts, settings.size)
             summary = _finish(partial, source, fingerprint, ledger, maker, work)
@@ -93,9 +98,13 @@ def _fingerprint(source: Source) -> str:
     chosen = dataclasses.asdict(source.settings)
     del chosen["max_bad_share"]  # decides whether there is an output, not what it is
     digest = hashlib.sha256(json.dumps([source.name, chosen], sort_keys=True).encode())
-    for path in [*source.tables(source.folder), *source.settings.lists()]:
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    for path in [*source.tables(source.folder), *source.settings.lists(), *_given_tokenizer(source.settings)]:
+        digest.update(hashlib.sha256(_listing(path, source) if path.is_dir() else path.read_bytes()).digest())
     return digest.hexdigest()[:16]
+
+
+def _listing(folder: Path, source: Source) -> bytes:
+    return json.dumps([str(folder.relative_to(source.folder)), sorted(os.listdir(folder))]).encode()
 
 
 def _book(maker: shards.Maker, work: list[shards.Shard], ledger: Ledger) -> list[int]:
@@ -107,6 +116,13 @@ def _book(maker: shards.Maker, work: list[shards.Shard], ledger: Ledger) -> list
     return counts
 
 
+def _forget(maker: shards.Maker, work: list[shards.Shard]) -> None:
+    """Has the shards with bad rows made again the next time, when what they lack may be there."""
+    for shard in work:
+        if Account.read(maker.account(shard)).ledger.bad:
+            maker.account(shard).unlink()
+
+
 def _finish(
     partial: Path, source: Source, fingerprint: str, ledger: Ledger, maker: shards.Maker, work: list[shards.Shard]
 ) -> Summary:
@@ -115,7 +131,7 @@ def _finish(
     by_split = {split: [shard for shard in work if shard.split == split] for split in SPLITS if ledger.kept[split]}
     tokenizer = _tokenizer(settings, _prompts(maker, by_split.get("train", ())), partial / "tokenizer")
     ledger.write_quarantine(partial / "quarantine.jsonl")
-    sheet.write(open_records(partial / shards.RECORDS, next(iter(by_split))), partial / "contact_sheet.png")
+    sheet.write(Records(partial / shards.RECORDS, next(iter(by_split))), partial / "contact_sheet.png")
     summary = Summary(
         source=source.name,
         records=shards.RECORDS,
@@ -138,13 +154,19 @@ def _finish(
     return summary
 
 
+def _given_tokenizer(settings: Settings) -> list[Path]:
+    """The files of `data.tokenizer`."""
+    if not settings.tokenizer:
+        return []
+    return [file for name in tokens.FILES if (file := Path(settings.tokenizer) / name).is_file()]
+
+
 def _tokenizer(settings: Settings, prompts: Iterator[str], folder: Path) -> Any:
     """Puts the tokenizer into the prepared folder, trained if none is given, and loads it from there."""
     if settings.tokenizer:
         folder.mkdir(exist_ok=True)
-        for name in tokens.FILES:
-            if (given := Path(settings.tokenizer) / name).is_file():
-                shutil.copyfile(given, folder / name)
+        for given in _given_tokenizer(settings):
+            shutil.copyfile(given, folder / given.name)
         return tokens.load(folder)
     tokens.train(prompts, settings.tokenizer_vocab, folder)
     return tokens.load(folder)

@@ -26,6 +26,16 @@ _BLANK_LINE = "\n \n"
 _MARK = re.compile(r"-?(_{2,}|X{4,})([-/](_{2,}|X{4,}))*-?")
 
 LAST_PARAGRAPH = "last_paragraph"
+# Other sections under the names that the parser's table of exceptions knows them by.
+_NAMES = {
+    "recommendation": "recommendations",
+    "recommendation(s)": "recommendations",
+    "exam": "examination",
+    "reason for exam": "indication",
+    "reason for examination": "indication",
+    "clinical indication": "indication",
+    "clinical history": "history",
+}
 
 
 def _name(header: str) -> str:
@@ -40,7 +50,7 @@ def _name(header: str) -> str:
             return section
     if _STATES_VIEW.search(name) and not any(word in name for word in ("history", "comparison", "addendum")):
         return "findings"
-    return name
+    return _NAMES.get(name, name)
 
 
 def parse(report: str) -> list[tuple[str, str]]:

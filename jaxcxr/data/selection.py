@@ -1,5 +1,6 @@
 """Which images of a source the settings want."""
 
+import sys
 from pathlib import Path
 
 from jaxcxr.data.records import Candidate, NotSelected
@@ -15,12 +16,18 @@ class Selection:
         self._wanted = _read_list(settings.patients_in) if settings.patients_in else None
         self._unwanted = _read_list(settings.patients_out) if settings.patients_out else set()
         self._studies: set[str] = set()
+        self._patients: set[str] = set()
+        self._labels: set[str] = set()
 
     def check(self, candidate: Candidate) -> None:
         """Raises NotSelected with the reason if the settings leave this image out."""
         settings, patient, view = self._settings, candidate.patient, candidate.view
-        if patient in self._unwanted or (self._wanted is not None and patient not in self._wanted):
-            raise NotSelected("patient not listed" if self._wanted is not None else "patient listed out")
+        self._patients.add(patient)
+        self._labels.update(candidate.labels)
+        if patient in self._unwanted:
+            raise NotSelected("patient listed out")
+        if self._wanted is not None and patient not in self._wanted:
+            raise NotSelected("patient not listed")
         if settings.views and view not in settings.views:
             raise NotSelected(f"view {view}" if view else "view empty")
         if settings.labels and not set(candidate.labels) & set(settings.labels):
@@ -30,9 +37,24 @@ class Selection:
                 raise NotSelected("another image of its study")
             self._studies.add(candidate.study)
 
+    def finish(self) -> None:
+        """Looks, when all images were checked, for what was asked for and is nowhere.
+
+        Raises:
+          UserError: no patient of a list is in the tables: its ids must be written as theirs.
+        """
+        settings = self._settings
+        for file, listed in ((settings.patients_in, self._wanted), (settings.patients_out, self._unwanted)):
+            if listed and not listed & self._patients:
+                raise UserError(f"{file}: none of its {len(listed)} patients is in the tables: write ids as they do")
+            if listed and (strangers := len(listed - self._patients)):
+                print(f"{file}: {strangers} of its {len(listed)} patients are not in the tables", file=sys.stderr)
+        for label in sorted(set(settings.labels) - self._labels):
+            print(f"data.labels: no image has {label!r}; there are {sorted(self._labels)}", file=sys.stderr)
+
 
 def _read_list(file: str) -> set[str]:
     try:
-        return set(Path(file).read_text(encoding="utf-8").split())
+        return set(Path(file).read_text(encoding="utf-8-sig").split())
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file}: not a readable list of patients: give a text file with one id a line") from error

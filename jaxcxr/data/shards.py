@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from tqdm.auto import tqdm
 
-from jaxcxr.data import tokens
+from jaxcxr.data import array_record, tokens
 from jaxcxr.data.ledger import Ledger
 from jaxcxr.data.records import SPLITS, Candidate, NotSelected, Rejected, features, make_record
 from jaxcxr.data.source import Source
@@ -95,30 +95,28 @@ class Maker:
         Raises:
           UserError: the folder cannot be written.
         """
-        from array_record.python.array_record_module import ArrayRecordWriter
-
+        if self.account(shard).is_file():  # by a process of Beam's that had no time to say so
+            return len(shard.members)
         account, file = Account(Ledger(), [], []), self.folder / RECORDS / shard.file_name
         file.unlink(missing_ok=True)  # of a process that ended between the records and their account
-        with new_file(file) as partial:
-            writer = ArrayRecordWriter(str(partial), "group_size:1")  # each record can be read alone
-            for candidate in shard.members:
-                self._add(candidate, account, writer)
-            writer.close()
+        array_record.write(file, self._records(shard, account), packed=True)
         with new_file(self.account(shard)) as partial:
             content = (vars(account.ledger), account.prompts, account.labels)
             partial.write_text(json.dumps(content), encoding="utf-8")
         return len(shard.members)
 
-    def _add(self, candidate: Candidate, account: Account, writer: Any) -> None:
-        try:
-            made = make_record(candidate, self.source.fields(candidate), self.source.settings, self._counter)
-        except (Rejected, NotSelected) as refusal:
-            account.ledger.refuse(candidate.id, refusal)
-            return
-        writer.write(self._features.serialize_example(self._features.encode_example(made.record)))
-        account.ledger.keep(candidate, made)
-        account.prompts.append(made.record["prompts"])
-        account.labels.append(made.record["labels"])
+    def _records(self, shard: Shard, account: Account) -> Iterator[bytes]:
+        """Yields the records, and books them and what makes none."""
+        for candidate in shard.members:
+            try:
+                made = make_record(candidate, self.source.fields(candidate), self.source.settings, self._counter)
+            except (Rejected, NotSelected) as refusal:
+                account.ledger.refuse(candidate.id, refusal)
+                continue
+            yield self._features.serialize_example(self._features.encode_example(made.record))
+            account.ledger.keep(candidate, made)
+            account.prompts.append(made.record["prompts"])
+            account.labels.append(made.record["labels"])
 
 
 def make(maker: Maker, shards: Sequence[Shard], *, workers: int | None = None, beam: Sequence[str] = ()) -> None:

@@ -32,9 +32,11 @@ def read_table(path: Path, columns: tuple[str, ...]) -> Iterator[dict[str, str]]
         opener: Any = gzip.open if path.suffix == ".gz" else open
         with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
             table = csv.DictReader(file)
-            missing = [name for name in columns if name not in (table.fieldnames or ())]
-            if missing:
-                raise UserError(f"{path}: no column {', '.join(missing)}; it has {', '.join(table.fieldnames or ())}")
+            names = table.fieldnames or ()
+            if missing := [name for name in columns if name not in names]:
+                # A first line with none of them may be data, which are nobody's to see.
+                found = ", ".join(names) if len(missing) < len(columns) else "none of these in its first line"
+                raise UserError(f"{path}: no column {', '.join(missing)}; it has {found}")
             for row in table:
                 yield {key: (value or "").strip() for key, value in row.items() if isinstance(key, str)}
     except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:

@@ -1,3 +1,5 @@
+import io
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -105,8 +107,17 @@ def test_float_pictures_have_no_known_depth(tmp_path):
 
 
 def test_png_round_trip_is_exact():
-    image = np.random.default_rng(1).integers(0, 256, (31, 17, 1), np.uint8)
-    assert np.array_equal(images.decode_png(images.encode_png(image)), image)
+    image = np.random.default_rng(0).integers(0, 256, (24, 16, 1)).astype(np.uint8)
+    encoded = images.encode_png(image)
+    assert np.array_equal(images.decode_png(encoded), image)
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(encoded))), image[..., 0])
+
+
+def test_pngs_of_others_are_decoded_too():
+    image = np.add.outer(np.arange(64), np.arange(48)).astype(np.uint8)  # smooth, so that rows have several filters
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    assert np.array_equal(images.decode_png(buffer.getvalue())[..., 0], image)
 
 
 def test_extreme_aspect_ratio_keeps_a_pixel(tmp_path):
@@ -144,3 +155,23 @@ def test_padding_stays_black_whatever_becomes_of_the_levels(tmp_path):
         assert not square[:, :8].any()
         assert not square[:, 24:].any()
         assert square[:, 8:24].std() > 40
+
+
+def test_damaged_exif_is_an_unreadable_image(tmp_path):
+    image = Image.new("L", (8, 8))
+    exif = image.getexif()
+    exif[0x0112] = 6  # orientation
+    image.save(tmp_path / "a.jpg", exif=exif)
+    data = (tmp_path / "a.jpg").read_bytes()
+    rng, refused = np.random.default_rng(0), 0
+    start = data.index(b"Exif")
+    for _ in range(300):
+        broken = bytearray(data)
+        for at in rng.integers(start + 6, start + 40, 3):
+            broken[at] = rng.integers(256)
+        (tmp_path / "b.jpg").write_bytes(broken)
+        try:
+            images.load_square(tmp_path / "b.jpg", 8)
+        except images.UnreadableImage:
+            refused += 1
+    assert refused > 0

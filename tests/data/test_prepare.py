@@ -1,8 +1,8 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -104,7 +104,12 @@ def test_too_many_bad_rows_stop_and_leave_the_list(tmp_path):
     assert not (tmp_path / "out").exists()
     listed = (tmp_path / "out.quarantine.jsonl").read_text().splitlines()
     assert [json.loads(line)["id"] for line in listed] == [row.dicom for row in members[:3]]
-    assert sum(prepare(small_config(max_bad_share=0.15), tree, tmp_path / "out").splits.values()) == 17
+    for row in members[:2]:  # made again is what had bad rows, when they are mended
+        row.write_image = True
+    mimic_tree(tmp_path / "mended", members)
+    for image in (tmp_path / "mended").rglob("*.jpg"):
+        shutil.copy(image, tree / image.relative_to(tmp_path / "mended"))
+    assert sum(prepare(small_config(max_bad_share=0.14), tree, tmp_path / "out").splits.values()) == 19
     assert not (tmp_path / "out.quarantine.jsonl").exists()
 
 
@@ -199,27 +204,6 @@ def test_paths_out_of_the_tree_are_rejected(tmp_path):
     assert quarantine(tmp_path / "out") == [(escape, "path_outside_tree")]
 
 
-def test_reports_may_come_from_the_zip_or_beside_the_images(tmp_path):
-    zipped = mimic_tree(tmp_path / "zipped", rows())
-    texts = zipped / "mimic-cxr/2.1.0"
-    with zipfile.ZipFile(texts / "mimic-cxr-reports.zip", "w") as archive:
-        for path in sorted(texts.rglob("*.txt")):
-            archive.write(path, path.relative_to(texts))
-            path.unlink()
-    flat = mimic_tree(tmp_path / "flat", rows())
-    for part in ("mimic-cxr-jpg", "mimic-cxr"):
-        for path in sorted((flat / part / "2.1.0").rglob("*")):
-            if path.is_file():
-                target = flat / path.relative_to(flat / part / "2.1.0")
-                target.parent.mkdir(parents=True, exist_ok=True)
-                path.rename(target)
-    inner = mimic_tree(tmp_path / "inner", rows()) / "mimic-cxr-jpg/2.1.0"
-    for number, source in enumerate((zipped, flat, inner)):
-        summary = prepare(small_config(), source, tmp_path / f"out{number}")
-        assert sum(summary.splits.values()) == 20
-        assert summary.bad == {}
-
-
 def test_second_run_is_recognised_and_other_settings_are_refused(tmp_path, capsys):
     tree = mimic_tree(tmp_path / "raw", rows())
     first = prepare(small_config(), tree, tmp_path / "out")
@@ -286,6 +270,12 @@ def test_reports_that_the_parser_names_are_read_by_the_table(tmp_path):
     prepare(small_config(report_exceptions=str(table)), mimic_tree(tmp_path / "raw", members), tmp_path / "out")
     train = everything(tmp_path / "out", "train")
     assert [train[row.dicom]["prompts"] for row in members[:2]] == [[b"But this."], [b"THE SPAN"]]
+    sections = b"EXAM: Of the chest.\n\n RECOMMENDATION(S):  Come again.\n\n IMPRESSION:  Clear.\n"
+    members[0].text = members[1].text = b"FINAL REPORT\n " + sections
+    table.write_text(f"study_id,section\n{members[0].study},recommendations\n{members[1].study},examination\n")
+    prepare(small_config(report_exceptions=str(table)), mimic_tree(tmp_path / "named", members), tmp_path / "by-name")
+    train = everything(tmp_path / "by-name", "train")
+    assert [train[row.dicom]["prompts"] for row in members[:2]] == [[b"Come again."], [b"Of the chest."]]
     table.write_text("study_id,section\n50000000,\n")
     with pytest.raises(UserError, match="50000000: give a section, or start and end"):
         prepare(small_config(report_exceptions=str(table)), tmp_path / "raw", tmp_path / "other")
@@ -309,27 +299,6 @@ def test_labels_are_listed_with_their_places(tmp_path):
         records = list(open_split(tmp_path / "out", split))
         for label, found in places[split].items():
             assert found == [n for n, r in enumerate(records) if label.encode() in (r["labels"] or [b""])]
-
-
-def test_a_cut_zip_and_links_in_circles_are_bad_rows(tmp_path):
-    members = rows()
-    tree = mimic_tree(tmp_path / "raw", members)
-    texts = tree / "mimic-cxr/2.1.0"
-    with zipfile.ZipFile(texts / "mimic-cxr-reports.zip", "w") as archive:
-        lost = texts / members[0].folder / f"s{members[0].study}.txt"
-        archive.write(lost, lost.relative_to(texts))
-        lost.unlink()
-    data = (texts / "mimic-cxr-reports.zip").read_bytes()
-    (texts / "mimic-cxr-reports.zip").write_bytes(data[: len(data) // 2])
-    image = tree / "mimic-cxr-jpg/2.1.0" / members[1].folder / f"s{members[1].study}" / f"{members[1].dicom}.jpg"
-    image.unlink()
-    image.symlink_to(image.name)
-    summary = prepare(small_config(), tree, tmp_path / "out")
-    assert quarantine(tmp_path / "out") == [
-        (members[0].dicom, "missing_report_and_zip_is_cut"),
-        (members[1].dicom, "unreadable_image"),
-    ]
-    assert summary.bad == {"missing_report_and_zip_is_cut": 1, "unreadable_image": 1}
 
 
 def test_columns_more_and_releases_less_than_expected(tmp_path):

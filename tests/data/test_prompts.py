@@ -58,6 +58,21 @@ def test_age_at_the_study_sex_and_race_of_mimic_iv(tmp_path):
     assert people.at("1", "21750101") == {"age": "", "sex": "", "race": ""}
 
 
+def test_what_the_tables_of_the_hospital_lack_stops_before_any_work(tmp_path):
+    members = rows()
+    tree = hospital(mimic_tree(tmp_path / "raw", members), members)
+    (tree / "mimiciv/3.1/hosp/admissions.csv.gz").unlink()
+    with pytest.raises(UserError, match="asks for {race}, which .* does not give"):
+        prepare(small_config(prompts=("{race}. {impression}", "{impression}")), tree, tmp_path / "out")
+    prepare(small_config(prompts=("{sex}. {impression}",)), tree, tmp_path / "out")
+    assert prompts(tmp_path / "out")[members[0].dicom] == ["male. Image number 0 is clear."]
+    body = [[row.dicom, row.subject, row.study, row.view] for row in members]
+    table = tree / "mimic-cxr-jpg/2.1.0/mimic-cxr-2.0.0-metadata.csv.gz"
+    write_table(table, ["dicom_id", "subject_id", "study_id", "ViewPosition"], body)
+    with pytest.raises(UserError, match="asks for {age}, which .* does not give"):
+        prepare(small_config(prompts=("{age}. {impression}",)), tree, tmp_path / "undated")
+
+
 def test_several_templates_are_several_prompts_of_one_image(tmp_path):
     members = rows()
     members[3].text = report("Only this.").encode()

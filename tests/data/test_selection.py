@@ -36,6 +36,30 @@ def test_lists_of_patients(tree, tmp_path):
         prepare(small_config(patients_in=str(tmp_path / "absent.txt")), tree, tmp_path / "none")
 
 
+def test_lists_and_labels_that_match_nothing_are_told(tree, tmp_path, capsys):
+    members, file = rows(), tmp_path / "patients.txt"
+    file.write_text(f"p{members[0].subject}\np{members[4].subject}\n")
+    for key in ("patients_in", "patients_out"):
+        with pytest.raises(UserError, match="none of its 2 patients is in the tables: write ids as they do"):
+            prepare(small_config(**{key: str(file)}), tree, tmp_path / "none")
+    file.write_bytes(f"\ufeff{members[0].subject}\n123\n".encode())  # as Windows writes UTF-8
+    config = small_config(patients_out=str(file), labels=(LABELS[0], "Cardiomegally"))
+    prepare(config, tree, tmp_path / "out")
+    assert not ids(tmp_path / "out") & {members[0].dicom, members[1].dicom}
+    said = capsys.readouterr().err
+    assert "1 of its 2 patients are not in the tables" in said
+    assert "no image has 'Cardiomegally'" in said
+
+
+def test_an_image_in_two_splits_stops(tree, tmp_path):
+    table = tree / "mimic-cxr-jpg/2.1.0/mimic-cxr-2.0.0-split.csv.gz"
+    body = [[row.dicom, row.subject, row.study, row.split] for row in rows()]
+    body.append([*body[0][:3], "test"])
+    write_table(table, ["dicom_id", "subject_id", "study_id", "split"], body)
+    with pytest.raises(UserError, match=r"split\.csv\.gz: an image is in more than one split"):
+        prepare(small_config(), tree, tmp_path / "out")
+
+
 def test_labels_of_each_table(tree, tmp_path):
     members = rows()
     table = tree / "mimic-cxr-jpg/2.1.0" / "mimic-cxr-2.0.0-negbio.csv.gz"
@@ -134,7 +158,8 @@ def test_the_selection_of_chexgenbench(tree, tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("a.csv", "study_id,report\n1,x\n", "no column text; it has study_id, report"),
+        ("a.csv", "study_id,report\n1,x\n", "no column text; it has none of these in its first line"),
+        ("a.csv", "50000000,Clear lungs in Smith\n", "no column text; it has none of these in its first line"),
         ("a.csv", "id,text\n1,x\n", "a row has neither dicom_id nor study_id"),
         ("a.json", '{"a": 1}', r"not LLaVA-Rad's annotations \(AttributeError\)"),
         ("a.json", '[{"image": "a.jpg"}]', r"not LLaVA-Rad's annotations \(KeyError\)"),
@@ -145,8 +170,9 @@ def test_the_selection_of_chexgenbench(tree, tmp_path):
 def test_another_table_of_reports_is_named(tree, tmp_path, name, text, message):
     if text:
         (tmp_path / name).write_text(text)
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=message) as error:
         prepare(small_config(report_tables=(str(tmp_path / name),)), tree, tmp_path / "out")
+    assert "Clear" not in str(error.value)
 
 
 def test_length_in_tokens_of_the_tokenizer_given(tmp_path):

@@ -9,8 +9,11 @@ from trees import mimic_tree, rows, small_config
 
 from jaxcxr import files
 from jaxcxr.data import shards
+from jaxcxr.data.ledger import Ledger
 from jaxcxr.data.loader import open_split
 from jaxcxr.data.prepare import prepare
+from jaxcxr.data.settings import Settings
+from jaxcxr.data.source import open_source
 from jaxcxr.data.summary import Summary
 from jaxcxr.errors import UserError
 
@@ -108,6 +111,16 @@ def test_an_interrupted_run_goes_on_from_what_is_finished(tmp_path, small_shards
     assert not set(finished) & set(made), "three shards of three were finished"
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "raw", "whole"]
+
+
+def test_a_shard_made_twice_stays(tmp_path, small_shards):
+    source = open_source(mimic_tree(tmp_path / "raw", rows()), Settings.from_config(small_config()))
+    maker, (shard, *_) = shards.Maker(source, tmp_path / "out"), shards.cut(source.candidates(Ledger()))
+    assert maker(shard) == len(shard.members)
+    file = tmp_path / "out" / shards.RECORDS / shard.file_name
+    written = file.stat().st_mtime_ns
+    assert maker(shard) == len(shard.members)
+    assert file.stat().st_mtime_ns == written
 
 
 def test_two_jobs_do_not_write_one_folder(tmp_path):
