@@ -20,6 +20,7 @@ from jaxcxr.errors import UserError
 from jaxcxr.interop.pipeline import StableDiffusion
 from jaxcxr.models.vae import split_moments
 from jaxcxr.parallel import processes
+from jaxcxr.training import ranges
 from jaxcxr.training.feed import tokenizer_folder
 from jaxcxr.training.model import compute_dtype, with_text_encoder
 from jaxcxr.training.objectives import normalize
@@ -40,6 +41,7 @@ def cache(config: ConfigDict, out: Path, dtype: str = "bfloat16", *, text: bool 
     Raises:
       UserError: the data or the base cannot be read, or `out` holds something else.
     """
+    ranges.check(config)
     summary = Summary.require(Path(config.data.path))
     pipeline = _frozen(config, text)
     weights = {name: np.asarray(value) for name, value in pipeline.parameters().items()}
@@ -47,7 +49,7 @@ def cache(config: ConfigDict, out: Path, dtype: str = "bfloat16", *, text: bool 
     here = jax.local_devices()
     mesh = jax.make_mesh((len(here),), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=here)
     tokenizer = _tokenizer(config, pipeline)
-    encoder = _Encoder(pipeline, weights, tokenizer, mesh, config.batch_size // jax.process_count(), dtype)
+    encoder = _Encoder(pipeline, weights, tokenizer, mesh, max(1, config.batch_size // jax.process_count()), dtype)
     splits = {split: count for split in SPLITS if (count := summary.splits[split])}
     shapes = encoder.shape(config.data.size), encoder.states_shape() if text else ()
     card = Card(origin, dtype, *shapes, tokens.digest(tokenizer), splits)
@@ -59,14 +61,22 @@ def cache(config: ConfigDict, out: Path, dtype: str = "bfloat16", *, text: bool 
             if not file.is_file():
                 places = range(index * PER_SHARD, min((index + 1) * PER_SHARD, len(source)))
                 write_shard(file, encoder.records(source, places, text))
+    # A process that ends waits for the others for five minutes, and then JAX aborts them all.
+    processes.on_first(lambda: None)
     print(f"{out}: {sum(splits.values())} records of {' × '.join(map(str, card.shape))}, {dtype}")
 
 
 def _frozen(config: ConfigDict, text: bool) -> StableDiffusion:
     """The networks to encode with, as a training of this config would read them."""
     dtype, base, separate = compute_dtype(config), config.model.base, config.model.text_encoder_base
+    if not base:
+        raise UserError("config.model.base: is empty; name the checkpoint whose autoencoder is to encode")
     if not text or not separate:
-        return interop.load(base, dtype=dtype, only=("vae", "text_encoder") if text else ("vae",))
+        wanted = ("vae", "text_encoder") if text else ("vae",)
+        pipeline = interop.load(base, dtype=dtype, only=wanted)
+        if missing := [name for name in wanted if name not in pipeline.networks]:
+            raise UserError(f"{base}: has no {missing[0]} to encode with" + ("; cache without --text" if text else ""))
+        return pipeline
     vae = interop.load(base, dtype=dtype, only=("vae",))
     encoder = interop.load(separate, dtype=dtype, only=("text_encoder",))
     return StableDiffusion(vae.networks | encoder.networks, with_text_encoder(vae.files, encoder.files))
@@ -158,5 +168,7 @@ def _claim(out: Path, card: Card) -> None:
         if begun != card:
             held = f"moments in {begun.dtype}" if begun.dtype != card.dtype else "ids of another tokenizer"
             raise UserError(f"{out}: holds {held}; name another --out")
+        for unfinished in out.glob(".*.partial-*"):  # of processes that were killed
+            unfinished.unlink()
     else:
         card.write(out)

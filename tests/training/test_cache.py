@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from jaxcxr.data.loader import Batches, open_split
 from jaxcxr.data.moments import Card, Moments
 from jaxcxr.errors import UserError
 from jaxcxr.models.vae import split_moments
+from jaxcxr.training.feed import check_cache
 from jaxcxr.training.objectives import normalize
 from jaxcxr.training.train import train
 from tests.training import runs
@@ -96,6 +98,20 @@ def test_training_on_it_is_training_on_images(base, made, tmp_path):
     np.testing.assert_allclose(losses(tmp_path / "rounded"), losses(tmp_path / "online"), rtol=2e-2)
 
 
+def test_caches_of_a_mixture_are_alike(base, made, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(made, other)
+    mixed = frozen(base, **{"data.cache": str(made), "data.mixture": ((str(runs.data()), 1.0, str(other)),)})
+    pipeline = interop.load(base)
+    weights = {name: tensor.read() for name, tensor in interop.read(base).tensors.items()}
+    check_cache(mixed, pipeline, {"unet.x"}, weights)
+    for what, value in (("dtype", "bfloat16"), ("shape", [1, 1, 8])):
+        changed = json.loads((made / "cache.json").read_text()) | {what: value}
+        (other / "cache.json").write_text(json.dumps(changed))
+        with pytest.raises(UserError, match=f"other: differs in {what} from .*float32; cache both alike"):
+            check_cache(mixed, pipeline, {"unet.x"}, weights)
+
+
 @pytest.fixture(scope="module")
 def whole(base, tmp_path_factory):
     """A run that has a U-Net and a text encoder of its own."""
@@ -154,6 +170,7 @@ def test_what_is_missing_is_told_and_made(base, made, tmp_path, capsys):
     ("change", "message"),
     [
         ({"trainable": r"(unet|vae)\..*"}, "an autoencoder that is not learning"),
+        ({"data.size": 32}, "images of 16 pixels, config.data.size is 32"),
         ({"dtype": "bfloat16"}, "differs from this run in compute dtype"),
         ({"model.base": "other"}, "differs from this run in autoencoder weights;"),
     ],
@@ -179,6 +196,19 @@ def test_a_folder_of_something_else_is_left_alone(base, made, tmp_path):
     card = Card.read(made)
     assert card is not None
     assert card.dtype == "float32"
+
+
+@pytest.mark.parametrize(
+    ("changes", "text", "message"),
+    [
+        ({}, True, "run: has no text_encoder to encode with; cache without --text"),
+        ({"model.base": ""}, False, r"config\.model\.base: is empty"),
+    ],
+)
+def test_a_base_that_cannot_encode_is_told(base, tmp_path, changes, text, message):
+    with pytest.raises(UserError, match=message):
+        cache(frozen(base, **changes), tmp_path / "out", text=text)
+    assert not (tmp_path / "out").exists()
 
 
 DYING = """
@@ -218,22 +248,27 @@ def test_a_killed_job_loses_nothing_that_was_finished(base, made, tmp_path):
 
 
 SHARING = """
-import sys
+import sys, time
 from pathlib import Path
 import jax
 address, process, base, out, data = sys.argv[1:]
-jax.distributed.initialize(address, 2, int(process))
+jax.distributed.initialize(address, 2, int(process), shutdown_timeout_seconds=1)
 from jaxcxr import cache
 from jaxcxr.data import moments
 from tests.training import test_cache
 moments.PER_SHARD = cache.PER_SHARD = 8
+write = cache.write_shard
+def late(*args):
+    time.sleep(2 * int(process))
+    write(*args)
+cache.write_shard = late
 config = test_cache.frozen(Path(base))
-config.data.path = data
+config.data.path, config.batch_size = data, 1
 cache.cache(config, Path(out), "float32")
 """
 
 
-def test_two_processes_share_the_work(base, made, tmp_path):
+def test_two_processes_share_the_work_and_wait_for_one_another(base, made, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
