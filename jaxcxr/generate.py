@@ -6,36 +6,55 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from jaxcxr.data import tokens
 from jaxcxr.diffusion.guidance import classifier_free
 from jaxcxr.diffusion.sampling import Sampler, sample
+from jaxcxr.errors import UserError
 from jaxcxr.interop.pipeline import StableDiffusion
+from jaxcxr.parallel import mesh as meshes
 
 Generate = Callable[[Any, jax.Array | np.ndarray, jax.Array | np.ndarray, jax.Array], jax.Array]
-"""(parameters, input_ids (B, L), noise (B, h, w, C), key) -> pictures, float32 (B, H, W, C) in [0, 1]."""
+"""(parameters, input_ids (B, L), noise (B, h, w, C), keys (B,)) -> pictures, float32 (B, H, W, C) in [0, 1]."""
 
 
-def make_generate(pipeline: StableDiffusion, sampler: Sampler, guidance: float) -> Generate:
-    """The compiled generation of one batch; `guidance` 1 is no classifier-free guidance."""
+def make_generate(
+    pipeline: StableDiffusion, sampler: Sampler, guidance: float, mesh: Mesh, attention: str = "auto"
+) -> Generate:
+    """The generation of one batch, to be compiled.
+
+    Args:
+      pipeline: the networks, whose parameters may be shapes only.
+      sampler: the steps.
+      guidance: of Classifier-Free Diffusion Guidance; 1 is none.
+      mesh: the devices it runs on.
+      attention: as of `models.compute.specialize`.
+    """
+    pipeline = pipeline.specialized(attention=attention, remat="none", platform=mesh.devices.flat[0].platform)
     empty = tokens.encode(pipeline.tokenizer, [""], tokens.length(pipeline.tokenizer))
 
-    @jax.jit
-    def generate(parameters, input_ids, noise, key):
+    def generate(parameters, input_ids, noise, keys):
         networks = pipeline.with_parameters(parameters)
         states = networks.text_encoder(input_ids)
         nothing = jnp.broadcast_to(networks.text_encoder(jnp.asarray(empty)), states.shape)
         denoise = classifier_free(networks.unet, states, nothing, guidance)
-        latents = sample(denoise, sampler, noise, key)
+        latents = sample(denoise, sampler, noise, keys)
         image = networks.vae.decode(latents / networks.vae.config.scaling_factor).astype(jnp.float32)
         return jnp.clip(image / 2 + 0.5, 0, 1)
 
-    return generate
+    return meshes.within(mesh, generate)
 
 
 def latent_shape(pipeline: StableDiffusion, size: int) -> tuple[int, int, int]:
-    """(h, w, C) of the latents of pictures of side `size`."""
+    """(h, w, C) of the latents of pictures of side `size`.
+
+    Raises:
+      UserError: the autoencoder draws none of that side.
+    """
     factor = 2 ** (len(pipeline.vae.config.block_out_channels) - 1)
+    if size < 1 or size % factor:
+        raise UserError(f"pictures of {size} pixels: this autoencoder wants a multiple of {factor}")
     return size // factor, size // factor, pipeline.unet.config.in_channels
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -57,13 +58,8 @@ class Settings:
 
     def row(self, index: int, prompt: Mapping[str, Any]) -> dict[str, Any]:
         """The manifest's line for image `index`; further fields of a prompt are kept."""
-        return {
-            "file_name": f"{index:05d}.png",
-            **prompt,
-            **dataclasses.asdict(self),
-            "index": index,
-            "synthetic": True,
-        }
+        name = {"file_name": f"{index:05d}.png"}  # also where the prompts are an earlier manifest, or of a folder
+        return {**name, **prompt, **name, **dataclasses.asdict(self), "index": index, "synthetic": True}
 
 
 def read_prompts(file: Path) -> list[dict[str, Any]]:
@@ -103,11 +99,13 @@ def sample(
     Raises:
       UserError: the settings do not fit the checkpoint, or `out` exists or cannot be written.
     """
-    shape = latent_shape(pipeline, settings.size or _trained_size(pipeline))
+    _check(settings, batch_size)
+    shape = latent_shape(pipeline, _trained_size(pipeline) if settings.size is None else settings.size)
     noise = _initial_noises(settings, len(prompts), shape)
     ids = tokens.encode(pipeline.tokenizer, [row["prompt"] for row in prompts], tokens.length(pipeline.tokenizer))
-    generate = make_generate(pipeline, ddim(pipeline.schedule, settings.steps, settings.eta), settings.guidance)
     mesh = meshes.make_mesh({"data": -1, "fsdp": 1, "tensor": 1})
+    sampler = ddim(pipeline.schedule, settings.steps, settings.eta)
+    generate = jax.jit(make_generate(pipeline, sampler, settings.guidance, mesh))
     batch_size = -(-min(batch_size, len(prompts)) // mesh.size) * mesh.size
     parameters = jax.device_put(pipeline.parameters(), meshes.replicated(mesh))
     started = time.perf_counter()
@@ -116,8 +114,7 @@ def sample(
             # A short last batch is filled up, so that one program serves them all.
             rows = np.minimum(np.arange(first, first + batch_size), len(prompts) - 1)
             batch = meshes.to_global({"ids": ids[rows], "noise": noise[rows]}, mesh, batch_size)
-            key = jax.random.fold_in(jax.random.key(settings.seed), 2**31 + first)
-            pictures = np.asarray(generate(parameters, batch["ids"], batch["noise"], key))
+            pictures = np.asarray(generate(parameters, batch["ids"], batch["noise"], _keys(settings.seed, rows)))
             for index, picture in zip(range(first, len(prompts)), pictures, strict=False):
                 _write(folder, settings.row(index, prompts[index]), picture, settings.gray)
                 bar.update()
@@ -125,6 +122,16 @@ def sample(
         (folder / MANIFEST).write_text("".join(f"{line}\n" for line in manifest))
     rate = len(prompts) / (time.perf_counter() - started)
     print(f"{out}: {len(prompts)} images of {settings.steps} steps, {rate:.2f} images/s")
+
+
+def _check(settings: Settings, batch_size: int) -> None:
+    for option, value, allowed, fits in (
+        ("batch-size", batch_size, "1 or more", batch_size >= 1),
+        ("guidance", settings.guidance, "0 or more", 0 <= settings.guidance < math.inf),
+        ("eta", settings.eta, "from 0 to 1", 0 <= settings.eta <= 1),
+    ):
+        if not fits:
+            raise UserError(f"--{option} {value}: may be {allowed}")
 
 
 def _write(folder: Path, row: Mapping[str, Any], picture: np.ndarray, gray: bool) -> None:
@@ -144,6 +151,11 @@ def _trained_size(pipeline: StableDiffusion) -> int:
     if not isinstance(latent_size, int):
         raise UserError("unet/config.json: has no sample_size that is a number; give --size")
     return latent_size * 2 ** (len(pipeline.vae.config.block_out_channels) - 1)
+
+
+def _keys(seed: int, indices: np.ndarray) -> jax.Array:
+    """A key for each of these pictures of a job, (B,), apart from those of their initial noise."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), indices.astype(np.uint32) + np.uint32(2**31))
 
 
 def _initial_noises(settings: Settings, count: int, shape: tuple[int, int, int]) -> np.ndarray:

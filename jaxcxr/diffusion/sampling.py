@@ -17,7 +17,7 @@ class Step(Protocol):
     """One step of a sampler, from x_t to the x of the next timestep."""
 
     def __call__(
-        self, x: jax.Array, output: jax.Array, coefficients: Any, key: jax.Array, carry: Any
+        self, x: jax.Array, output: jax.Array, coefficients: Any, keys: jax.Array, carry: Any
     ) -> tuple[jax.Array, Any]:
         """Returns the next x and the sampler's own memory of earlier steps."""
         ...
@@ -39,14 +39,15 @@ class Sampler(NamedTuple):
     init: Callable[[jax.Array], Any] = lambda x: ()
 
 
-def sample(denoise: Denoiser, sampler: Sampler, noise: jax.Array, key: jax.Array) -> jax.Array:
+def sample(denoise: Denoiser, sampler: Sampler, noise: jax.Array, keys: jax.Array) -> jax.Array:
     """Integrates from `noise` to an image.
 
     Args:
       denoise: the network, with its condition and guidance bound.
       sampler: e.g. `ddim(schedule, 50)`.
       noise: x_T, float32 (B, H, W, C), of unit variance.
-      key: for samplers that add noise on the way; step `i` uses `fold_in(key, i)`.
+      keys: (B,), for samplers that add noise on the way: a picture's noise at step `i` is of `fold_in(its key, i)`,
+        so that it does not depend on the others of its batch.
 
     Returns:
       x_0, float32 (B, H, W, C).
@@ -56,7 +57,8 @@ def sample(denoise: Denoiser, sampler: Sampler, noise: jax.Array, key: jax.Array
         x, carry = state
         index, timestep, coefficients = step
         output = denoise(x, timestep).astype(jnp.float32)
-        return sampler.step(x, output, coefficients, jax.random.fold_in(key, index), carry), None
+        step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, index)
+        return sampler.step(x, output, coefficients, step_keys, carry), None
 
     steps = (np.arange(len(sampler.timesteps)), sampler.timesteps, sampler.coefficients)
     (x, _), _ = jax.lax.scan(body, (noise.astype(jnp.float32), sampler.init(noise)), steps)
@@ -81,14 +83,14 @@ def ddim(schedule: Schedule, num_steps: int, eta: float = 0.0) -> Sampler:
     variance = (1 - alpha_next) / (1 - alpha) * (1 - alpha / alpha_next)
     coefficients = DDIMCoefficients(alpha, alpha_next, np.float32(eta) * np.sqrt(np.maximum(variance, 0)))
 
-    def step(x, output, coefficients, key, carry):
+    def step(x, output, coefficients, keys, carry):
         alpha, alpha_next, sigma = coefficients
         clean, noise = clean_and_noise(schedule.prediction_type, x, output, alpha)
         if schedule.clip_sample:
             clean = jnp.clip(clean, -schedule.clip_sample_range, schedule.clip_sample_range)
         x = jnp.sqrt(alpha_next) * clean + jnp.sqrt(1 - alpha_next - sigma**2) * noise
         if eta > 0:
-            x = x + sigma * jax.random.normal(key, x.shape)
+            x = x + sigma * jax.vmap(lambda key: jax.random.normal(key, x.shape[1:]))(keys)
         return x, carry
 
     return Sampler(timesteps, coefficients, step)

@@ -94,7 +94,13 @@ class Schedule:
         elif self.timestep_spacing == "leading":
             steps = (np.arange(num_steps) * (total // num_steps))[::-1] + self.steps_offset
         else:
-            steps = np.round(np.arange(total, 0, -total / num_steps)) - 1
+            # Of the sum of rounded parts one more may be left, for 61 steps say: a timestep of -1.
+            steps = np.round(np.arange(total, 0, -total / num_steps)[:num_steps]) - 1
+        if steps[0] >= total:
+            raise UserError(
+                f"--steps {num_steps}: this checkpoint's scheduler, with its steps_offset of {self.steps_offset},"
+                f" would begin at timestep {steps[0]} of {total}; ask for fewer"
+            )
         return steps.astype(np.int32)
 
 

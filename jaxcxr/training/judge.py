@@ -40,7 +40,7 @@ class Judge:
         self._loss = jax.jit(lambda parameters, batch, key: loss(parameters, batch, example_keys(key, batch))[0])
         diffusion = config.objective.name == "diffusion"
         if diffusion:
-            self._draw = _prompted(pipeline, config, meshes.replicated(mesh))
+            self._draw = _prompted(pipeline, config, mesh)
         else:
             rows = np.arange(min(8, config.batch_size))  # the same on all processes
             some = open_batches(config, "validate", tokenizer, rows=rows, shuffle=False).batch(0)
@@ -73,19 +73,21 @@ def tile(pictures: np.ndarray, columns: int) -> np.ndarray:
     return pictures.reshape(rows, columns, height, width).swapaxes(1, 2).reshape(rows * height, columns * width)
 
 
-def _prompted(pipeline: StableDiffusion, config: ConfigDict, everywhere: NamedSharding):
+def _prompted(pipeline: StableDiffusion, config: ConfigDict, mesh: Mesh):
     """Pictures of the fixed prompts, a row a prompt, the same noise in every row."""
     samples = config.samples
-    generate = make_generate(pipeline, ddim(pipeline.schedule, samples.steps), samples.guidance)
-    generate = jax.jit(generate, out_shardings=everywhere)
+    sampler = ddim(pipeline.schedule, samples.steps)
+    generate = make_generate(pipeline, sampler, samples.guidance, mesh, config.attention)
+    generate = jax.jit(generate, out_shardings=meshes.replicated(mesh))
     shape = latent_shape(pipeline, config.data.size)
     ids = tokens.encode(pipeline.tokenizer, samples.prompts, tokens.length(pipeline.tokenizer))
     ids = np.repeat(ids, samples.per_prompt, axis=0)
     noise = np.stack([initial_noise(config.seed, index, shape) for index in range(samples.per_prompt)])
     noise = np.concatenate([noise] * len(samples.prompts))
+    keys = jax.random.split(jax.random.key(0), len(noise))
 
     def draw(parameters: Mapping[str, jax.Array]) -> np.ndarray:
-        return tile(to_gray(generate(parameters, ids, noise, jax.random.key(0))), samples.per_prompt)
+        return tile(to_gray(generate(parameters, ids, noise, keys)), samples.per_prompt)
 
     return draw
 

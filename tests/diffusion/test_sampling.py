@@ -40,7 +40,8 @@ def test_ddim_equals_diffusers(name, steps):
     for t in theirs.timesteps:
         x = theirs.step(output(torch, x, t), t, x).prev_sample
     sampler = ddim(Schedule.from_config(CONFIGS[name]), steps)
-    ours = jax.jit(lambda n: sample(lambda x, t: output(jnp, x, t), sampler, n, jax.random.key(0)))(noise)
+    keys = jax.random.split(jax.random.key(0), 2)
+    ours = jax.jit(lambda n: sample(lambda x, t: output(jnp, x, t), sampler, n, keys))(noise)
     error = np.linalg.norm(ours - x.numpy()) / np.linalg.norm(x.numpy())
     assert error < 1e-5, error
 
@@ -58,7 +59,7 @@ def test_eta_adds_ddpm_variance():
         np.testing.assert_allclose(sampler.coefficients.sigma[index], variance**0.5, rtol=1e-5)
     x = np.zeros((1, 64, 64, 4), np.float32)
     row = jax.tree.map(lambda c: c[10], sampler.coefficients)
-    moved, _ = sampler.step(x, jnp.zeros_like(x), row, jax.random.key(1), ())
+    moved, _ = sampler.step(x, jnp.zeros_like(x), row, jax.random.key(1)[None], ())
     np.testing.assert_allclose(np.std(moved), row.sigma, rtol=0.03)
     with torch.no_grad():
         still = theirs.step(torch.zeros(1), theirs.timesteps[10], torch.zeros(1), eta=0.0).prev_sample

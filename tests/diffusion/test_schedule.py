@@ -49,6 +49,22 @@ def test_too_many_steps_are_refused():
         Schedule().timesteps(1001)
 
 
+def test_too_many_steps_for_the_offset_are_refused():
+    schedule = Schedule.from_config(CONFIGS["sd1"])
+    with pytest.raises(UserError, match="--steps 1000: .* steps_offset of 1, would begin at timestep 1000 of 1000"):
+        schedule.timesteps(1000)
+    assert schedule.timesteps(500)[0] == 999
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+def test_every_number_of_steps_has_so_many_timesteps(spacing):
+    schedule = Schedule(timestep_spacing=spacing)
+    for count in range(1, 1001):
+        steps = schedule.timesteps(count)
+        assert len(steps) == count
+        assert 0 <= steps.min() <= steps.max() < 1000
+
+
 @pytest.mark.parametrize(
     ("key", "value"), [("beta_schedule", "sigmoid"), ("prediction_type", "score"), ("thresholding", True)]
 )
