@@ -1,13 +1,16 @@
 """The mesh: how devices are laid out, and how a batch lies on them."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxcxr.errors import UserError
+
+Call = TypeVar("Call", bound=Callable[..., Any])
 
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
@@ -36,7 +39,9 @@ def make_mesh(shape: Mapping[str, int], devices: Sequence[Any] | None = None) ->
     from jax.experimental import mesh_utils
 
     inner, outer = (sizes[0] // slices, *sizes[1:]), (slices, 1, 1)
-    return Mesh(mesh_utils.create_hybrid_device_mesh(inner, outer, devices), AXES, axis_types=types)
+    # As `jax.make_mesh` does for one slice: an axis of the mesh may take a part of one of the slice's.
+    laid = mesh_utils.create_hybrid_device_mesh(inner, outer, devices, allow_split_physical_axes=True)
+    return Mesh(laid, AXES, axis_types=types)
 
 
 def _sizes(shape: Mapping[str, int], devices: int) -> tuple[int, ...]:
@@ -54,7 +59,7 @@ def _sizes(shape: Mapping[str, int], devices: int) -> tuple[int, ...]:
 def check_batch(batch_size: int, accumulation: int, mesh: Mesh) -> None:
     """Raises UserError unless a batch divides into equal parts, one for each device and micro-batch."""
     ways = int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
-    if accumulation < 1 or batch_size < 1 or batch_size % (ways * accumulation):
+    if batch_size % (ways * accumulation):
         raise UserError(
             f"config.batch_size={batch_size}: is not a multiple of {ways} devices (data x fsdp)"
             f" times config.accumulation={accumulation}"
@@ -94,3 +99,14 @@ def to_global(batch: Mapping[str, np.ndarray], mesh: Mesh, batch_size: int) -> d
         return jax.make_array_from_callback((batch_size, *value.shape[1:]), sharding, part)
 
     return {name: place(value) for name, value in batch.items()}
+
+
+def within(mesh: Mesh, function: Call) -> Call:
+    """The same function where kernels of attention, which do not partition themselves, find the mesh."""
+
+    @functools.wraps(function)
+    def on_mesh(*args: Any) -> Any:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return function(*args)
+
+    return on_mesh  # type: ignore[return-value]

@@ -82,8 +82,14 @@ def shard_state(state: Any, strategy: str, average_strategy: str, average_memory
       mesh: of the devices.
 
     Raises:
-      UserError: a strategy or memory is unknown, or none of a strategy's patterns covers a parameter.
+      UserError: a strategy or memory is unknown, none of a strategy's patterns covers a parameter, or devices along
+        `tensor`, which share their images, would all do the same work.
     """
+    if mesh.shape["tensor"] > 1 and strategy in STRATEGIES and strategy != "fsdp+tensor":
+        raise UserError(
+            f"config.mesh.tensor={mesh.shape['tensor']}: so many devices would do the same work under"
+            f" config.sharding={strategy!r}; set that to 'fsdp+tensor', or config.mesh.tensor=1"
+        )
     shardings = shard(state, strategy, mesh)
     average = shard(state["ema"], average_strategy or strategy, mesh, key="ema_sharding")
     if average_memory not in ("device", "host"):
@@ -99,10 +105,16 @@ def shard(tree: Any, strategy: str, mesh: Mesh, *, key: str = "sharding") -> Any
     A leaf's name is the innermost dictionary key on its path; scalars are replicated.
 
     Raises:
-      UserError: the strategy, of `config.<key>`, is unknown, or its patterns leave parameters out.
+      UserError: the strategy, of `config.<key>`, is unknown, its patterns leave parameters out, or it splits nothing
+        since the mesh has all of its several devices on `data`.
     """
     if strategy not in STRATEGIES:
         raise UserError(f"config.{key}={strategy!r}: no such strategy; there are {', '.join(STRATEGIES)}")
+    if strategy != "replicated" and mesh.size == mesh.shape["data"] > 1:
+        raise UserError(
+            f"config.{key}={strategy!r}: nothing to split over, all {mesh.size} devices are on config.mesh.data;"
+            f" set config.mesh.fsdp={mesh.size}, or less"
+        )
     rules = STRATEGIES[strategy]
     uncovered: dict[str, None] = {}
 

@@ -11,12 +11,13 @@ from ml_collections import ConfigDict
 
 from jaxcxr.data import tokens
 from jaxcxr.data.moments import Card
-from jaxcxr.errors import UserError
 from jaxcxr.interop.pipeline import StableDiffusion
 from jaxcxr.parallel import mesh as meshes
 from jaxcxr.parallel import rules
+from jaxcxr.parallel.gather import gather, scatter
+from jaxcxr.training.model import compute_dtype
 from jaxcxr.training.objectives import Loss, make_loss
-from jaxcxr.training.optimizer import make_optimizer
+from jaxcxr.training.optimizer import check_rates, make_optimizer
 from jaxcxr.training.step import State, init_state, make_step
 
 
@@ -47,14 +48,22 @@ def make_program(config: ConfigDict, pipeline: StableDiffusion, mesh: Mesh) -> P
     meshes.check_batch(config.batch_size, config.accumulation, mesh)
     platform = mesh.devices.flat[0].platform
     pipeline = pipeline.specialized(attention=config.attention, remat=config.remat, platform=platform)
-    loss, tx = _on_mesh(make_loss(pipeline, config), mesh), make_optimizer(config.optimizer, config.steps)
+    loss, tx = meshes.within(mesh, make_loss(pipeline, config)), make_optimizer(config.optimizer, config.steps)
+    check_rates(config.optimizer.rates, pipeline.parameters())
     learns = rules.select(pipeline.parameters(), config.trainable)
     shapes = jax.eval_shape(lambda p: init_state(p, learns, tx), pipeline.parameters())
     shardings = rules.shard_state(shapes, config.sharding, config.ema_sharding, config.ema_memory, mesh)
-    if config.skip_nonfinite < 0:
-        raise UserError(f"config.skip_nonfinite={config.skip_nonfinite}: wants 0 or more steps")
-    skip = config.skip_nonfinite > 0
-    step = make_step(loss, tx, learns, config.ema_decay, config.seed, config.accumulation, skip)
+    step = make_step(
+        loss,
+        tx,
+        learns,
+        config.ema_decay,
+        config.seed,
+        accumulation=config.accumulation,
+        skip_nonfinite=config.skip_nonfinite > 0,
+        gather=lambda parameters: gather(parameters, shardings["params"], compute_dtype(config)),
+        scatter=lambda gradients: scatter(gradients, shardings["params"]),
+    )
     on_device = jax.tree.map(lambda sharding: sharding.with_memory_kind("device"), shardings["ema"])
 
     def step_from_host(state, batch):
@@ -72,16 +81,6 @@ def make_program(config: ConfigDict, pipeline: StableDiffusion, mesh: Mesh) -> P
         loss=loss,
         learns=learns,
     )
-
-
-def _on_mesh(loss: Loss, mesh: Mesh) -> Loss:
-    """The loss where kernels of attention that do not partition themselves find the mesh."""
-
-    def on_mesh(parameters, batch, keys):
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            return loss(parameters, batch, keys)
-
-    return on_mesh
 
 
 def batch_shapes(config: ConfigDict, pipeline: StableDiffusion, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:

@@ -37,22 +37,28 @@ def make_step(
     seed: int,
     accumulation: int = 1,
     skip_nonfinite: bool = False,
+    gather: Callable[[Any], Any] = lambda parameters: parameters,
+    scatter: Callable[[Any], Any] = lambda gradients: gradients,
 ) -> Callable[[State, Mapping[str, jax.Array]], tuple[State, dict[str, jax.Array]]]:
     """The update: a pure function of (state, batch), its randomness that of (`seed`, step, row of the batch) alone.
 
     With `accumulation` the batch is gone through in as many parts, and the update is that of the whole. With
-    `skip_nonfinite` a loss or gradient that is not finite changes nothing but `step` and `nonfinite`.
+    `skip_nonfinite` a loss or gradient that is not finite changes nothing but `step` and `nonfinite`. The loss is of
+    what `gather` makes of the state's parameters, and `scatter` brings its gradients back: see `parallel.gather`.
     """
 
     def step(state, batch):
-        trainable = _only(state["params"], learns)
+        trainable, used = _only(state["params"], learns), gather(state["params"])
 
-        def objective(trainable, batch, keys):
-            return loss(state["params"] | trainable, batch, keys)
+        def objective(learning, batch, keys):
+            return loss(used | learning, batch, keys)
+
+        def gradient(learning, batch, keys):
+            value, gradients = jax.value_and_grad(objective, has_aux=True)(learning, batch, keys)
+            return value, scatter(gradients)
 
         keys = example_keys(jax.random.fold_in(jax.random.key(seed), state["step"]), batch)
-        gradient = jax.value_and_grad(objective, has_aux=True)
-        (value, metrics), gradients = mean_over_parts(gradient, trainable, batch, keys, accumulation)
+        (value, metrics), gradients = mean_over_parts(gradient, _only(used, learns), batch, keys, accumulation)
         updates, opt_state = tx.update(gradients, state["opt_state"], trainable)
         trainable = optax.apply_updates(trainable, updates)
         average = schedule_free_average(opt_state, trainable)
