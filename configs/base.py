@@ -77,10 +77,14 @@ def get_config() -> ConfigDict:
     config.samples.steps = 50
     config.samples.guidance = 4.0
 
-    config.log_every = 10  # steps; 0 is never, here and below
+    config.log_every = 10  # steps; 0 is never, as for the other `_every`
     config.eval_every = 500
     config.eval_batches = 4
     config.sample_every = 1000
     config.checkpoint_every = 1000
-    config.keep = 2  # checkpoints
+    config.keep = 2  # checkpoints, the last ones; 1 or more
+
+    config.profile = ConfigDict()  # a trace into the workdir's tensorboard/
+    config.profile.steps = 0  # that are traced; 0: none
+    config.profile.after = 10  # steps since this start
     return config

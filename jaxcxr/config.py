@@ -20,8 +20,8 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> ConfigDict:
     `FILE.py:STAGE` calls `get_config("STAGE")`, for files that describe several runs of one road.
 
     Raises:
-      UserError: the file is absent or has no `get_config`, or an override names a key that does not exist
-        or gives a value of another type than the key's.
+      UserError: the file is absent, has no `get_config` or no such stage, or an override names a key that does not
+        exist or gives a value of another type than the key's.
     """
     name, _, stage = str(path).partition(".py:")
     path = Path(f"{name}.py" if stage else name)
@@ -41,10 +41,12 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> ConfigDict:
         raise UserError(f"{path}: a config file defines get_config() and returns a ConfigDict; this one does not")
     try:
         config = module.get_config(stage) if stage else module.get_config()
-    except (KeyError, TypeError) as error:
+    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
         if not stage:
             raise
         raise UserError(f"{path}:{stage}: this config has no such stage") from error
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"{path}: get_config() gives a {type(config).__name__}; a ConfigDict is wanted")
     for override in overrides:
         _override(config, override)
     return config.lock()

@@ -6,6 +6,7 @@ from jaxcxr import config as configs
 from jaxcxr.__main__ import main
 from jaxcxr.data import settings
 from jaxcxr.errors import UserError
+from jaxcxr.training import ranges
 from tests.training.runs import ROOT
 
 BASE = ROOT / "configs" / "base.py"
@@ -55,9 +56,24 @@ def test_stages():
         configs.load(f"{phantom}:gan")
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("*.py")), ids=lambda file: file.stem)
+@pytest.mark.parametrize("stage", ["weak.py:abc", "strong.py:0", "strong.py:half"])
+def test_a_stage_that_is_no_number_of_chips_is_told(stage):
+    with pytest.raises(UserError, match=f"{stage}: this config has no such stage"):
+        configs.load(ROOT / "configs" / "scaling" / stage)
+
+
+def test_a_config_that_is_a_dict_is_told(tmp_path):
+    (tmp_path / "mine.py").write_text("def get_config():\n    return {'steps': 1}\n")
+    with pytest.raises(UserError, match=r"mine.py: get_config\(\) gives a dict; a ConfigDict is wanted"):
+        configs.load(tmp_path / "mine.py")
+
+
+@pytest.mark.parametrize(
+    "file", sorted([*(ROOT / "configs").glob("*.py"), *(ROOT / "configs/scaling").glob("*.py")]), ids=lambda f: f.stem
+)
 def test_every_config_loads_and_has_the_keys_of_base(file):
     config, base = configs.load(file), configs.load(BASE)
+    ranges.check(config)
     assert set(config.keys()) == set(base.keys())
     assert file.read_text().startswith('"""')
 

@@ -42,6 +42,7 @@ MAY_CHANGE = frozenset(
         "remat",
         "skip_nonfinite",
         "samples",
+        "profile",
     ]
 )
 

@@ -102,14 +102,21 @@ def check_cache(config: ConfigDict, pipeline: StableDiffusion, learns: set[str],
       weights: all of the run's or the autoencoder's, by full name.
 
     Raises:
-      UserError: it was not, or the autoencoder learns.
+      UserError: it was not, two of them are not alike, or the autoencoder learns.
     """
     if config.objective.name != "diffusion" or any(name.startswith("vae.") for name in learns):
         raise UserError("config.data.cache: holds latents of an autoencoder that is not learning; leave it empty here")
-    for folder in _folders(config):
+    folders, first = _folders(config), None
+    for folder in folders:
         card = Card.read(Path(folder.cache))
         assert card is not None
         if card.origin.text and any(name.startswith("text_encoder.") for name in learns):
             raise UserError(f"{folder.cache}: holds states of a text encoder, which is learning here; cache without it")
         origin = Origin.of(folder.path, pipeline.files, weights, pipeline.vae.dtype, text=card.origin.text)
         card.origin.check(origin, Path(folder.cache))
+        if (size := Summary.require(Path(folder.path)).settings["size"]) != config.data.size:
+            raise UserError(f"{folder.cache}: is of images of {size} pixels, config.data.size is {config.data.size}")
+        first = first or card
+        for what in ("dtype", "shape", "states_shape"):
+            if getattr(card, what) != getattr(first, what):
+                raise UserError(f"{folder.cache}: differs in {what} from {folders[0].cache}; cache both alike")

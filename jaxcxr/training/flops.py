@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from jaxcxr.interop.pipeline import StableDiffusion
@@ -78,7 +79,16 @@ def of_step(config: ConfigDict, pipeline: StableDiffusion, learns: set[str], bat
       batch: arrays or shapes.
     """
     one = {name: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype) for name, leaf in batch.items()}
-    return config.batch_size * of_training(make_loss(pipeline, config), pipeline.parameters(), learns, one)
+    parameters = pipeline.parameters()
+    total = config.batch_size * of_training(make_loss(pipeline, config), parameters, learns, one)
+    if "states" in batch:  # what stands for dropped prompts is encoded once, not for each image
+
+        def encode(parameters, ids):
+            return pipeline.with_parameters(parameters).text_encoder(ids)
+
+        empty = jax.ShapeDtypeStruct((1, batch["states"].shape[1]), jnp.int32)
+        total -= (config.batch_size - 1) * count(encode, parameters, empty)
+    return total
 
 
 def _of_dot(equation: Any) -> int:
@@ -109,6 +119,8 @@ def _times(equation: Any) -> int:
         return equation.params["length"]
     if name == "pallas_call":
         return math.prod(equation.params["grid_mapping"].grid)
+    if name == "shard_map":  # within which is one device's part
+        return equation.params["mesh"].size
     if name == "while" and any(of_jaxpr(inner) for inner in _inner(equation.params)):
         raise NotImplementedError("a while_loop multiplies matrices; its FLOPs cannot be counted")
     return 1

@@ -1,6 +1,7 @@
 """The optimizer, from its section of the run config."""
 
 import re
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -49,7 +50,8 @@ def make_optimizer(config: ConfigDict, steps: int) -> optax.GradientTransformati
     if config.rates:
         optimizer = optax.chain(optimizer, _scale_by_name(config.rates))
     if config.name == "schedule_free":
-        optimizer = optax.contrib.schedule_free(optimizer, rate, b1=config.b1)
+        # It counts steps from 1, what it wraps from 0; a step's weight in the average is of the rate that it took.
+        optimizer = optax.contrib.schedule_free(optimizer, lambda count: rate(count - 1), b1=config.b1)
     clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
     return optax.chain(*clip, optimizer)
 
@@ -94,12 +96,26 @@ def schedule_free_average(opt_state: Any, parameters: Any) -> Any:
     return optax.contrib.schedule_free_eval_params(states[0], parameters) if states else None
 
 
-def _scale_by_name(rates: Any) -> optax.GradientTransformation:
-    """Multiplies the updates of parameters, by full name, by the factor of the first pattern that fits the name."""
+def check_rates(rates: Any, names: Collection[str]) -> None:
+    """Raises UserError for a pattern of `config.rates` that no parameter of the networks has as its name."""
+    for pattern, _ in _patterns(rates):
+        if not any(map(pattern.fullmatch, names)):
+            raise UserError(
+                f"config.optimizer.rates: {pattern.pattern!r} is no parameter's whole name;"
+                r" that of a network is like r'text_encoder\..*'"
+            )
+
+
+def _patterns(rates: Any) -> list[tuple[re.Pattern, float]]:
     try:
-        patterns = [(re.compile(pattern), float(factor)) for pattern, factor in rates]
+        return [(re.compile(pattern), float(factor)) for pattern, factor in rates]
     except (re.error, TypeError, ValueError) as error:
         raise UserError(f"config.optimizer.rates={rates!r}: give (pattern, factor) pairs ({error})") from error
+
+
+def _scale_by_name(rates: Any) -> optax.GradientTransformation:
+    """Multiplies the updates of parameters, by full name, by the factor of the first pattern that fits the name."""
+    patterns = _patterns(rates)
 
     def factor(name: str) -> float:
         return next((each for pattern, each in patterns if pattern.fullmatch(name)), 1.0)

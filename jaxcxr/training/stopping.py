@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+from jaxcxr.errors import UserError
 from jaxcxr.parallel import processes
 
 
@@ -29,6 +30,7 @@ class Stopping:
         self._several = jax.process_count() > 1
         self._started = False
         self._waiting = False
+        self._left_behind = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Stopping":
@@ -36,9 +38,12 @@ class Stopping:
             self._before[number] = signal.signal(number, self._note)
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if self._left_behind and kind is not None and kind is not Stopped:
+            # What is registered last goes first: a state that could not be saved is no success.
+            atexit.register(processes.leave, 2 if issubclass(kind, UserError) else 1)
 
     def started(self) -> None:
         """From here on there is something to save: requests are noted and `agreed` tells of them."""
@@ -78,6 +83,7 @@ class Stopping:
         except Stopped:
             # Leaving Python with a compiler at work would end in a crash.
             atexit.register(processes.leave, 0)
+            self._left_behind = True
             return None
         finally:
             self._waiting = False

@@ -17,7 +17,7 @@ from jaxcxr.interop.orbax import MODEL, latest_step
 from jaxcxr.interop.pipeline import from_files
 from jaxcxr.parallel import mesh as meshes
 from jaxcxr.parallel.processes import on_first
-from jaxcxr.training import flops
+from jaxcxr.training import flops, ranges
 from jaxcxr.training.checkpoint import Checkpoints, claim, opened
 from jaxcxr.training.feed import check_cache, open_batches, some_images, tokenizer_folder
 from jaxcxr.training.judge import Judge
@@ -28,7 +28,10 @@ from jaxcxr.training.program import make_program
 from jaxcxr.training.speed import Speed
 from jaxcxr.training.step import averaged
 from jaxcxr.training.stopping import Stopped, Stopping
+from jaxcxr.training.trace import Trace
 from jaxcxr.training.watch import Watch
+
+_EVERY = ("log", "eval", "sample", "checkpoint")  # what is done every so many steps
 
 
 def train(config: ConfigDict, workdir: Path, stop_at: int | None = None) -> None:
@@ -44,6 +47,7 @@ def train(config: ConfigDict, workdir: Path, stop_at: int | None = None) -> None
       UserError: config, data, base checkpoint or workdir will not do; nothing is overwritten.
       FloatingPointError: a loss or gradient is not finite, more often than `config.skip_nonfinite` allows.
     """
+    ranges.check(config)
     with Stopping() as stopping, opened(workdir, config):
         try:
             _train(config, workdir, stop_at, stopping)
@@ -56,6 +60,7 @@ def _train(config: ConfigDict, workdir: Path, stop_at: int | None, stopping: Sto
     # --- Devices and data -------------------------------------------------------------------------------
     mesh = meshes.make_mesh(config.mesh)
     meshes.check_batch(config.batch_size, config.accumulation, mesh)
+    trace = Trace(workdir / "tensorboard", config.profile.after, config.profile.steps)
     tokenizer = load_tokenizer(tokenizer_folder(config))
     first_time, trained = not (workdir / MODEL).is_dir(), latest_step(workdir)
 
@@ -103,39 +108,44 @@ def _train(config: ConfigDict, workdir: Path, stop_at: int | None, stopping: Sto
     )
     stream = batches.iterate(start)
     stopping.started()
-    with checkpoints:
+    with checkpoints, trace:
         for step in range(start + 1, stop_at + 1):
             with speed.waiting():
                 own_rows = next(stream)
             batch = meshes.to_global(own_rows, mesh, config.batch_size)
+            trace.before_step()
             if step == start + 1:  # which is compiled now
                 done = stopping.unless_asked(program.step, state, batch)
                 if done is None:
                     raise Stopped
                 state, values = done
             else:
-                state, values = program.step(state, batch)
+                with jax.profiler.StepTraceAnnotation("train", step_num=step):
+                    state, values = program.step(state, batch)
             watch.see(step, values)
             speed.stepped(values)
+            if trace.after_step(values):
+                speed.restart()
             bar.update()
 
-            if _due(step, config.log_every, config.steps):
+            due = {what: _due(step, config[f"{what}_every"], config.steps) for what in _EVERY}
+            if due["log"]:
                 speeds = speed.report()
                 written = metrics.write(step, {**values, **speeds})
                 bar.set_postfix_str(_said(written, speeds))
-            if judge and _due(step, config.eval_every, config.steps):
+            if judge and due["eval"]:
                 watch.catch_up()
                 metrics.write(step, stopping.unless_asked(judge.validate, averaged(state)) or {})
-            if judge and _due(step, config.sample_every, config.steps):
+            if judge and due["sample"]:
                 watch.catch_up()
                 sheet = stopping.unless_asked(judge.picture, averaged(state), workdir / "samples" / f"{step:08d}.png")
                 metrics.picture(step, "samples", sheet)
             last = step == stop_at or stopping.agreed(step)
-            if last or _due(step, config.checkpoint_every, config.steps):
+            if last or due["checkpoint"]:
                 watch.catch_up()
                 metrics.flush()  # what a state has done is written before it is kept, and never again after it
                 checkpoints.save(state)
-            if any(_due(step, config[f"{what}_every"], config.steps) for what in ("eval", "sample", "checkpoint")):
+            if due["eval"] or due["sample"] or due["checkpoint"]:
                 speed.restart()  # none of it is the step's time
             if last:
                 break

@@ -10,8 +10,12 @@ from jaxcxr.models import (
     named_parameters,
     with_parameters,
 )
+from jaxcxr.parallel import rules
+from jaxcxr.plan.networks import describe
 from jaxcxr.training import flops
+from jaxcxr.training.objectives import make_loss
 from tests import pipelines
+from tests.plan import runs
 
 SD2_UNET = {"cross_attention_dim": 1024, "attention_head_dim": [5, 10, 20, 20], "use_linear_projection": True}
 SD_VAE = {
@@ -50,6 +54,15 @@ def test_products_and_convolutions_are_counted():
     # Each gradient costs the forward; zeros put between the pixels by the stride are no work.
     assert flops.count(gradients(1), image, kernel) == 3 * forward
     assert flops.count(gradients(2), image, kernel) == 3 * forward / 4
+
+
+def test_what_each_device_does_counts_for_all():
+    mesh = jax.sharding.AbstractMesh((4,), ("data",))
+
+    def product(a, b):
+        return jax.shard_map(jnp.matmul, mesh=mesh, in_specs=(jax.P("data"), jax.P()), out_specs=jax.P("data"))(a, b)
+
+    assert flops.count(product, shape(8, 5), shape(5, 7)) == 2 * 8 * 5 * 7
 
 
 def test_loops_count_their_turns_and_branches_the_longest():
@@ -101,3 +114,14 @@ def test_only_what_learns_is_paid_for():
     product = 2 * 4 * 8 * 8
     assert flops.of_training(loss, parameters, {"b"}, batch) == 3 * product  # forward, and the gradient of b
     assert flops.of_training(loss, parameters, {"a", "b"}, batch) == 5 * product  # of a as well, and between
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_steps_work_is_that_of_its_whole_batch(cached):
+    config = runs.diffusion(batch_size=3, trainable=r"unet\..*")
+    pipeline = describe(config)
+    learns = rules.select(pipeline.parameters(), config.trainable)
+    prompts = {"states": shape(3, 77, 16)} if cached else {"input_ids": shape(3, 77, dtype=jnp.int32)}
+    batch = {"moments": shape(3, 16, 16, 8), **prompts}
+    whole = flops.of_training(make_loss(pipeline, config), pipeline.parameters(), learns, batch)
+    assert flops.of_step(config, pipeline, learns, batch) == whole

@@ -1,3 +1,5 @@
+import json
+
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -7,7 +9,7 @@ from ml_collections import ConfigDict
 from jaxcxr.errors import UserError
 from jaxcxr.training import ema
 from jaxcxr.training.metrics import Metrics
-from jaxcxr.training.objectives import normal
+from jaxcxr.training.objectives import _by_timestep, normal
 from jaxcxr.training.optimizer import learning_rate, make_optimizer
 from jaxcxr.training.step import init_state, make_step
 
@@ -153,3 +155,60 @@ def test_metrics_of_steps_done_again_are_dropped(tmp_path):
         '{"step": 2, "loss": 2.0}',
         '{"step": 3, "loss": 30.0}',
     ]
+
+
+def test_schedule_free_is_its_papers_algorithm():
+    start, target, steep = np.random.default_rng(0).standard_normal((3, 5, 7))
+    steep = np.abs(steep)
+
+    def loss(parameters, batch, keys):
+        return (steep * (parameters["w"] - target) ** 2).sum() / 2, {}
+
+    config = {**OPTIMIZER, "name": "schedule_free", "warmup_steps": 3, "clip_norm": 0.0}
+    tx = make_optimizer(ConfigDict(config), 100)
+    step = make_step(loss, tx, {"w"}, 0.5, seed=0)
+    state = init_state({"w": jnp.asarray(start, jnp.float32)}, {"w"}, tx)
+    x = y = z = start
+    square, weights = np.zeros_like(start), 0.0
+    for turn in range(5):
+        state, _ = step(state, {"x": jnp.zeros(1)})
+        rate = 1e-2 * min(1, (turn + 1) / 3)
+        gradient = steep * (y - target)
+        square = 0.99 * square + 0.01 * gradient**2
+        z = z - rate * (gradient / (np.sqrt(square / (1 - 0.99 ** (turn + 1))) + 1e-8) + 0.1 * y)
+        weights += rate**2
+        x = x + rate**2 / weights * (z - x)
+        y = 0.9 * x + 0.1 * z
+        np.testing.assert_allclose(state["params"]["w"], y, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(state["ema"]["w"], x, rtol=1e-5, atol=1e-6)
+
+
+def test_norms_are_told_by_group():
+    names = ("unet.conv_in.kernel", "unet.conv_in.bias", "unet.mid_block.kernel", "text_encoder.layers.kernel")
+    values = np.random.default_rng(0).standard_normal((4, 5)).astype(np.float32)
+
+    def loss(parameters, batch, keys):
+        return sum((parameters[name] * value).sum() for name, value in zip(names, values, strict=True)), {}
+
+    tx = optax.sgd(0.1)
+    state = init_state(dict.fromkeys(names, jnp.zeros(5)), set(names), tx)
+    _, metrics = make_step(loss, tx, set(names), 0.5, seed=0)(state, {"x": jnp.zeros(1)})
+    groups = {"unet.conv_in": values[:2], "unet.mid_block": values[2], "text_encoder.layers": values[3]}
+    for group, own in groups.items():
+        np.testing.assert_allclose(metrics[f"grad_norm/{group}"], np.linalg.norm(own), rtol=1e-6)
+        np.testing.assert_allclose(metrics[f"update_norm/{group}"], 0.1 * np.linalg.norm(own), rtol=1e-6)
+    np.testing.assert_allclose(metrics["grad_norm"], np.linalg.norm(values), rtol=1e-6)
+
+
+def test_the_loss_is_told_by_timesteps(tmp_path):
+    errors, timesteps = jnp.array([1.0, 2.0, 3.0, 4.0]), jnp.array([0, 249, 250, 999])
+    metrics = Metrics(tmp_path, 0)
+    metrics.write(1, {"by_timestep": _by_timestep(errors, timesteps, 1000)})
+    metrics.close()
+    written = json.loads((tmp_path / "metrics.jsonl").read_text())
+    assert written == {
+        "step": 1,
+        "loss/timesteps_1_of_4": 1.5,
+        "loss/timesteps_2_of_4": 3.0,
+        "loss/timesteps_4_of_4": 4.0,
+    }

@@ -155,9 +155,11 @@ def test_a_folder_that_is_no_run_is_refused(autoencoder, tmp_path):
     ("changes", "message"),
     [
         ({"trainable": r"unett\..*"}, "no parameter has such a name"),
+        ({"optimizer.rates": (("text_encoder", 0.1),)}, "rates: 'text_encoder' is no parameter's whole name"),
         ({"model.base": ""}, r"config\.model\.vae: describe it, or set config\.model\.base"),
         ({"model.base": "/nowhere"}, "/nowhere: no such file or folder"),
         ({"dtype": "float16"}, "float32 or bfloat16"),
+        ({"profile.after": 0}, r"config\.profile\.after=0: may be 1 or more"),
         ({"mesh.data": 3}, "does not multiply to 1 devices"),
         ({"data.path": "/nowhere"}, "/nowhere"),
         ({"data.size": 32}, "holds images of 16 pixels, config.data.size is 32"),

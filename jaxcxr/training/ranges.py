@@ -1,0 +1,50 @@
+"""What the numbers of a run config may be, looked at before anything is read or compiled."""
+
+import math
+import operator
+from collections.abc import Callable
+
+from ml_collections import ConfigDict
+
+from jaxcxr.errors import UserError
+
+RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
+    (
+        "1 or more",
+        lambda value: value >= 1,
+        ("steps", "batch_size", "accumulation", "keep", "samples.per_prompt", "samples.steps", "profile.after"),
+    ),
+    (
+        "0 or more",
+        lambda value: 0 <= value < math.inf,
+        (
+            *("seed", "profile.steps", "skip_nonfinite", "eval_batches"),
+            *("log_every", "eval_every", "sample_every", "checkpoint_every"),
+            *("objective.min_snr_gamma", "objective.offset_noise", "objective.input_perturbation"),
+            *("objective.kl_weight", "optimizer.learning_rate", "optimizer.warmup_steps", "optimizer.eps"),
+            *("optimizer.weight_decay", "optimizer.clip_norm"),
+        ),
+    ),
+    ("more than 0", lambda value: 0 < value < math.inf, ("objective.timestep_bias_multiplier",)),
+    (
+        "from 0 to 1",
+        lambda value: 0 <= value <= 1,
+        ("ema_decay", "objective.caption_dropout", "objective.timestep_bias_portion"),
+    ),
+    ("0 or more and less than 1", lambda value: 0 <= value < 1, ("optimizer.b1", "optimizer.b2")),
+)
+
+
+def check(config: ConfigDict) -> None:
+    """Raises UserError for the first number of a run config that is out of its range."""
+    for allowed, fits, keys in RANGES:
+        for key in keys:
+            value = operator.attrgetter(key)(config)
+            if not fits(value):
+                raise UserError(f"config.{key}={value}: may be {allowed}")
+    if config.eval_every and not config.eval_batches:
+        raise UserError("config.eval_batches=0: may be 1 or more, or config.eval_every 0")
+    if config.sample_every and config.objective.name == "diffusion" and not config.samples.prompts:
+        raise UserError("config.samples.prompts=(): wants a prompt, or config.sample_every 0")
+    if config.optimizer.name == "schedule_free" and not config.optimizer.b1:
+        raise UserError("config.optimizer.b1=0.0: is more than 0 for schedule_free, which averages by it")

@@ -1,0 +1,73 @@
+import pytest
+
+from jaxcxr import config as configs
+from jaxcxr.__main__ import main
+from jaxcxr.errors import UserError
+from jaxcxr.training import ranges
+from tests.training.runs import ROOT
+
+BASE = ROOT / "configs" / "base.py"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["steps=0"], "config.steps=0: may be 1 or more"),
+        (["batch_size=-8"], "config.batch_size=-8: may be 1 or more"),
+        (["accumulation=0"], "config.accumulation=0: may be 1 or more"),
+        (["keep=0"], "config.keep=0: may be 1 or more"),
+        (["profile.after=0"], "config.profile.after=0: may be 1 or more"),
+        (["seed=-1"], "config.seed=-1: may be 0 or more"),
+        (["skip_nonfinite=-1"], "config.skip_nonfinite=-1: may be 0 or more"),
+        (["optimizer.learning_rate=-1"], "config.optimizer.learning_rate=-1.0: may be 0 or more"),
+        (["optimizer.clip_norm=-1"], "config.optimizer.clip_norm=-1.0: may be 0 or more"),
+        (["optimizer.warmup_steps=-5"], "config.optimizer.warmup_steps=-5: may be 0 or more"),
+        (["optimizer.b1=1"], "config.optimizer.b1=1.0: may be 0 or more and less than 1"),
+        (["ema_decay=2"], "config.ema_decay=2.0: may be from 0 to 1"),
+        (["objective.caption_dropout=2"], "config.objective.caption_dropout=2.0: may be from 0 to 1"),
+        (["objective.min_snr_gamma=-5"], "config.objective.min_snr_gamma=-5.0: may be 0 or more"),
+        (["objective.timestep_bias_multiplier=0"], "config.objective.timestep_bias_multiplier=0.0: may be more than 0"),
+        (["objective.timestep_bias_portion=2"], "config.objective.timestep_bias_portion=2.0: may be from 0 to 1"),
+        (["eval_batches=0"], "config.eval_batches=0: may be 1 or more, or config.eval_every 0"),
+        (["samples.prompts=()"], "config.samples.prompts=(): wants a prompt, or config.sample_every 0"),
+        (["optimizer.name=schedule_free", "optimizer.b1=0"], "config.optimizer.b1=0.0: is more than 0 for"),
+    ],
+)
+def test_a_number_out_of_its_range_is_told(overrides, message):
+    with pytest.raises(UserError) as error:
+        ranges.check(configs.load(BASE, [f"--config.{override}" for override in overrides]))
+    assert str(error.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["eval_every=0", "eval_batches=0"],
+        ["sample_every=0", "samples.prompts=()"],
+        ["objective.name=autoencoder", "samples.prompts=()"],
+        ["optimizer.b1=0", "optimizer.clip_norm=0", "ema_decay=1", "objective.caption_dropout=1"],
+    ],
+)
+def test_the_ends_of_ranges_and_what_is_not_used_are_let_be(overrides):
+    ranges.check(configs.load(BASE, [f"--config.{override}" for override in overrides]))
+
+
+def test_not_a_number_is_in_no_range():
+    for _, fits, _ in ranges.RANGES:
+        assert not fits(float("nan"))
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [
+        ["train", "--workdir", "out"],
+        ["cache", "--out", "out"],
+        ["plan", "--target", "cpu:1"],
+    ],
+    ids=lambda verb: verb[0],
+)
+def test_every_verb_looks_first(verb, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main([*verb, "--config", str(BASE), "--config.keep=0"]) == 2
+    assert capsys.readouterr().err.endswith("config.keep=0: may be 1 or more\n")
+    assert not list(tmp_path.iterdir())
