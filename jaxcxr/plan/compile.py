@@ -37,7 +37,7 @@ def measure(
       `target`, `chips`, `mesh`, `batch_size`, `dtype`; `limit`, the bytes a chip has, None for a CPU; `memory` in bytes
       a chip (weights, optimizer, ema, batch, padding, temporaries, program; the last three are missing where the
       compiler gave up); `over`, the bytes by which it does not fit, or 0; `flops` of a step (`model`, the work asked
-      for; `traced`, with what remat does again) and a chip's as the `compiler` counts; `collectives` as of
+      for; `traced`, with what remat and attention do again) and a chip's as the `compiler` counts; `collectives` as of
       `hlo.by_kind`; `gradients` in bytes a chip; `seconds` by stage.
 
     Raises:
@@ -60,7 +60,7 @@ def measure(
         seconds.begin("lower")
         lowered = traced.lower()
     seconds.begin("compile")
-    compiled, over = _compile(lowered, target)
+    compiled, over = _compile(lowered, target, _OPTIONS[target.platform])
     memory, collectives = _state_memory(program.state, batch), {}
     if compiled is not None:
         memory |= _other_memory(compiled, memory)
@@ -81,7 +81,8 @@ def measure(
         "over": over,
         "flops": work,
         "collectives": collectives,
-        "gradients": _bytes(program.state["ema"]),
+        # As those parameters lie, wherever their average does.
+        "gradients": _bytes({name: program.state["params"][name] for name in program.learns}),
         "seconds": seconds.end(),
     }
 
@@ -102,14 +103,23 @@ class _Seconds:
         return {name: round(b - a, 1) for name, a, b in zip(self._began, times, times[1:], strict=False)}
 
 
-def _compile(lowered: Any, target: Target) -> tuple[Any, int]:
-    """The compiled step; or None, and the bytes by which it does not fit, where libtpu refuses it for that."""
+# What a plan asks of each compiler.
+_OPTIONS: dict[str, dict[str, Any]] = {
     # Autotuning times kernels, for which it would need the GPU; Triton's matrix products are not to be had without it.
-    gpu: dict[str, Any] = {"xla_gpu_autotune_level": "0", "xla_gpu_enable_triton_gemm": False}
-    options = gpu if target.platform == "cuda" else None
+    "cuda": {"xla_gpu_autotune_level": "0", "xla_gpu_enable_triton_gemm": False},
+    # The first tiling of a convolution will do: looking for the best is most of a compile, and takes no HBM.
+    "tpu": {"xla_jf_convolution_performance_target": 0.1},
+    "cpu": {},
+}
+
+
+def _compile(lowered: Any, target: Target, options: Mapping[str, Any]) -> tuple[Any, int]:
+    """The compiled step; or None, and the bytes by which it does not fit, where libtpu refuses it for that."""
     try:
-        return lowered.compile(compiler_options=options), 0
+        return lowered.compile(compiler_options=dict(options)), 0
     except jax.errors.JaxRuntimeError as error:
+        if options and "No such compile option" in str(error):  # in another version of the compiler
+            return _compile(lowered, target, {})
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return None, _exceeded(str(error), target.chip.memory)

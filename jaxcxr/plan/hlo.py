@@ -14,6 +14,8 @@ _BYTES = {"pred": 1, "bf16": 2, "f16": 2, "f32": 4, "f64": 8, "c64": 8, "c128": 
 _SHAPE = re.compile(r"(pred|bf16|[sufc]\d+)(?:e\dm\d\w*)?\[([\d,]*)\]")
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
 _OPERATION = re.compile(rf" = (.+?) ({'|'.join(KINDS)})(-start)?\(")
+# libtpu spreads an operation over several fusions, from its start to its end; each of them prints it whole.
+_CHAINED = re.compile(r"channel_id=(\d+),.*\bchain_id=")
 _MEGASCALE = re.compile(r'^\s*(?:ROOT )?%\S+ = (.+?) send\(.*_xla_megascale_transfer_type="(\w+)"')
 _CALLED = re.compile(
     r"(body|calls|to_apply|true_computation|false_computation|branch_computations)=\{?([^,}]+(?:, %[^,}]+)*)"
@@ -55,12 +57,18 @@ def collectives(text: str, node_of: Sequence[int]) -> list[Collective]:
     """
     computations = _computations(text)
     times = _times(computations)
-    return [
-        dataclasses.replace(found, times=times[name])
-        for name, lines in computations.items()
-        for line in lines
-        if times[name] and (found := _collective(line, name, node_of)) is not None
-    ]
+    found, chained = [], set()
+    for name, lines in computations.items():
+        for line in lines if times[name] else ():
+            one = _collective(line, name, node_of)
+            if one is None:
+                continue
+            if match := _CHAINED.search(line):
+                if match[1] in chained:
+                    continue
+                chained.add(match[1])
+            found.append(dataclasses.replace(one, times=times[name]))
+    return found
 
 
 def by_kind(found: Sequence[Collective]) -> dict[str, dict[str, float]]:
@@ -131,9 +139,8 @@ def _collective(line: str, computation: str, node_of: Sequence[int]) -> Collecti
     if group < 2:
         return None
     if start and shape.startswith("(") and kind != "all-reduce":
-        size = _size(shape, last=True)  # (operands, results, …)
-    else:
-        size = _size(shape)
+        shape = _elements(shape)[1]  # (operands, results, …)
+    size = _size(shape)
     if kind == "reduce-scatter":
         size *= group
     if kind == "all-reduce" and "all-reduce-scatter" in computation:  # libtpu's fusion of it with a slice of the result
@@ -141,8 +148,20 @@ def _collective(line: str, computation: str, node_of: Sequence[int]) -> Collecti
     return Collective(kind, size, group, across, 1)
 
 
-def _size(shape: str, last: bool = False) -> int:
-    """Bytes of an array or a tuple of arrays; of the largest alone for `last`, as results of a gather are."""
+def _elements(shape: str) -> list[str]:
+    """The elements of a tuple's shape, which may be tuples."""
+    elements, depth = [""], 0
+    for character in shape[1:-1]:
+        depth += (character in "([{") - (character in ")]}")
+        if character == "," and not depth:
+            elements.append("")
+        else:
+            elements[-1] += character
+    return elements
+
+
+def _size(shape: str) -> int:
+    """Bytes of an array or a tuple of arrays."""
     sizes = []
     for dtype, dimensions in _SHAPE.findall(shape):
         width = _BYTES.get(dtype) or max(1, int(re.sub(r"\D", "", dtype)) // 8)
@@ -150,7 +169,7 @@ def _size(shape: str, last: bool = False) -> int:
         sizes.append(
             0 if dtype == "u32" and not dimensions else width * math.prod(map(int, filter(None, dimensions.split(","))))
         )
-    return max(sizes, default=0) if last else sum(sizes)
+    return sum(sizes)
 
 
 def _group(line: str, node_of: Sequence[int]) -> tuple[int, bool]:

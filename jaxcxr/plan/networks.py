@@ -1,6 +1,8 @@
 """The networks of a run to plan, as shapes: neither weights nor data are needed."""
 
+import contextlib
 import functools
+import hashlib
 import tempfile
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxcxr.data import tokens
+from jaxcxr.data.moments import Card
 from jaxcxr.errors import UserError
 from jaxcxr.interop import diffusers, orbax, published, single_file
 from jaxcxr.interop.pipeline import StableDiffusion
@@ -26,18 +29,43 @@ def describe(config: ConfigDict) -> StableDiffusion:
     Raises:
       UserError: the config does not say what the networks are.
     """
+    pipeline = assemble(config, _base(config), lambda: _tokenizer(config))
+    if any(name.startswith("tokenizer/") for name in pipeline.files):
+        return pipeline
+    folder = Path(_stand_in(_LEAST).name)
+    tokenizer = {f"tokenizer/{file.name}": file.read_bytes() for file in folder.iterdir()}
+    return StableDiffusion(pipeline.networks, pipeline.files | tokenizer)
+
+
+def digest(config: ConfigDict) -> str:
+    """Of the files that a plan of `config` reads: the bases' without weights, the data's tokenizer, the cache's card.
+
+    Raises:
+      UserError: as `describe`, of the bases.
+    """
+    found, files = hashlib.sha256(), {**_base(config)}
+    if config.model.text_encoder and config.objective.name == "diffusion":
+        with contextlib.suppress(UserError):  # raw data that name no tokenizer
+            folder = tokenizer_folder(config)
+            files |= {
+                f"data/{name}": (folder / name).read_bytes() for name in tokens.FILES if (folder / name).is_file()
+            }
+    if config.data.cache:
+        files["cache"] = str(Card.read(Path(config.data.cache))).encode()
+    for name in sorted(files):
+        found.update(f"{name} {hashlib.sha256(files[name]).hexdigest()}\n".encode())
+    return found.hexdigest()
+
+
+def _base(config: ConfigDict) -> dict[str, bytes]:
+    """The files of the networks that a run inherits."""
     _, inherited = parts(config)
     base: dict[str, bytes] = {}
     if config.model.base and inherited:
         base = _files(config.model.base)
     if config.model.text_encoder_base and "text_encoder" in inherited:
         base = with_text_encoder(base, _files(config.model.text_encoder_base))
-    pipeline = assemble(config, base, lambda: _tokenizer(config))
-    if any(name.startswith("tokenizer/") for name in pipeline.files):
-        return pipeline
-    folder = Path(_stand_in(_LEAST).name)
-    tokenizer = {f"tokenizer/{file.name}": file.read_bytes() for file in folder.iterdir()}
-    return StableDiffusion(pipeline.networks, pipeline.files | tokenizer)
+    return base
 
 
 def _files(path: str) -> dict[str, bytes]:

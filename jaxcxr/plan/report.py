@@ -72,7 +72,7 @@ def _memory(found: Mapping[str, Any]) -> str:
 
 def _speed(found: Mapping[str, Any]) -> Iterator[str]:
     flops, images = found["flops"], found["batch_size"]
-    kinds = {"  work": flops["model"], "  with remat": flops["traced"]}
+    kinds = {"  work": flops["model"], "  with recomputing": flops["traced"]}
     yield table([("FLOPs", "a step", "an image"), *((name, _tera(n), _tera(n / images)) for name, n in kinds.items())])
     if flops.get("compiler"):
         yield f"the compiler counts {_tera(flops['compiler'])} a chip, the body of a loop once"

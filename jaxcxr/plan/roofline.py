@@ -13,7 +13,7 @@ SLOWER = 2.1
 BAND = (1.6, 2.8)
 
 ASSUMPTIONS = (
-    "compute at the chips' peak, of the FLOPs as traced, so with what remat does again",
+    "compute at the chips' peak, of the FLOPs as traced, so with what remat and attention do again",
     "state: weights, optimizer and average read and written once a step, gradients written and read once",
     "communication: rings, all links of a chip at full speed, no overlap with compute",
     f"expected: {SLOWER} times the sum of the three, as published runs of Stable Diffusion 2 on v5p, v6e and H100 take"

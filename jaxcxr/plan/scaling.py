@@ -63,7 +63,11 @@ def scaling(
         "weak": {n: each * n for n in chips},
         "strong": {n: config.batch_size for n in chips if config.batch_size % n == 0},
     }
-    return {kind: _sizes(config, target, folder, batches[kind], coarse, chips, measure) for kind in batches}
+    scaled = {kind: _sizes(config, target, folder, batches[kind], coarse, chips, measure) for kind in batches}
+    sizes = [size for kind in scaled.values() for size in kind]
+    if not any(size.found for size in sizes):
+        raise UserError(next((size.why for size in sizes if size.why), "no number of chips to plan for"))
+    return scaled
 
 
 def _sizes(
@@ -83,7 +87,7 @@ def _sizes(
             continue
         here = targets.larger(target.chip.kind, n)
         try:
-            (point,) = sweep([at(config, here, batches[n])], here, folder, measure)
+            (point,) = sweep([at(config, target, here, batches[n])], here, folder, measure)
         except UserError as error:
             sizes[n] = Size(here, None, why=str(error))
         else:
@@ -99,15 +103,16 @@ def _sizes(
     return [sizes[n] for n in sorted(sizes)]
 
 
-def at(config: ConfigDict, target: Target, batch_size: int) -> ConfigDict:
-    """The config for so many chips: states split over no more of them than a slice or node has, the rest is data."""
-    within = target.chips // target.slices
+def at(config: ConfigDict, target: Target, other: Target, batch_size: int) -> ConfigDict:
+    """A config of `target` for `other`: as many images at once a chip or fewer, states split within a slice or node."""
+    within = other.chips // other.slices
     split = config.mesh.fsdp if config.mesh.fsdp > 0 else within
+    each, at_once = batch_size // other.chips, max(1, config.batch_size // target.chips // config.accumulation)
     changes = {
         "batch_size": batch_size,
-        "accumulation": math.gcd(config.accumulation, batch_size // target.chips),
+        "accumulation": each // math.gcd(each, at_once),
         "mesh.data": -1,
-        "mesh.fsdp": math.gcd(split, within // config.mesh.tensor),
+        "mesh.fsdp": math.gcd(split, within // max(1, config.mesh.tensor)),
     }
     return configs.changed(config, [f"--config.{key}={value}" for key, value in changes.items()])
 
@@ -129,9 +134,9 @@ def _over(found: Mapping[str, Any]) -> int:
 
 
 def _between(a: Any, b: Any, share: float) -> Any:
-    if isinstance(a, Mapping):
-        other = b if isinstance(b, Mapping) else {}
-        return {key: _between(value, other.get(key, value), share) for key, value in a.items()}
+    if isinstance(a, Mapping) or isinstance(b, Mapping):
+        a, b = a or {}, b or {}  # a kind of collective that one of the two lacks sends nothing there
+        return {key: _between(a.get(key, 0), b.get(key, 0), share) for key in {**a, **b}}
     if isinstance(a, bool) or not isinstance(a, int | float) or not isinstance(b, int | float):
         return a
     if a > 0 and b > 0:

@@ -1,6 +1,7 @@
 """Many plans of one config: which batch, strategy, remat and accumulation fit a target and are fastest there."""
 
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import itertools
@@ -12,15 +13,17 @@ from typing import Any
 from ml_collections import ConfigDict
 from tqdm.auto import tqdm
 
+import jaxcxr
 from jaxcxr import config as configs
 from jaxcxr.errors import UserError
 from jaxcxr.files import replace_file
-from jaxcxr.plan import apart
+from jaxcxr.plan import apart, networks
 from jaxcxr.plan.roofline import Estimate, estimate
 from jaxcxr.plan.targets import Target
+from jaxcxr.training import ranges
 
+OURS = Path(jaxcxr.__file__).parent
 _SAVES = ("none", "attention", "blocks")  # remat, by the memory that it saves
-_SPLITS = ("replicated", "fsdp", "fsdp+tensor")
 
 Measure = Callable[[ConfigDict, Target], dict[str, Any]]
 
@@ -95,6 +98,7 @@ def grid(config: ConfigDict, target: Target, axes: Mapping[str, Sequence[str]]) 
         point = configs.changed(config, [f"--config.{key}={value}" for key, value in zip(axes, values, strict=True)])
         if "sharding" in axes and not any(key.startswith("mesh.") for key in axes):
             point = configs.changed(point, [f"--config.mesh.{axis}={n}" for axis, n in _mesh(point, target).items()])
+        ranges.check(point)
         points.append(point)
     return sorted(points, key=lambda point: (_cost(point)[0], point.batch_size))
 
@@ -102,7 +106,8 @@ def grid(config: ConfigDict, target: Target, axes: Mapping[str, Sequence[str]]) 
 def _mesh(config: ConfigDict, target: Target) -> dict[str, int]:
     within = target.chips // target.slices
     tensor = 2 if config.sharding == "fsdp+tensor" and within % 2 == 0 else 1
-    return {"data": -1, "fsdp": 1 if config.sharding == "replicated" else within // tensor, "tensor": tensor}
+    splits = config.sharding != "replicated" or config.ema_sharding
+    return {"data": -1, "fsdp": within // tensor if splits else 1, "tensor": tensor}
 
 
 def sweep(points: Sequence[ConfigDict], target: Target, folder: Path, measure: Measure = apart.measure) -> list[Point]:
@@ -127,18 +132,21 @@ def sweep(points: Sequence[ConfigDict], target: Target, folder: Path, measure: M
     return done
 
 
-def _cost(config: ConfigDict) -> tuple[float, int, int]:
-    """What memory grows with: the images at once, how little remat saves, how little is split."""
+def _cost(config: ConfigDict) -> tuple[float, int, bool]:
+    """What memory grows with: the images at once, how little remat saves, gradients that are summed up."""
     saved = _SAVES.index(config.remat) if config.remat in _SAVES else 0
-    split = _SPLITS.index(config.sharding) if config.sharding in _SPLITS else 0
-    return config.batch_size / config.accumulation, -saved, -split
+    return config.batch_size / config.accumulation, -saved, config.accumulation > 1
 
 
 def _no_dearer(one: ConfigDict, other: ConfigDict) -> bool:
     """Whether `one` needs no more memory than `other`, as far as can be told beforehand."""
     swept = dict.fromkeys(("batch_size", "accumulation", "remat", "sharding", "mesh"))
     rest = [json.dumps(config.to_dict() | swept, default=list) for config in (one, other)]
-    return rest[0] == rest[1] and all(a <= b for a, b in zip(_cost(one), _cost(other), strict=True))
+    alike = one.sharding == other.sharding and one.mesh == other.mesh
+    # Whole states need the most, whatever the mesh; of two ways to split them it cannot be told.
+    whole = other.sharding == "replicated" and not other.ema_sharding and one.mesh.tensor == other.mesh.tensor
+    cheaper = all(a <= b for a, b in zip(_cost(one), _cost(other), strict=True))
+    return rest[0] == rest[1] and (alike or whole) and cheaper
 
 
 def _remembered(config: ConfigDict, target: Target, folder: Path, measure: Measure) -> dict[str, Any]:
@@ -155,9 +163,19 @@ def _remembered(config: ConfigDict, target: Target, folder: Path, measure: Measu
 
 
 def digest(config: ConfigDict, target: Target) -> str:
-    """Of a config, a target and the versions of what compiles."""
-    text = configs.to_json(config) + target.name + json.dumps(versions(), sort_keys=True)
+    """Of a config and the files that it names, a target, the versions of what compiles and our own code."""
+    text = configs.to_json(config) + networks.digest(config) + target.name
+    text += json.dumps(versions(), sort_keys=True) + sources(OURS)
     return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+@functools.cache
+def sources(folder: Path) -> str:
+    """A digest of the Python files below a folder: what a plan counts may change within a version."""
+    found = hashlib.sha256()
+    for file in sorted(folder.rglob("*.py")):
+        found.update(f"{file.relative_to(folder)} {hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
+    return found.hexdigest()
 
 
 def versions() -> dict[str, str]:

@@ -65,6 +65,8 @@ def parse(name: str) -> Target:
     if not chip.dimensions:
         if found[2] is not None or len(sizes) > 2 or (kind == "cpu" and len(sizes) > 1):
             raise UserError(f"--target {name}: give {example}, or NODESxGPUS as in h100:2x8")
+        if kind == "cpu" and sizes[0] > chip.most:
+            raise UserError(f"--target {name}: at most {chip.most}")
         slices, sizes = (sizes[0], sizes[1:]) if len(sizes) == 2 else (1, sizes)
         if slices == 1 and sizes[0] > chip.most and sizes[0] % chip.most == 0:
             slices, sizes = sizes[0] // chip.most, (chip.most,)  # whole nodes

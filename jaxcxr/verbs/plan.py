@@ -42,6 +42,7 @@ def run(args: argparse.Namespace) -> None:
     from jaxcxr import config as configs
     from jaxcxr.errors import UserError
     from jaxcxr.plan import targets
+    from jaxcxr.training import ranges
 
     target = targets.parse(args.target)
     if args.sweep and args.scaling:
@@ -58,6 +59,7 @@ def run(args: argparse.Namespace) -> None:
         raise UserError(f"{args.out}: is a file; name a folder")
     targets.check_compiler(target)
     config = configs.load(args.config, args.overrides)
+    ranges.check(config)
     if args.sweep:
         _sweep(args, config, target)
     elif args.scaling:
@@ -70,13 +72,17 @@ def _plan(args: argparse.Namespace, config: Any, target: Any) -> None:
     """One plan, printed."""
     import json
 
+    from jaxcxr.errors import UserError
     from jaxcxr.files import replace_file
     from jaxcxr.plan import apart, report
 
     found = apart.measure(config, target, sharding_only=args.show == "sharding")
     print(report.sharding(found) if args.show else report.text(found))
     if args.out and not args.show:
-        replace_file(args.out / "plan.json", (json.dumps(found, indent=2) + "\n").encode())
+        try:
+            replace_file(args.out / "plan.json", (json.dumps(found, indent=2) + "\n").encode())
+        except OSError as error:
+            raise UserError(f"{args.out}: cannot be written ({error.strerror}); name another folder") from error
         print(f"numbers: {args.out / 'plan.json'}")
 
 
@@ -105,8 +111,10 @@ def _sweep(args: argparse.Namespace, config: Any, target: Any) -> None:
 def _scaling(args: argparse.Namespace, config: Any, target: Any) -> None:
     """Plans from 8 to 1,024 chips, and a page."""
     from jaxcxr import config as configs
-    from jaxcxr.plan import page, report, scaling
+    from jaxcxr.plan import apart, page, report, scaling
 
+    # A mistake in the config is told here, once, before all sizes are planned for minutes.
+    apart.measure(scaling.at(config, target, target, config.batch_size), target, sharding_only=True)
     scaled = scaling.scaling(config, target, args.out, coarse=args.coarse)
     for kind, sizes in scaled.items():
         print(f"{kind} scaling\n{report.table(page.scaling_rows(sizes))}\n")

@@ -55,6 +55,21 @@ def test_without_a_trip_count_the_condition_tells():
             Collective("all-reduce", (8 + 16) * 4, 4, False, 1),
         ),
         (
+            "%r = ((f32[4,8]{1,0}, bf16[2]{0}), (f32[8,8]{1,0}, bf16[4]{0})) all-gather-start(%x, %y), channel_id=1, "
+            "replica_groups={{0,4},{1,5},{2,6},{3,7}}, dimensions={0}",
+            Collective("all-gather", 8 * 8 * 4 + 4 * 2, 2, True, 1),
+        ),
+        (
+            "%r = ((f32[16,8]{1,0}), f32[4,8]{1,0}) reduce-scatter-start(%x), channel_id=17, "
+            "replica_groups=mesh['a'=2,'b'=4] {'b'}, dimensions={0}, to_apply=%add",
+            Collective("reduce-scatter", 16 * 8 * 4, 4, False, 1),
+        ),
+        (
+            "%r = (f32[8]{0:T(256)}, f32[8]{0:T(256)}, u32[]{:S(2)}, u32[]{:S(2)}) collective-permute-start(%x), "
+            "source_target_pairs={{0,1},{1,0}}",
+            Collective("collective-permute", 32, 2, False, 1),
+        ),
+        (
             "%r = f32[8]{0} collective-permute(%x), source_target_pairs={{0,1},{1,0}}",
             Collective("collective-permute", 32, 2, False, 1),
         ),
@@ -70,6 +85,34 @@ def test_without_a_trip_count_the_condition_tells():
 def test_forms_of_a_collective(line, expected):
     text = "ENTRY %main (p: f32[8]) -> f32[8] {\n  " + line + "\n}\n"
     assert collectives(text, [0, 0, 0, 0, 1, 1, 1, 1]) == ([expected] if expected else [])
+
+
+TPU = """\
+%begin (p: bf16[2,8]) -> (bf16[2,8], bf16[8,8]) {
+  %g.1 = bf16[8,8]{1,0:T(8,128)(2,1)} all-gather(%p), channel_id=8, replica_groups=[1,4]<=[4], GOES_ON
+}
+
+%product (p: bf16[2,8]) -> bf16[8,8] {
+  %g.2 = bf16[8,8]{1,0:T(8,128)(2,1)} all-gather(%p), channel_id=8, replica_groups=[1,4]<=[4], GOES_ON
+  %product.1 = bf16[8,8]{1,0} convolution(%a, %b), dim_labels=bf_io->bf
+}
+
+%end (p: bf16[2,8]) -> bf16[8,8] {
+  %g.3 = bf16[8,8]{1,0:T(8,128)(2,1)} all-gather(%p), channel_id=8, replica_groups=[1,4]<=[4], GOES_ON
+}
+
+ENTRY %main (p: bf16[2,8]) -> bf16[8,8] {
+  %async-collective-start = (bf16[2,8]{1,0}, bf16[8,8]{1,0}) fusion(%p), kind=kCustom, calls=%begin
+  %fusion = (bf16[8,8]{1,0}) fusion(%a), kind=kOutput, calls=%product
+  %other = bf16[8,8]{1,0} all-gather(%q), channel_id=9, replica_groups=[1,4]<=[4], GOES_ON
+  %alone = bf16[8,8]{1,0} all-gather(%q), channel_id=10, replica_groups=[1,4]<=[4], dimensions={0}
+  ROOT %async-collective-done = bf16[8,8]{1,0} fusion(%c), kind=kCustom, calls=%end
+}
+""".replace("GOES_ON", 'dimensions={0}, frontend_attributes={chain_id="0"}')
+
+
+def test_what_is_spread_over_several_fusions_is_sent_once():
+    assert collectives(TPU, [0] * 4) == [Collective("all-gather", 8 * 8 * 2, 4, False, 1)] * 3
 
 
 def test_a_permute_sends_its_value_once():

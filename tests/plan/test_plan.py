@@ -6,11 +6,13 @@ import re
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from jaxcxr.__main__ import main
 from jaxcxr.errors import UserError
-from jaxcxr.plan import apart, report, roofline, targets
+from jaxcxr.plan import apart, compile, report, roofline, targets
 from tests.plan import runs
 from tests.training.runs import ROOT
 
@@ -36,6 +38,13 @@ def test_a_step_compiles_for_what_is_not_here(name):
     assert f"{name}: 4 chips (data 2, fsdp 2, tensor 1), 8 images a step, 2 a chip" in report.text(found)
 
 
+def test_gradients_lie_on_the_device_wherever_the_average_does(monkeypatch):
+    monkeypatch.setattr(compile, "_compile", lambda lowered, target, options: (None, 0))
+    found = compile.measure(runs.autoencoder(ema_memory="host"), targets.parse("cpu:1"))
+    assert found["memory"]["ema"] == 0
+    assert found["gradients"] == found["memory"]["weights"]
+
+
 @pytest.mark.slow
 def test_the_memory_of_a_plan_is_what_a_run_takes():
     """On a CPU: how far the process grows at a step of a plan's program, against the plan."""
@@ -47,6 +56,12 @@ def test_the_memory_of_a_plan_is_what_a_run_takes():
     predicted, real = json.loads(done.stdout.splitlines()[-1])
     assert predicted > 300e6
     assert real == pytest.approx(predicted, rel=0.1)
+
+
+def test_an_option_that_a_compiler_does_not_have_is_left_out():
+    lowered = jax.jit(jnp.sin).lower(1.0)
+    compiled, over = compile._compile(lowered, targets.parse("cpu:1"), {"xla_jf_convolution_performance_target": 0.1})
+    assert (compiled(0.0), over) == (0.0, 0)
 
 
 @pytest.mark.parametrize(
@@ -74,6 +89,16 @@ def test_a_mistake_is_one_line_before_anything_compiles(options, message, capsys
     assert re.search(message, told), told
 
 
+def test_a_folder_that_cannot_be_written_is_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(apart, "measure", lambda *args, **options: {})
+    monkeypatch.setattr(report, "text", lambda found: "the plan")
+    argv = ["plan", "--config", str(ROOT / "configs" / "roentgen.py"), "--target", "cpu:1", "--out", "/proc/none"]
+    assert main(argv) == 2
+    told = capsys.readouterr()
+    assert told.out == "the plan\n"
+    assert told.err.startswith("jaxcxr plan: /proc/none: cannot be written (")
+
+
 def test_sharding_is_shown_with_bytes_a_chip(capsys):
     config = [str(ROOT / "configs" / "roentgen.py:v5e-16"), "--target", "cpu:16"]
     assert main(["plan", "--config", *config, "--show", "sharding"]) == 0
@@ -85,6 +110,17 @@ def test_sharding_is_shown_with_bytes_a_chip(capsys):
     # 860 M of the U-Net, 123 M of CLIP, 84 M of the autoencoder, in float32, all but the small ones split.
     total = float(table.splitlines()[-1].split()[-2])
     assert 4 * 1066e6 / 16 < total * 2**30 < 4 * 1066e6 / 16 * 1.2
+
+
+@pytest.mark.parametrize(
+    ("file", "spec"), [("sd2.py", "-"), ("weak.py", "1280/fsdp"), ("strong.py", "-")], ids=["sd2", "weak", "strong"]
+)
+def test_configs_of_scaling_can_be_planned(file, spec, capsys):
+    config = str(ROOT / "configs" / "scaling" / file)
+    assert main(["plan", "--config", config, "--target", "cpu:8", "--show", "sharding"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    widest = next(line for line in lines if line.startswith("unet.mid_block.resnets.*.conv1.kernel"))
+    assert widest.split()[3] == spec
 
 
 @pytest.mark.parametrize(

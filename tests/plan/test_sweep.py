@@ -1,10 +1,14 @@
 """Sweeps and scaling over plans that are made up."""
 
+import shutil
+
 import pytest
 
 from jaxcxr import config as configs
+from jaxcxr.__main__ import main
+from jaxcxr.data.moments import Card, Origin
 from jaxcxr.errors import UserError
-from jaxcxr.plan import page, scaling, sweep, targets
+from jaxcxr.plan import apart, page, scaling, sweep, targets
 from tests.training.runs import ROOT
 
 V5E = targets.parse("v5e:4x4")
@@ -70,6 +74,47 @@ def test_the_best_that_fits_is_found_and_a_sweep_goes_on(config, tmp_path):
     assert page.label(best) in html
 
 
+@pytest.mark.parametrize(
+    ("tried", "over", "fitting"),
+    [
+        (["sharding=fsdp", "mesh.fsdp=1,16", "batch_size=48"], [1], [16]),
+        # The first is laid out as 8 x 2, which leaves each chip the images of two.
+        (["sharding=fsdp+tensor,fsdp", "batch_size=48"], [8], [16]),
+    ],
+)
+def test_other_meshes_are_tried_where_one_does_not_fit(config, tmp_path, tried, over, fitting):
+    def measure(config, target):
+        found = Compiler()(config, target)
+        images = config.batch_size / config.accumulation / (target.chips / config.mesh.tensor)
+        found["memory"] |= {"weights": 32e9 / config.mesh.fsdp / config.mesh.tensor, "temporaries": images * 4e9}
+        return found | {"over": max(0, sum(found["memory"].values()) - target.chip.memory)}
+
+    points = sweep.sweep(sweep.grid(config, V5E, sweep.axes_of(tried)), V5E, tmp_path, measure)
+    assert not any(point.why for point in points)
+    assert [point.config.mesh.fsdp for point in points if not point.fits] == over
+    assert [point.config.mesh.fsdp for point in points if point.fits] == fitting
+
+
+def test_a_grid_is_laid_out_for_what_is_split(config):
+    axes = sweep.axes_of(["sharding=replicated,fsdp,fsdp+tensor"])
+    meshes = {point.sharding: (point.mesh.fsdp, point.mesh.tensor) for point in sweep.grid(config, V5E, axes)}
+    assert meshes == {"replicated": (1, 1), "fsdp": (16, 1), "fsdp+tensor": (8, 2)}
+    config.ema_sharding = "fsdp"
+    (whole, *_) = (point for point in sweep.grid(config, V5E, axes) if point.sharding == "replicated")
+    assert (whole.mesh.fsdp, whole.mesh.tensor) == (16, 1)
+
+
+def test_what_certainly_needs_more_is_passed_over(config, tmp_path):
+    def none_fits(config, target):
+        return Compiler()(config, target) | {"over": 1}
+
+    axes = sweep.axes_of(["sharding=fsdp,replicated", "accumulation=1,4", "batch_size=16,64"])
+    points = sweep.sweep(sweep.grid(config, V5E, axes), V5E, tmp_path, none_fits)
+    tried = [(p.config.sharding, p.config.batch_size, p.config.accumulation) for p in points if p.found]
+    # Sums of gradients take memory of their own, which a batch in one part does not: the second is tried all the same.
+    assert tried == [("fsdp", 16, 4), ("fsdp", 16, 1)]
+
+
 def test_an_interrupted_sweep_goes_on(config, tmp_path):
     compiler = Compiler()
 
@@ -85,18 +130,45 @@ def test_an_interrupted_sweep_goes_on(config, tmp_path):
     assert [asked.batch_size for asked in compiler.asked] == [16, 32, 48]
 
 
-def test_a_digest_is_of_all_that_decides(config, monkeypatch):
+def test_a_digest_is_of_all_that_decides(config, monkeypatch, tmp_path):
     one = sweep.digest(config, V5E)
     assert sweep.digest(configs.changed(config, []), V5E) == one
     assert sweep.digest(configs.changed(config, ["--config.remat=blocks"]), V5E) != one
     assert sweep.digest(config, targets.parse("v5e:4x8")) != one
-    monkeypatch.setattr(sweep, "versions", lambda: {"jax": "0"})
+    with monkeypatch.context() as patch:
+        patch.setattr(sweep, "versions", lambda: {"jax": "0"})
+        assert sweep.digest(config, V5E) != one
+    shutil.copytree(sweep.OURS, tmp_path / "ours")
+    monkeypatch.setattr(sweep, "OURS", tmp_path / "ours")
+    assert sweep.digest(config, V5E) == one
+    sweep.sources.cache_clear()
+    (tmp_path / "ours" / "plan" / "hlo.py").write_text("KINDS = ()")
     assert sweep.digest(config, V5E) != one
+
+
+def test_a_digest_is_of_the_files_that_a_config_names(tmp_path):
+    folder = tmp_path / "base"
+    files = {"vae/config.json": b"{}", "unet/config.json": b"{}"}
+    for name, data in files.items():
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).write_bytes(data)
+    config = configs.load(ROOT / "configs" / "scaling" / "sd2.py", [f"--config.model.base={folder}"])
+    config = configs.changed(config, [f"--config.data.cache={tmp_path / 'cache'}"])
+    one = sweep.digest(config, V5E)
+    assert sweep.digest(config, V5E) == one
+    (folder / "unet" / "config.json").write_text('{"layers_per_block": 1}')
+    other = sweep.digest(config, V5E)
+    assert other != one
+    origin = Origin("", "", "", "", "", "", "")
+    Card(origin, "float32", (64, 64, 8), (77, 1024), "", {"train": 1}).write(tmp_path / "cache")
+    assert sweep.digest(config, V5E) not in (one, other)
 
 
 def test_mistakes_in_a_sweep(config, tmp_path):
     with pytest.raises(UserError, match="--try batch_size: give a key"):
         sweep.axes_of(["batch_size"])
+    with pytest.raises(UserError, match="config.accumulation=0: may be 1 or more"):
+        sweep.grid(config, V5E, {"accumulation": ["0", "1"]})
     with pytest.raises(UserError, match="no such key"):
         sweep.grid(config, V5E, {"batch": ["1"]})
 
@@ -127,8 +199,56 @@ def test_scaling_weak_and_strong(config, tmp_path, coarse):
     assert ("interpolated" in html) == coarse
 
 
+def test_what_one_end_does_not_send_is_nothing_there(config):
+    def plan(target, **sent):
+        collectives = {kind: {"sent": each, "sent_across": 0.0} for kind, each in sent.items()}
+        return Compiler()(config, targets.parse(target)) | {"collectives": collectives}
+
+    known = {8: plan("v5e:2x4", gathered=8.0, permuted=3.0), 64: plan("v5e:8x8", gathered=8.0, reduced=90.0)}
+    between = scaling.interpolate(known, targets.parse("v5e:4x4"), 256)["collectives"]
+    assert {kind: row["sent"] for kind, row in between.items()} == pytest.approx(
+        {"gathered": 8.0, "permuted": 2.0, "reduced": 30.0}
+    )
+
+
+def test_a_scaling_of_which_nothing_can_be_planned_is_a_mistake(config, tmp_path):
+    def refuse(config, target):
+        raise UserError(f"config.sharding='half': no such strategy ({target.chips})")
+
+    with pytest.raises(UserError, match=r"'half': no such strategy \(8\)"):
+        scaling.scaling(config, V5E, tmp_path, measure=refuse)
+
+
+@pytest.mark.parametrize("override", ["sharding=half", "mesh.tensor=0"])
+def test_a_mistake_is_told_before_any_size_is_planned(override, tmp_path, capsys, monkeypatch):
+    asked = []
+
+    def measure(config, target, *, sharding_only=False):
+        asked.append((target.name, config.mesh.tensor, sharding_only))
+        raise UserError(f"config.{override}: is wrong")
+
+    monkeypatch.setattr(targets, "check_compiler", lambda target: None)
+    monkeypatch.setattr(apart, "measure", measure)
+    argv = ["plan", "--config", str(ROOT / "configs" / "roentgen.py"), "--target", "v5e:2x4", "--scaling"]
+    assert main([*argv, "--out", str(tmp_path / "out"), f"--config.{override}"]) == 2
+    assert capsys.readouterr().err.endswith(f"config.{override}: is wrong\n")
+    assert asked == [("v5e:2x4", 0 if "tensor" in override else 1, True)]
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_configs_mesh_follows_the_number_of_chips(config):
-    config = configs.changed(config, ["--config.mesh.fsdp=16", "--config.accumulation=8"])
-    small = scaling.at(config, targets.parse("v5e:2x4"), 16)
-    assert (small.mesh.data, small.mesh.fsdp, small.accumulation) == (-1, 8, 2)
-    assert scaling.at(config, targets.parse("v5e:16x16*4"), 8192).mesh.fsdp == 16
+    config = configs.changed(config, ["--config.mesh.fsdp=16", "--config.batch_size=256", "--config.accumulation=8"])
+    small = scaling.at(config, V5E, targets.parse("v5e:2x4"), 256)
+    assert (small.mesh.data, small.mesh.fsdp) == (-1, 8)
+    assert scaling.at(config, V5E, targets.parse("v5e:16x16*4"), 8192).mesh.fsdp == 16
+
+
+@pytest.mark.parametrize(
+    ("name", "batch_size", "accumulation"),
+    [("v5e:2x4", 256, 16), ("v5e:8x8", 256, 2), ("v5e:16x16", 256, 1), ("v5e:8x8", 1024, 8), ("v5e:8x8", 192, 3)],
+)
+def test_a_chip_goes_through_as_many_images_at_once_whatever_the_number_of_chips(
+    config, name, batch_size, accumulation
+):
+    config = configs.changed(config, ["--config.batch_size=256", "--config.accumulation=8"])  # 2 at once of a chip's 16
+    assert scaling.at(config, V5E, targets.parse(name), batch_size).accumulation == accumulation

@@ -43,6 +43,8 @@ def test_whole_nodes_may_be_counted_in_gpus():
         ("h100:12", "a node has at most 8; several are h100:NODESx8"),
         ("h100:8*2", "as in h100:2x8"),
         ("cpu:2x2", "give cpu:8"),
+        ("cpu:2048", "cpu:2048: at most 1024"),
+        ("cpu:1025", "cpu:1025: at most 1024"),
     ],
 )
 def test_a_target_that_does_not_exist_is_one_line(name, message):
