@@ -6,7 +6,7 @@
 #     --config configs/finetune.py --workdir /mnt/jaxcxr/tuned --config.data.path=/mnt/jaxcxr/data
 #
 # TARGET is as for `jaxcxr plan`: v4, v5e, v5p or v6e with a topology, or h100 or h200 with a number of GPUs, 8 a node.
-# SLICES=2 takes two such slices; SERVICE_ACCOUNT is Kubernetes' name for who may use the bucket; DRY=1 prints only.
+# SLICES=2 takes two such TPU slices; SERVICE_ACCOUNT is Kubernetes' name for who may use the bucket; DRY=1 prints only.
 set -euo pipefail
 
 if [ "${1:-}" = --help ] || [ $# -lt 5 ]; then
@@ -18,17 +18,21 @@ shift 4
 
 kind=tpu
 case $target in
-  v4:*) accelerator=tpu-v4-podslice ;;
-  v5e:*) accelerator=tpu-v5-lite-podslice ;;
-  v5p:*) accelerator=tpu-v5p-slice ;;
-  v6e:*) accelerator=tpu-v6e-slice ;;
-  h100:*) accelerator=nvidia-h100-80gb kind=gpu ;;
-  h200:*) accelerator=nvidia-h200-141gb kind=gpu ;;
-  *) accelerator="" ;;
+  v4:*) accelerator=tpu-v4-podslice example=v4:2x2x4 ;;
+  v5e:*) accelerator=tpu-v5-lite-podslice example=v5e:4x4 ;;
+  v5p:*) accelerator=tpu-v5p-slice example=v5p:2x2x4 ;;
+  v6e:*) accelerator=tpu-v6e-slice example=v6e:4x4 ;;
+  h100:*) accelerator=nvidia-h100-80gb example=h100:16 kind=gpu ;;
+  h200:*) accelerator=nvidia-h200-141gb example=h200:16 kind=gpu ;;
+  *) accelerator="" example="v5e:4x4, v5p:2x2x4 or h100:16" ;;
 esac
-topology=${target#*:}
-if [ -z "$accelerator" ] || ! [[ $topology =~ ^[1-9][0-9]*(x[1-9][0-9]*)*$ ]]; then
-  echo "$target: wants a target like v5e:4x4, v5p:2x2x4 or h100:16" >&2
+topology=${target#*:} sizes=${example//[!x]/} # an x for each size but the first
+if [ -z "$accelerator" ] || ! [[ $topology =~ ^[1-9][0-9]*(x[1-9][0-9]*){${#sizes}}$ ]]; then
+  echo "$target: wants a target like $example" >&2
+  exit 2
+fi
+if [ "$kind" = gpu ] && [ "${SLICES:-1}" != 1 ]; then
+  echo "$target: GPUs have no slices; leave out SLICES and give the number of all GPUs, as in $example" >&2
   exit 2
 fi
 chips=$((${topology//x/*})) each=4

@@ -81,13 +81,26 @@ def test_a_preemption_starts_all_pods_again_and_a_mistake_does_not(tmp_path, tar
     assert volume["csi"]["volumeAttributes"]["bucketName"] == "my-bucket"
 
 
-@pytest.mark.parametrize("target", ["v5e", "v5e:", "v9:2x2", "h100:12", "v5e:3x3", "v5e:axb"])
+@pytest.mark.parametrize(
+    "target",
+    ["v5e", "v5e:", "v9:2x2", "h100:12", "v5e:3x3", "v5e:axb", "h100:2x4", "v5e:16", "v5e:4x4x4", "v5p:4x4", "v4:2"],
+)
 def test_a_target_that_does_not_exist_is_told(tmp_path, target):
     fake(tmp_path, "kubectl")
     done = run([JOBSET, "cxr", target, "image", "bucket", "train"], tmp_path)
     assert done.returncode == 2
     assert done.stderr.startswith(f"{target}: ")
     assert calls(tmp_path) == []
+
+
+def test_slices_of_gpus_are_refused(tmp_path):
+    fake(tmp_path, "kubectl")
+    done = run([JOBSET, "cxr", "h100:8", "image", "bucket", "train"], tmp_path, SLICES="2")
+    assert done.returncode == 2
+    assert done.stderr.startswith("h100:8: GPUs have no slices")
+    assert done.stderr.count("\n") == 1
+    assert calls(tmp_path) == []
+    assert submit(tmp_path, "h100:16")["spec"]["replicatedJobs"][0]["replicas"] == 1
 
 
 def xpk(folder, *options, **environment):
