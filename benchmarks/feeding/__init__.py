@@ -1,0 +1,1 @@
+"""What `benchmarks/data.py` measures, a module each: `measure(scratch)` returns plain values."""

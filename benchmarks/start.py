@@ -1,0 +1,60 @@
+"""The time to the first step of a run, when nothing is compiled yet and when all of it is.
+
+    python benchmarks/start.py [--scratch DIR]
+
+Starts the quickstart's autoencoder as a user does, twice with one compile cache, which is new the first time. Writes
+benchmarks/results/start-DATE.json.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import jax
+
+from jaxcxr import config as configs
+from jaxcxr.data.phantom_tree import write_tree
+from jaxcxr.data.prepare import prepare
+
+ROOT = Path(__file__).parents[1]
+CONFIG = ROOT / "configs" / "quickstart.py:autoencoder"
+
+
+def seconds_to_first_step(folder: Path, name: str) -> float:
+    overrides = ("steps=1", "log_every=1", "eval_every=0", "sample_every=0", f"data.path={folder / 'data'}")
+    argv = [sys.executable, "-m", "jaxcxr", "train", "--config", str(CONFIG), "--workdir", str(folder / name)]
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(folder / "cache")}
+    command = [*argv, *(f"--config.{value}" for value in overrides)]
+    subprocess.run(command, env={**os.environ, **cache}, check=True, capture_output=True)
+    lines = map(json.loads, (folder / name / "metrics.jsonl").read_text().splitlines())
+    return next(line["seconds_to_first_step"] for line in lines if "seconds_to_first_step" in line)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scratch", type=Path, help="folder to write to; a temporary one by default")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=args.scratch) as scratch:
+        folder = Path(scratch)
+        write_tree(folder / "tree", 60, 64)
+        prepare(configs.load(CONFIG).data, folder / "tree", folder / "data")
+        found = {name: round(seconds_to_first_step(folder, name), 1) for name in ("cold", "warm")}
+    result = {
+        "what": (__doc__ or "").split("\n")[0],
+        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs",
+        "jax": jax.__version__,
+        "seconds_to_first_step": found,
+    }
+    out = ROOT / "benchmarks" / "results" / f"start-{datetime.date.today().isoformat()}.json"
+    out.write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()
