@@ -54,9 +54,9 @@ def diffusion(**changes):
 
 
 # Trains in children that are forked when everything is imported, and kills them: on their way to the first step, at any
-# step, and while a checkpoint is being written.
+# step, and while a checkpoint is being written. A child that hangs says where.
 KILLS = """
-import os, random, signal, sys, time, traceback
+import contextlib, faulthandler, os, random, signal, sys, time, traceback
 from pathlib import Path
 import orbax.checkpoint, tensorboardX, tensorflow_datasets
 from jaxcxr import config as configs
@@ -67,25 +67,28 @@ from tests.training import jobs
 kills, seed, workdir, config = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), configs.load(sys.argv[4])
 draw = random.Random(seed)
 
-def begin(stop_at=None):
+@contextlib.contextmanager
+def training(stop_at=None):
     child = os.fork()
-    if child:
-        return child
+    if not child:
+        faulthandler.dump_traceback_later(150, exit=True)
+        try:
+            train(config, workdir, stop_at)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
     try:
-        train(config, workdir, stop_at)
-    except BaseException:
-        traceback.print_exc()
-        os._exit(1)
-    os._exit(0)
+        yield child
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
 
 def wait(true, child):
-    for _ in range(20_000):
+    while not true():
         ended, code = os.waitpid(child, os.WNOHANG)
         assert not ended, f"ended with {code}"
-        if true():
-            return
         time.sleep(0.005)
-    raise AssertionError("took too long")
 
 def unfinished():
     return {(file.name, file.stat().st_ino) for file in workdir.glob("checkpoints/*tmp*")}
@@ -93,23 +96,23 @@ def unfinished():
 startup = 5.0
 for kill in range(kills):
     started, kept, before = time.monotonic(), latest_step(workdir) or 0, unfinished()
-    child = begin()
-    if kill % 3 == 1:
-        time.sleep(draw.uniform(0, startup))
-    else:
-        wait(lambda: jobs.steps_done(workdir) > kept, child)
-        startup = time.monotonic() - started
-        if kill % 3 == 0:
-            wait(lambda: unfinished() - before, child)
-            time.sleep(draw.uniform(0, 0.05))
+    with training() as child:
+        if kill % 3 == 1:
+            time.sleep(draw.uniform(0, startup))
         else:
-            time.sleep(draw.uniform(0, 0.5))
-    os.kill(child, signal.SIGKILL)
+            wait(lambda: jobs.steps_done(workdir) > kept, child)
+            startup = time.monotonic() - started
+            if kill % 3 == 0:
+                wait(lambda: unfinished() - before, child)
+                time.sleep(draw.uniform(0, 0.05))
+            else:
+                time.sleep(draw.uniform(0, 0.5))
     assert os.waitpid(child, 0)[1] == signal.SIGKILL
     seconds = round(time.monotonic() - started, 2)
     print("killed", seconds, jobs.steps_done(workdir), latest_step(workdir), len(unfinished()), flush=True)
 last = latest_step(workdir) + 3
-assert os.waitpid(begin(last), 0)[1] == 0
+with training(last) as child:
+    assert os.waitpid(child, 0)[1] == 0
 print("finished", last)
 """
 
