@@ -64,13 +64,15 @@ def log(workdir: Path, number: int = 0) -> Path:
 
 
 def until(true, started, timeout: float = 240) -> None:
-    """Waits until `true()`, while all of the processes run."""
-    for _ in range(int(timeout / 0.02)):
-        if true():
-            return
-        assert all(process.poll() is None for process in started), "ended too early"
+    """Waits until `true()`, while all of the processes run; ends them if it does not come to be."""
+    end = time.monotonic() + timeout
+    while not true():
+        late, ended = time.monotonic() > end, any(process.poll() is not None for process in started)
+        if late or ended:
+            for process in started:
+                process.kill()
+            raise AssertionError("took too long" if late else "ended too early")
         time.sleep(0.02)
-    raise AssertionError("took too long")
 
 
 def steps_done(workdir: Path) -> int:

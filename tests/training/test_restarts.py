@@ -91,7 +91,11 @@ def wait(true, child):
         time.sleep(0.005)
 
 def unfinished():
-    return {(file.name, file.stat().st_ino) for file in workdir.glob("checkpoints/*tmp*")}
+    found = set()
+    for file in workdir.glob("checkpoints/*tmp*"):
+        with contextlib.suppress(FileNotFoundError):  # finished since
+            found.add((file.name, file.stat().st_ino))
+    return found
 
 startup = 5.0
 for kill in range(kills):

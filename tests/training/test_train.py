@@ -3,8 +3,6 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import time
 
 import jax
@@ -13,11 +11,10 @@ import pytest
 
 from jaxcxr import config as configs
 from jaxcxr import interop
-from jaxcxr.__main__ import main
 from jaxcxr.errors import UserError
 from jaxcxr.interop.pipeline import initialize
 from jaxcxr.training.train import train
-from tests.training import runs
+from tests.training import jobs, runs
 from tests.training.jobs import assert_same, metrics, weights
 
 JUDGED = {"eval_every": 3, "sample_every": 6}
@@ -201,25 +198,15 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(t
 
 @pytest.mark.slow
 def test_sigterm_saves_and_the_run_goes_on_bit_for_bit(tmp_path):
-    config = runs.autoencoder(steps=40, checkpoint_every=100)
-    script = tmp_path / "config.py"
-    script.write_text(
-        "import json\nfrom ml_collections import ConfigDict\n"
-        f"def get_config():\n    return ConfigDict(json.loads({configs.to_json(config)!r}))\n"
-    )
-    argv = [sys.executable, "-m", "jaxcxr", "train", "--config", str(script), "--workdir", str(tmp_path / "run")]
-    process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    for _ in range(600):
-        file = tmp_path / "run" / "metrics.jsonl"
-        if file.is_file() and len(file.read_text().splitlines()) >= 5:
-            break
-        time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, output
-    stopped = interop.orbax.latest_step(tmp_path / "run")
+    config = runs.autoencoder(steps=100_000, checkpoint_every=0)
+    file, run, whole = jobs.write_config(config, tmp_path / "config.py"), tmp_path / "run", tmp_path / "whole"
+    started = jobs.start(file, run)
+    jobs.until(lambda: jobs.steps_done(run) >= 5, started)
+    started[0].send_signal(signal.SIGTERM)
+    assert "run again to go on" in jobs.finish(started, run, timeout=60)
+    stopped = interop.orbax.latest_step(run)
     assert stopped is not None
-    assert 5 <= stopped < 40
-    assert main(argv[3:]) == 0
-    assert main([*argv[3:-1], str(tmp_path / "whole")]) == 0
-    assert_same(tmp_path / "run", tmp_path / "whole")
+    assert stopped >= 5
+    for workdir in (run, whole):
+        jobs.finish(jobs.start(file, workdir, "--stop-at", str(stopped + 3)), workdir)
+    assert_same(run, whole)
