@@ -1,5 +1,6 @@
 """A caching job: what frozen networks make of a prepared folder, once."""
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from jaxcxr.data.moments import PER_SHARD, Card, Origin, pack, write_shard
 from jaxcxr.data.records import SPLITS
 from jaxcxr.data.summary import Summary
 from jaxcxr.errors import UserError
+from jaxcxr.files import locked_folder
 from jaxcxr.interop.pipeline import StableDiffusion
 from jaxcxr.models.vae import split_moments
 from jaxcxr.parallel import processes
@@ -39,7 +41,7 @@ def cache(config: ConfigDict, out: Path, dtype: str = "bfloat16", *, text: bool 
     Each process does its share of the shards on its own devices; a stopped job goes on at the shard it was in.
 
     Raises:
-      UserError: the data or the base cannot be read, or `out` holds something else.
+      UserError: the data or the base cannot be read, `out` holds something else, or another job is writing it.
     """
     ranges.check(config)
     summary = Summary.require(Path(config.data.path))
@@ -53,16 +55,17 @@ def cache(config: ConfigDict, out: Path, dtype: str = "bfloat16", *, text: bool 
     splits = {split: count for split in SPLITS if (count := summary.splits[split])}
     shapes = encoder.shape(config.data.size), encoder.states_shape() if text else ()
     card = Card(origin, dtype, *shapes, tokens.digest(tokenizer), splits)
-    processes.on_first(lambda: _claim(out, card))
-    for split in splits:
-        source = open_split(config.data.path, split, config.data.size)
-        shards = list(enumerate(card.shards(out, split)))[jax.process_index() :: jax.process_count()]
-        for index, file in tqdm(shards, desc=f"cache {split}", unit="shard", disable=jax.process_index() > 0):
-            if not file.is_file():
-                places = range(index * PER_SHARD, min((index + 1) * PER_SHARD, len(source)))
-                write_shard(file, encoder.records(source, places, text))
-    # A process that ends waits for the others for five minutes, and then JAX aborts them all.
-    processes.on_first(lambda: None)
+    with contextlib.ExitStack() as held:
+        processes.on_first(lambda: _claim(out, card, held))
+        for split in splits:
+            source = open_split(config.data.path, split, config.data.size)
+            shards = list(enumerate(card.shards(out, split)))[jax.process_index() :: jax.process_count()]
+            for index, file in tqdm(shards, desc=f"cache {split}", unit="shard", disable=jax.process_index() > 0):
+                if not file.is_file():
+                    places = range(index * PER_SHARD, min((index + 1) * PER_SHARD, len(source)))
+                    write_shard(file, encoder.records(source, places, text))
+        # A process that ends waits for the others for five minutes, and then JAX aborts them all.
+        processes.on_first(lambda: None)
     print(f"{out}: {sum(splits.values())} records of {' × '.join(map(str, card.shape))}, {dtype}")
 
 
@@ -159,16 +162,18 @@ class _Encoder:
         return self._pipeline.with_parameters(weights).text_encoder(ids).astype(self._dtype)
 
 
-def _claim(out: Path, card: Card) -> None:
+def _claim(out: Path, card: Card, held: contextlib.ExitStack) -> None:
+    """Makes `out` this job's, alone until `held` is closed."""
     begun = Card.read(out)
-    if begun is None and out.exists() and any(out.iterdir()):
+    if begun is None and out.exists() and any(not file.name.startswith(".") for file in out.iterdir()):
         raise UserError(f"{out}: is not empty and no cache; name another --out")
     if begun is not None:
         begun.origin.check(card.origin, out)
         if begun != card:
-            held = f"moments in {begun.dtype}" if begun.dtype != card.dtype else "ids of another tokenizer"
-            raise UserError(f"{out}: holds {held}; name another --out")
-        for unfinished in out.glob(".*.partial-*"):  # of processes that were killed
-            unfinished.unlink()
-    else:
+            held_as = f"moments in {begun.dtype}" if begun.dtype != card.dtype else "ids of another tokenizer"
+            raise UserError(f"{out}: holds {held_as}; name another --out")
+    held.enter_context(locked_folder(out))
+    for unfinished in out.glob(".*.partial-*"):  # of processes that were killed
+        unfinished.unlink()
+    if begun is None:
         card.write(out)

@@ -72,6 +72,23 @@ def lock(file: IO[str], path: Path) -> None:
 
 
 @contextlib.contextmanager
+def locked_folder(folder: Path) -> Iterator[None]:
+    """Keeps a folder, made if it is not there, for this process alone, by a lock on the hidden file in it.
+
+    Raises:
+      UserError: another process has it, or it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("a")
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror}); name another folder") from error
+    with file:
+        lock(file, folder)
+        yield
+
+
+@contextlib.contextmanager
 def new_file(path: str | Path) -> Iterator[Path]:
     """Yields the name of a sibling of `path` to write, as `new_folder` does.
 

@@ -28,9 +28,13 @@ NOTICE = "Synthetic image made by a generative model. Not a patient, not for dia
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What decides the images, besides the prompts; fields as the options of `jaxcxr sample`."""
+    """What decides the images, besides the prompts; fields as the options of `jaxcxr sample`.
+
+    `checkpoint_step` is how far a workdir was trained, None for a folder that does not say.
+    """
 
     checkpoint: str
+    checkpoint_step: int | None = None
     weights: str = "ema"
     sampler: str = "ddim"
     steps: int = 50
@@ -53,7 +57,7 @@ class Settings:
         rows = [json.loads(line) for line in (out / MANIFEST).read_text().splitlines()]
         wanted = [json.loads(json.dumps(self.row(index, prompt))) for index, prompt in enumerate(prompts)]
         if rows != wanted:
-            raise UserError(f"{out}: holds samples of other prompts or settings; name another --out")
+            raise UserError(f"{out}: holds samples {_differ(rows, wanted)}; name another --out")
         return True
 
     def row(self, index: int, prompt: Mapping[str, Any]) -> dict[str, Any]:
@@ -124,11 +128,19 @@ def sample(
     print(f"{out}: {len(prompts)} images of {settings.steps} steps, {rate:.2f} images/s")
 
 
+def _differ(rows: Sequence[Mapping[str, Any]], wanted: Sequence[Mapping[str, Any]]) -> str:
+    step = "checkpoint_step"
+    if [{**row, step: None} for row in rows] != [{**row, step: None} for row in wanted]:
+        return "of other prompts or settings"
+    return f"of step {rows[0].get(step)} of {rows[0]['checkpoint']}, which is at {wanted[0][step]}"
+
+
 def _check(settings: Settings, batch_size: int) -> None:
     for option, value, allowed, fits in (
         ("batch-size", batch_size, "1 or more", batch_size >= 1),
         ("guidance", settings.guidance, "0 or more", 0 <= settings.guidance < math.inf),
         ("eta", settings.eta, "from 0 to 1", 0 <= settings.eta <= 1),
+        ("seed", settings.seed, "from 0 to 2^32 - 1", 0 <= settings.seed < 2**32),
     ):
         if not fits:
             raise UserError(f"--{option} {value}: may be {allowed}")

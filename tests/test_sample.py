@@ -41,6 +41,16 @@ def test_pictures_are_numbered_whatever_the_prompts_say(pipeline, tmp_path):
     assert len(pictures(tmp_path / "out")) == 2
 
 
+def test_samples_are_of_the_step_that_the_checkpoint_was_at(pipeline, tmp_path):
+    settings = dataclasses.replace(SETTINGS, checkpoint_step=4)
+    sample(pipeline, PROMPTS, settings, tmp_path / "out")
+    assert settings.already_done(tmp_path / "out", PROMPTS)
+    with pytest.raises(UserError, match="holds samples of step 4 of base, which is at 8; name another --out"):
+        dataclasses.replace(settings, checkpoint_step=8).already_done(tmp_path / "out", PROMPTS)
+    with pytest.raises(UserError, match="holds samples of other prompts or settings"):
+        dataclasses.replace(settings, checkpoint_step=8, seed=1).already_done(tmp_path / "out", PROMPTS)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -48,6 +58,8 @@ def test_pictures_are_numbered_whatever_the_prompts_say(pipeline, tmp_path):
         ({"size": 0}, "pictures of 0 pixels"),
         ({"eta": 2.0}, "--eta 2.0: may be from 0 to 1"),
         ({"guidance": float("nan")}, "--guidance nan: may be 0 or more"),
+        ({"seed": 2**32}, "--seed 4294967296: may be from 0"),
+        ({"seed": -1}, "--seed -1: may be from 0"),
         ({"batch_size": 0}, "--batch-size 0: may be 1 or more"),
         ({"batch_size": -3}, "--batch-size -3: may be 1 or more"),
     ],

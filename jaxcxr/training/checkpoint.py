@@ -15,13 +15,13 @@ from ml_collections import ConfigDict
 
 from jaxcxr import config as configs
 from jaxcxr.errors import UserError
-from jaxcxr.files import lock, new_folder, replace_file
+from jaxcxr.files import locked_folder, new_folder, replace_file
 from jaxcxr.interop.orbax import CHECKPOINTS, MODEL, disk_errors, latest_step
 from jaxcxr.interop.pipeline import write_files
 from jaxcxr.parallel.processes import on_first
 from jaxcxr.training.step import State
 
-CONFIG, LOCK = "config.json", ".lock"
+CONFIG = "config.json"
 _ITEMS = ("params", "ema", "opt_state", "nonfinite")  # of a train state, as they are kept; its step is the name
 # What may differ when a run goes on: how far it goes, what it shows, and what it runs on.
 MAY_CHANGE = frozenset(
@@ -58,7 +58,7 @@ def opened(workdir: Path, config: ConfigDict) -> Iterator[None]:
 
         def take() -> None:
             check_workdir(workdir, config)
-            lock(held.enter_context((workdir / LOCK).open("a")), workdir)
+            held.enter_context(locked_folder(workdir))
 
         on_first(take)
         try:

@@ -18,13 +18,14 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
         "0 or more",
         lambda value: 0 <= value < math.inf,
         (
-            *("seed", "profile.steps", "skip_nonfinite", "eval_batches"),
+            *("profile.steps", "skip_nonfinite", "eval_batches"),
             *("log_every", "eval_every", "sample_every", "checkpoint_every"),
             *("objective.min_snr_gamma", "objective.offset_noise", "objective.input_perturbation"),
             *("objective.kl_weight", "optimizer.learning_rate", "optimizer.warmup_steps", "optimizer.eps"),
             *("optimizer.weight_decay", "optimizer.clip_norm"),
         ),
     ),
+    ("from 0 to 2^32 - 1", lambda value: 0 <= value < 2**32, ("seed",)),
     ("more than 0", lambda value: 0 < value < math.inf, ("objective.timestep_bias_multiplier",)),
     (
         "from 0 to 1",

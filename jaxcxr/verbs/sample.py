@@ -45,6 +45,7 @@ def run(args: argparse.Namespace) -> None:
     prompts = read_prompts(args.prompts) if args.prompts else [{"prompt": prompt} for prompt in args.prompt]
     settings = Settings(
         checkpoint=str(args.checkpoint),
+        checkpoint_step=interop.orbax.latest_step(args.checkpoint),
         weights=args.weights,
         sampler=args.sampler,
         steps=args.steps,

@@ -16,6 +16,7 @@ from jaxcxr.data import moments, tokens
 from jaxcxr.data.loader import Batches, open_split
 from jaxcxr.data.moments import Card, Moments
 from jaxcxr.errors import UserError
+from jaxcxr.files import locked_folder
 from jaxcxr.models.vae import split_moments
 from jaxcxr.training.feed import check_cache
 from jaxcxr.training.objectives import normalize
@@ -181,6 +182,11 @@ def test_a_cache_of_something_else_is_refused(base, made, tmp_path, change, mess
         change = {"model.base": str(tmp_path / "other")}
     with pytest.raises(UserError, match=message):
         train(frozen(base, **{"data.cache": str(made)}, **change), tmp_path / "run")
+
+
+def test_one_job_at_a_time_writes_it(base, made):
+    with locked_folder(made), pytest.raises(UserError, match="another process is writing it"):
+        cache(frozen(base), made, "float32")
 
 
 def test_a_folder_of_something_else_is_left_alone(base, made, tmp_path):
