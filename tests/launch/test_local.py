@@ -76,8 +76,8 @@ def test_one_that_does_not_hear_is_killed():
 def stopped(argv, started, told=signal.SIGTERM):
     """Output and exit code of what is told to stop once it printed `started` in all its processes."""
 
-    def hear() -> None:  # also where the tests run in the background of a shell, which has Ctrl-C ignored
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    def hear() -> None:  # also where the tests run in the background of a shell or under nohup, which ignore some
+        signal.signal(told, signal.SIG_DFL)
 
     command = [str(a) for a in argv]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, preexec_fn=hear)
