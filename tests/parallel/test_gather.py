@@ -6,7 +6,7 @@ import sys
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AbstractMesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, NamedSharding
 
 from jaxcxr.parallel.gather import gather, scatter
 from tests.training.runs import ROOT
@@ -67,7 +67,7 @@ def test_split_weights_are_gathered_once_whatever_the_parts():
 
 
 def test_kernels_are_rounded_before_they_are_sent_and_gradients_come_back_whole():
-    mesh = AbstractMesh((1, 4, 2), ("data", "fsdp", "tensor"))
+    mesh = AbstractMesh((1, 4, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
     specs = {"a.kernel": jax.P("fsdp", "tensor"), "b.scale": jax.P("fsdp"), "c.kernel": jax.P(None, "tensor")}
     shardings = {name: NamedSharding(mesh, spec) for name, spec in specs.items()}
     values = {name: jax.ShapeDtypeStruct((8, 8), jnp.float32) for name in specs}

@@ -57,7 +57,7 @@ def test_products_and_convolutions_are_counted():
 
 
 def test_what_each_device_does_counts_for_all():
-    mesh = jax.sharding.AbstractMesh((4,), ("data",))
+    mesh = jax.sharding.AbstractMesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
 
     def product(a, b):
         return jax.shard_map(jnp.matmul, mesh=mesh, in_specs=(jax.P("data"), jax.P()), out_specs=jax.P("data"))(a, b)

@@ -60,7 +60,6 @@ def watched(batches, allowed):
             " the records of its batch: image-2-1, image-2-2",
         ),
         ([WORSE], 0, "not finite in unet.mid, unet.up"),
-        ([(1.0, 3e38)], 0, "at step 1 the loss is inf, the norm of the gradient is inf"),
         ([WORSE, GOOD, BAD, WORSE, BAD, GOOD], 2, "at step 5 the loss is inf.* as in 3 steps in a row"),
     ],
 )
@@ -82,3 +81,10 @@ def test_a_step_is_looked_at_soon_without_a_checkpoint_or_a_log():
         watch.see(step, good)
     with pytest.raises(FloatingPointError, match="at step 1 "):
         watch.see(9, good)
+
+
+def test_a_norm_that_overflows_is_told():
+    watch = Watch(0, lambda step: ["image"])
+    watch.see(1, {"loss": 2.0, "grad_norm": np.inf, "grad_norm/unet.mid": 3e38, "nonfinite/in_a_row": 1})
+    with pytest.raises(FloatingPointError, match=r"at step 1 the loss is 2\.0, the norm of the gradient is inf"):
+        watch.catch_up()
