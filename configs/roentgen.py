@@ -20,7 +20,7 @@ from jaxcxr import config as configs
 # What the hardware asks for; the step is the same. A chip of v5e has 16 GB, of v5p 95 GB, an H100 80 GB.
 STAGES = {
     "": {},
-    "v5e-16": {"mesh.fsdp": 16, "sharding": "fsdp", "remat": "blocks", "accumulation": 4},
+    "v5e-16": {"mesh.fsdp": 16, "sharding": "fsdp", "accumulation": 4},
     "v5p-8": {"accumulation": 8},
     "v5p-64": {},
     "h100-8": {"accumulation": 2},
