@@ -11,9 +11,8 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from array_record.python.array_record_module import ArrayRecordWriter
 
-from jaxcxr.data import images, shards, tokens
+from jaxcxr.data import array_record, images, shards, tokens
 from jaxcxr.data.moments import PER_SHARD, Card, Origin, pack, write_shard
 from jaxcxr.data.phantom_reports import write_report
 from jaxcxr.data.phantom_tree import sample_findings, write_tree
@@ -114,11 +113,10 @@ def write_tiny_records(folder: Path, count: int) -> Path:
     listed = [Candidate(str(number), "train", str(number), "", "PA", (), "", {}) for number in range(count)]
     work = shards.cut(listed)
     for shard in work:
-        writer = ArrayRecordWriter(str(records / shard.file_name), "group_size:1")
-        for candidate in shard.members:
-            number = int(candidate.id)
-            writer.write(filled[number % len(filled)].replace(blank.encode(), b"%06d" % number))
-        writer.close()
+        file, numbers = records / shard.file_name, [int(candidate.id) for candidate in shard.members]
+        numbered = (filled[number % len(filled)].replace(blank.encode(), b"%06d" % number) for number in numbers)
+        if not file.exists():
+            array_record.write(file, numbered, packed=True)
     shards.describe(records, work, [len(shard.members) for shard in work], side)
     nothing: dict[str, Any] = {key: {} for key in ("views", "labels", "fields", "bad", "not_selected", "prompts_cut")}
     summary = Summary(
