@@ -26,7 +26,7 @@ def calls(folder: Path) -> list[list[str]]:
     return [[part for part in call.split("\x1f") if part] for call in text.split("\x1e")[:-1]]
 
 
-def run(argv: list, folder: Path | None = None, timeout: int = 60, **environment) -> subprocess.CompletedProcess:
+def run(argv: list, folder: Path | None = None, timeout: int = 240, **environment) -> subprocess.CompletedProcess:
     """Runs a script of `launch/` from the repository's folder, `folder` ahead on PATH."""
     path = os.pathsep.join([*([str(folder)] if folder else []), os.environ["PATH"]])
     env = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), **environment}

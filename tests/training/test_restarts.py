@@ -3,7 +3,6 @@
 import signal
 import subprocess
 import sys
-import time
 
 import jax.numpy as jnp
 import numpy as np
@@ -169,7 +168,7 @@ def test_two_processes_stop_together_and_one_does_not_wait_for_a_dead_one(tmp_pa
     jobs.until(lambda: jobs.steps_done(run) >= 8, started)
     assert (run / "samples" / "00000003.png").is_file()
     started[1].send_signal(signal.SIGTERM)
-    said = jobs.finish(started, run, timeout=60)
+    said = jobs.finish(started, run, timeout=240)
     assert f"at step {latest_step(run)} of 100000" in said
 
     lines = jobs.steps_done(run)
@@ -191,13 +190,11 @@ with Stopping() as stopping:
     stopping.started()
     assert stopping.unless_asked(max, 1, 2) == 2 and not stopping.agreed(1)
     threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
-    print(stopping.unless_asked(time.sleep, 100), stopping.agreed(2))
+    print(stopping.unless_asked(time.sleep, 400), stopping.agreed(2))
 """
-    started = time.monotonic()
     argv = [sys.executable, "-c", script]
-    done = subprocess.run(argv, env=jobs.environment(), capture_output=True, text=True, check=False, timeout=90)
+    done = subprocess.run(argv, env=jobs.environment(), capture_output=True, text=True, check=False, timeout=240)
     assert (done.returncode, done.stdout) == (0, "None True\n"), done.stderr
-    assert time.monotonic() - started < 80
 
 
 def test_a_workdir_is_trained_in_by_one_job_at_a_time(tmp_path):
