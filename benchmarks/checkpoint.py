@@ -7,9 +7,6 @@ for; the disk is written to behind its back. Writes benchmarks/results/checkpoin
 """
 
 import argparse
-import datetime
-import json
-import platform
 import shutil
 import statistics
 import sys
@@ -20,7 +17,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import optax
-import orbax.checkpoint
+import record
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -67,18 +64,12 @@ def main() -> None:
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     result = {
-        "what": (__doc__ or "").split("\n")[0],
-        "machine": f"{platform.machine()}, {jax.device_count()} {jax.devices()[0].device_kind}",
-        "jax": jax.__version__,
-        "orbax": orbax.checkpoint.__version__,
         "state_gb": round(size, 2),
         "held_up_s": round(statistics.median(held), 3),
         "written_s": round(statistics.median(written), 2),
         "restored_s": round(statistics.median(restored), 2),
     }
-    out = ROOT / "benchmarks" / "results" / f"checkpoint-{datetime.date.today().isoformat()}.json"
-    out.write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(result, indent=2))
+    record.write("checkpoint", ("jax", "orbax-checkpoint"), {"median of turns": result})
 
 
 if __name__ == "__main__":

@@ -9,16 +9,15 @@ benchmarks/results/convert-DATE.json.
 """
 
 import argparse
-import datetime
-import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+import record
 
 ROOT = Path(__file__).parents[1]
 ROUNDS = 2
@@ -109,15 +108,8 @@ def main() -> None:
         }
         for name, runs in results.items()
     }
-    import jax
-    import orbax.checkpoint
-
-    about = {"cpu": platform.processor() or platform.machine(), "python": platform.python_version()}
-    versions = {"jax": jax.__version__, "orbax": orbax.checkpoint.__version__}
-    out = ROOT / "benchmarks" / "results" / f"convert-{datetime.date.today()}.json"
-    content = {"size_gb": round(size, 2), "rounds": ROUNDS, "machine": about | versions, "results": table}
-    out.write_text(json.dumps(content, indent=2) + "\n")
-    print(out, json.dumps(table, indent=2), sep="\n")
+    table["checkpoint"] = {"size_gb": round(size, 2), "rounds": ROUNDS}
+    record.write("convert", ("jax", "orbax-checkpoint"), table)
     shutil.rmtree(scratch)
 
 

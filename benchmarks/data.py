@@ -9,25 +9,15 @@ sections that are not run keep what that file says of them.
 
 import argparse
 import contextlib
-import datetime
 import importlib
-import json
 import os
-import platform
-import re
 import tempfile
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+
+import record
 
 ROOT = Path(__file__).parents[1]
 SECTIONS = ("prepare", "stream", "cache", "scale", "wait")
-
-
-def machine() -> dict[str, Any]:
-    about = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*: (.*)", about.read_text()) if about.exists() else []
-    return {"cpu": names[0] if names else platform.machine(), "cores": os.cpu_count()}
 
 
 def main() -> None:
@@ -37,24 +27,13 @@ def main() -> None:
     args = parser.parse_args()
     if unknown := set(args.sections) - set(SECTIONS):
         parser.error(f"no section {', '.join(sorted(unknown))}")
-    out = ROOT / "benchmarks" / "results" / f"data-{datetime.date.today()}.json"
     with contextlib.ExitStack() as stack:
         scratch = args.scratch or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="jaxcxr-benchmark-")))
         scratch.mkdir(parents=True, exist_ok=True)
         for name in args.sections or SECTIONS:
             load = os.getloadavg()[0]
             found = importlib.import_module(f"feeding.{name}").measure(scratch) | {"load_average": round(load, 2)}
-            print(name, json.dumps(found, indent=2), flush=True)
-            content = json.loads(out.read_text()) if out.exists() else {"results": {}}
-            packages = ("jax", "array_record", "pillow", "torch")
-            content = {
-                "what": __doc__.split("\n")[0],
-                "machine": machine() | {"python": platform.python_version()},
-                "versions": {package: version(package) for package in packages},
-                "results": content["results"] | {name: found},
-            }
-            out.write_text(json.dumps(content, indent=2) + "\n")
-    print(out)
+            record.write("data", ("jax", "array_record", "pillow", "torch"), {name: found})
 
 
 if __name__ == "__main__":

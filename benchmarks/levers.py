@@ -6,12 +6,9 @@ Needs XLA's CUDA compiler; compiles for two minutes each, keeps what it has foun
 benchmarks/results/levers-DATE.json.
 """
 
-import datetime
-import json
-import os
-import platform
 from pathlib import Path
 
+import record
 from ml_collections import ConfigDict
 
 from jaxcxr import platforms
@@ -61,11 +58,7 @@ def main() -> None:
         found[name] = memory | {"total": sum(memory.values())}
         kinds = ", ".join(f"{kind} {size / 2**20:.1f}" for kind, size in found[name].items())
         print(f"{name}: {kinds} MiB", flush=True)
-    about = {"machine": f"{platform.machine()}, {os.cpu_count()} CPUs", "python": platform.python_version()}
-    out = ROOT / "benchmarks" / "results" / f"levers-{datetime.date.today()}.json"
-    content = {"what": __doc__.split("\n")[0], **about, **sweep.versions(), "bytes a chip": found}
-    out.write_text(json.dumps(content, indent=2) + "\n")
-    print(out)
+    record.write("levers", tuple(sweep.versions()), found)
 
 
 if __name__ == "__main__":

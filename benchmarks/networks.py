@@ -6,9 +6,6 @@ Each round times ours and theirs one after the other, so that the ratio holds wh
 Prints medians and writes benchmarks/results/networks-DATE.json.
 """
 
-import datetime
-import json
-import platform
 import statistics
 import sys
 import time
@@ -16,6 +13,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import record
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "configs"))
@@ -79,13 +77,12 @@ def seconds(run):
 
 
 def main():
-    results = {}
     for name, pair, batch in (("unet", unet_pair, 32), ("vae", vae_pair, 16)):
         ours, theirs = pair(batch)
         compile_seconds = seconds(ours)
         theirs()
         rounds = [(seconds(ours), seconds(theirs)) for _ in range(ROUNDS)]
-        results[name] = {
+        found = {
             "batch": batch,
             "compile_s": round(compile_seconds, 2),
             "jaxcxr_img_per_s": round(batch / statistics.median(r[0] for r in rounds), 2),
@@ -93,18 +90,7 @@ def main():
             "speedup": round(statistics.median(r[1] / r[0] for r in rounds), 2),
             "speedup_range": [round(f(r[1] / r[0] for r in rounds), 2) for f in (min, max)],
         }
-        print(name, results[name])
-    about = {
-        "machine": f"{platform.machine()}, {jax.device_count()} {jax.devices()[0].device_kind}",
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "jax": jax.__version__,
-        "torch": torch.__version__,
-        "diffusers": diffusers.__version__,
-    }
-    out = ROOT / "benchmarks" / "results" / f"networks-{datetime.date.today().isoformat()}.json"
-    out.write_text(json.dumps({"what": __doc__.split("\n")[0], **about, "results": results}, indent=2) + "\n")
-    print(out)
+        record.write("networks", ("jax", "torch", "diffusers"), {name: found})
 
 
 if __name__ == "__main__":

@@ -4,15 +4,13 @@ configs at their smallest.
     python benchmarks/plan.py [CONFIG ...]
 
 Compiles for minutes each (a quarter of an hour where two cores are shared), keeps what it has found in runs/plans, and
-writes all of that to benchmarks/results/plan-DATE.json: run it again for other configs.
+writes benchmarks/results/plan-DATE.json.
 """
 
-import datetime
-import json
-import os
-import platform
 import sys
 from pathlib import Path
+
+import record
 
 from jaxcxr import platforms
 
@@ -32,7 +30,6 @@ TARGETS = {
     "scaling/weak.py": "v5e:2x4",
     "scaling/strong.py": "v5p:2x2x2",
 }
-KEPT = ROOT / "runs" / "plans"
 
 
 def row(found):
@@ -52,21 +49,11 @@ def row(found):
 
 
 def main():
-    wanted = sys.argv[1:] or list(TARGETS)
-    results = {}
-    for name, hardware in TARGETS.items():
-        config, target = configs.load(ROOT / "configs" / name), targets.parse(hardware)
-        kept = KEPT / "plans" / f"{sweep.digest(config, target)}.json"
-        if name not in wanted and not kept.is_file():
-            continue
-        (point,) = sweep.sweep([config], target, KEPT)
-        results[name] = row(point.found)
+    for name in sys.argv[1:] or TARGETS:
+        config, target = configs.load(ROOT / "configs" / name), targets.parse(TARGETS[name])
+        (point,) = sweep.sweep([config], target, ROOT / "runs" / "plans")
         print(f"{name}: {report.text(point.found)}\n")
-    about = {"machine": f"{platform.machine()}, {os.cpu_count()} CPUs", "python": platform.python_version()}
-    out = ROOT / "benchmarks" / "results" / f"plan-{datetime.date.today().isoformat()}.json"
-    what = __doc__.split("\n")[0]
-    out.write_text(json.dumps({"what": what, **about, **sweep.versions(), "results": results}, indent=2) + "\n")
-    print(out)
+        record.write("plan", tuple(sweep.versions()), {name: row(point.found)})
 
 
 if __name__ == "__main__":

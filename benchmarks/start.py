@@ -7,16 +7,14 @@ benchmarks/results/start-DATE.json.
 """
 
 import argparse
-import datetime
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-import jax
+import record
 
 from jaxcxr import config as configs
 from jaxcxr.data.phantom_tree import write_tree
@@ -45,15 +43,7 @@ def main() -> None:
         write_tree(folder / "tree", 60, 64)
         prepare(configs.load(CONFIG).data, folder / "tree", folder / "data")
         found = {name: round(seconds_to_first_step(folder, name), 1) for name in ("cold", "warm")}
-    result = {
-        "what": (__doc__ or "").split("\n")[0],
-        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs",
-        "jax": jax.__version__,
-        "seconds_to_first_step": found,
-    }
-    out = ROOT / "benchmarks" / "results" / f"start-{datetime.date.today().isoformat()}.json"
-    out.write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(result, indent=2))
+    record.write("start", ("jax",), {"seconds_to_first_step": found})
 
 
 if __name__ == "__main__":

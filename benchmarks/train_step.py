@@ -9,9 +9,7 @@ holds when the machine's speed drifts. Writes benchmarks/results/train-step-DATE
 """
 
 import argparse
-import datetime
 import json
-import platform
 import resource
 import statistics
 import sys
@@ -22,6 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import record
 from ml_collections import ConfigDict
 
 ROOT = Path(__file__).parents[1]
@@ -173,33 +172,16 @@ def main() -> None:
     device = jax.devices()[0].device_kind
     peak = next((value for name, value in PEAK_BF16.items() if device.startswith(name)), None)
     result = {
-        "model": args.model,
-        "batch": args.batch,
-        "dtype": args.dtype,
         "jaxcxr_images_per_s": round(args.batch / step, 2),
         "diffusers_images_per_s": round(args.batch / other, 2),
-        "torch_compile": args.compile,
         "speedup": round(statistics.median(b / a for a, b in rounds), 2),
         "speedup_range": [round(f(b / a for a, b in rounds), 2) for f in (min, max)],
         "mfu": round(told["tflop_per_image"] * 1e12 * args.batch / step / peak, 3) if peak else None,
         **told,
         "host_peak_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 2),
     }
-    import diffusers
-    import torch
-
-    about = {
-        "machine": f"{platform.machine()}, {jax.device_count()} {device}",
-        "python": platform.python_version(),
-        "jax": jax.__version__,
-        "torch": torch.__version__,
-        "diffusers": diffusers.__version__,
-    }
-    out = ROOT / "benchmarks" / "results" / f"train-step-{datetime.date.today().isoformat()}.json"
-    earlier = json.loads(out.read_text())["results"] if out.is_file() else []
-    said = {"what": (__doc__ or "").split("\n")[0], **about, "results": [*earlier, result]}
-    out.write_text(json.dumps(said, indent=2) + "\n")
-    print(json.dumps(result, indent=2))
+    name = f"{args.model}, {args.batch} images, {args.dtype}"
+    record.write("train-step", ("jax", "torch", "diffusers"), {name + ", compiled" * args.compile: result})
 
 
 if __name__ == "__main__":
