@@ -106,6 +106,7 @@ def test_every_verb_has_help_with_an_example(verb, capsys):
     ("argv", "message"),
     [
         (["train", "--config", "nowhere.py", "--workdir", "w"], "nowhere.py: no such config file"),
+        (["train", "--config", "nowhere.py", "--workdir", "w", "--stop-at", "0"], "--stop-at 0: wants a step"),
         (["train", "--config", str(BASE), "--workdir", "w", "--config.stepz=1"], "stepz: no such key"),
         (["phantoms", "--out", "x", "--sizes", "3"], "--sizes: no such option"),
         (["sample", "--checkpoint", "nowhere", "--prompt", "x", "--out", "o"], "nowhere: no such file or folder"),

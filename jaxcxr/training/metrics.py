@@ -1,6 +1,7 @@
 """Metrics to `metrics.jsonl` and TensorBoard."""
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
@@ -15,7 +16,8 @@ class Metrics:
     """Writes scalars and pictures of one run that goes on after `start`, from the first process alone.
 
     Scalars may still be on their way from the device: each `write` puts the one before on the disk, so that
-    the train step is never waited for.
+    the train step is never waited for. As a context it closes its files at the end, with what is pending unless the
+    block failed.
     """
 
     def __init__(self, workdir: Path, start: int):
@@ -41,7 +43,9 @@ class Metrics:
         self._pending = None
         scalars = _scalars(values)
         if scalars and self._file and self._board:
-            self._file.write(json.dumps({"step": step, **scalars}) + "\n")
+            # JSON has no NaN: null is what its readers know.
+            known = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
+            self._file.write(json.dumps({"step": step, **known}) + "\n")
             for name, value in scalars.items():
                 self._board.add_scalar(name, value, step)
         return scalars
@@ -51,9 +55,12 @@ class Metrics:
         if self._board and pixels is not None:
             self._board.add_image(name, pixels, step, dataformats="HW")
 
-    def close(self) -> None:
-        """Writes what is pending and closes the files."""
-        self.flush()
+    def __enter__(self) -> "Metrics":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        if kind is None:
+            self.flush()
         if self._file and self._board:
             self._file.close()
             self._board.close()

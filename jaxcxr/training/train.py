@@ -108,7 +108,7 @@ def _train(config: ConfigDict, workdir: Path, stop_at: int | None, stopping: Sto
     )
     stream = batches.iterate(start)
     stopping.started()
-    with checkpoints, trace:
+    with metrics, checkpoints, trace:
         for step in range(start + 1, stop_at + 1):
             with speed.waiting():
                 own_rows = next(stream)
@@ -150,7 +150,6 @@ def _train(config: ConfigDict, workdir: Path, stop_at: int | None, stopping: Sto
             if last:
                 break
     bar.close()
-    metrics.close()
     if not quiet:
         print(f"{workdir}: at step {step} of {config.steps}" + ("; run again to go on" if step < config.steps else ""))
 

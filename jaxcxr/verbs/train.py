@@ -22,9 +22,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Trains; raises UserError on a user's mistake."""
     from jaxcxr import config as configs
+    from jaxcxr.errors import UserError
     from jaxcxr.parallel import processes
     from jaxcxr.training.train import train
 
+    if args.stop_at is not None and args.stop_at < 1:
+        raise UserError(f"--stop-at {args.stop_at}: wants a step, 1 or a later one")
     config = configs.load(args.config, args.overrides)
     with processes.joined():
         train(config, args.workdir, args.stop_at)

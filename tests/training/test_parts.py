@@ -141,20 +141,32 @@ def test_step_moves_only_what_learns_and_draws_its_noise_from_the_step():
 
 
 def test_metrics_of_steps_done_again_are_dropped(tmp_path):
-    first = Metrics(tmp_path, 0)
-    for step in (1, 2, 3):
-        first.write(step, {"loss": jnp.float32(step)})
-    first.close()
+    with Metrics(tmp_path, 0) as first:
+        for step in (1, 2, 3):
+            first.write(step, {"loss": jnp.float32(step)})
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "lo')  # killed while writing
-    second = Metrics(tmp_path, 2)
-    second.write(3, {"loss": 30.0})
-    second.close()
+    with Metrics(tmp_path, 2) as second:
+        second.write(3, {"loss": 30.0})
     assert (tmp_path / "metrics.jsonl").read_text().splitlines() == [
         '{"step": 1, "loss": 1.0}',
         '{"step": 2, "loss": 2.0}',
         '{"step": 3, "loss": 30.0}',
     ]
+
+
+def test_metrics_are_json_whatever_they_are_and_written_also_when_a_run_fails(tmp_path):
+    def failing():
+        with Metrics(tmp_path, 0) as metrics:
+            metrics.write(1, {"loss": jnp.float32(jnp.nan), "images_per_second": 3.0})
+            metrics.write(2, {"loss": 1.0})
+            raise FloatingPointError
+
+    with pytest.raises(FloatingPointError):
+        failing()
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "loss": null, "images_per_second": 3.0}\n'
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    assert b"images_per_second" in events.read_bytes()
 
 
 def test_schedule_free_is_its_papers_algorithm():
@@ -202,9 +214,8 @@ def test_norms_are_told_by_group():
 
 def test_the_loss_is_told_by_timesteps(tmp_path):
     errors, timesteps = jnp.array([1.0, 2.0, 3.0, 4.0]), jnp.array([0, 249, 250, 999])
-    metrics = Metrics(tmp_path, 0)
-    metrics.write(1, {"by_timestep": _by_timestep(errors, timesteps, 1000)})
-    metrics.close()
+    with Metrics(tmp_path, 0) as metrics:
+        metrics.write(1, {"by_timestep": _by_timestep(errors, timesteps, 1000)})
     written = json.loads((tmp_path / "metrics.jsonl").read_text())
     assert written == {
         "step": 1,
