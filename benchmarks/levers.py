@@ -1,11 +1,13 @@
-"""The levers of memory, one at a time: what each of four H100s takes for the phantoms' step at 64 images a chip.
+"""The levers of memory, one at a time: what each of four H100s takes for the phantoms' step at 64 images a chip, or one
+H100 for that of Stable Diffusion 2's U-Net at 32.
 
-    python benchmarks/levers.py
+    python benchmarks/levers.py [phantom | stable-diffusion-2]
 
-Needs XLA's CUDA compiler; compiles for two minutes each, keeps what it has found in runs/plans, and writes
-benchmarks/results/levers-DATE.json.
+Needs XLA's CUDA compiler; compiles for two minutes each, or ten, keeps what it has found in runs/plans, and writes
+benchmarks/results/levers-DATE.json, in bytes a chip.
 """
 
+import argparse
 from pathlib import Path
 
 import record
@@ -36,9 +38,19 @@ LEVERS = {
     "all": (*SPLIT, "sharding=fsdp", "dtype=bfloat16", "optimizer.mu_dtype=bfloat16", "remat=blocks", "accumulation=4"),
     "none, on images": ("data.cache=",),
 }
+# On one chip nothing is split. At this size all train in bfloat16, so the others are measured from there.
+FULL = {
+    "none, in bfloat16": (),
+    "dtype=float32": ("dtype=float32",),
+    "optimizer.mu_dtype=bfloat16": ("optimizer.mu_dtype=bfloat16",),
+    "remat=attention": ("remat=attention",),
+    "remat=blocks": ("remat=blocks",),
+    "accumulation=4": ("accumulation=4",),
+    "all": ("optimizer.mu_dtype=bfloat16", "remat=blocks", "accumulation=4"),
+}
 
 
-def base() -> ConfigDict:
+def phantom() -> ConfigDict:
     """The phantoms' diffusion, its autoencoder described, as it has no checkpoint here."""
     file = ROOT / "configs" / "phantom.py"
     config = configs.load(
@@ -49,16 +61,21 @@ def base() -> ConfigDict:
     return config
 
 
+def full() -> ConfigDict:
+    return configs.load(ROOT / "configs" / "scaling" / "sd2.py", ["--config.batch_size=32"])
+
+
 def main() -> None:
-    target, found = targets.parse("h100:4"), {}
-    for name, values in LEVERS.items():
+    sets = {"phantom": (phantom, LEVERS, "h100:4"), "stable-diffusion-2": (full, FULL, "h100:1")}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", nargs="?", default="phantom", choices=sets)
+    name = parser.parse_args().name
+    base, levers, hardware = sets[name]
+    for lever, values in levers.items():
         config = configs.changed(base(), [f"--config.{value}" for value in values])
-        (point,) = sweep.sweep([config], target, ROOT / "runs" / "plans")
+        (point,) = sweep.sweep([config], targets.parse(hardware), ROOT / "runs" / "plans")
         memory = point.found["memory"]
-        found[name] = memory | {"total": sum(memory.values())}
-        kinds = ", ".join(f"{kind} {size / 2**20:.1f}" for kind, size in found[name].items())
-        print(f"{name}: {kinds} MiB", flush=True)
-    record.write("levers", tuple(sweep.versions()), found)
+        record.write("levers", tuple(sweep.versions()), {f"{name}: {lever}": memory | {"total": sum(memory.values())}})
 
 
 if __name__ == "__main__":
