@@ -45,7 +45,7 @@ def digest(config: ConfigDict) -> str:
     """
     found, files = hashlib.sha256(), {**_base(config)}
     if config.model.text_encoder and config.objective.name == "diffusion":
-        with contextlib.suppress(UserError):  # raw data that name no tokenizer
+        with contextlib.suppress(UserError):  # the data are not here, or raw and name no tokenizer
             folder = tokenizer_folder(config)
             files |= {
                 f"data/{name}": (folder / name).read_bytes() for name in tokens.FILES if (folder / name).is_file()
@@ -92,7 +92,7 @@ def _tokenizer(config: ConfigDict) -> Path:
         folder = tokenizer_folder(config)
         if folder.is_dir():
             return folder
-    except UserError:  # raw data that name no tokenizer
+    except UserError:  # the data are not here, or raw and name no tokenizer
         pass
     return Path(_stand_in(config.data.tokenizer_vocab).name)
 

@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -73,10 +72,10 @@ def opened(workdir: Path, config: ConfigDict) -> Iterator[None]:
 
 
 def check_workdir(workdir: Path, config: ConfigDict) -> None:
-    """Sees to it that `workdir` can hold this config's run; writes nothing but the folder itself.
+    """Sees to it that `workdir` may hold this config's run; writes nothing.
 
     Raises:
-      UserError: it holds another config's run, something that is no run, or cannot be written.
+      UserError: it holds another config's run or something that is no run, or cannot be read.
     """
     try:
         if (workdir / CONFIG).is_file():
@@ -86,11 +85,8 @@ def check_workdir(workdir: Path, config: ConfigDict) -> None:
                 raise UserError(f"{workdir}: holds a run of another config ({difference}); name another --workdir")
         elif workdir.exists() and any(not file.name.startswith(".") for file in workdir.iterdir()):
             raise UserError(f"{workdir}: is not empty and holds no run; name another --workdir")
-        workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{workdir}: cannot be written ({error.strerror}); name another --workdir") from error
-    if not os.access(workdir, os.W_OK):
-        raise UserError(f"{workdir}: cannot be written; name another --workdir")
+        raise UserError(f"{workdir}: cannot be read ({error.strerror}); name another --workdir") from error
 
 
 def claim(workdir: Path, config: ConfigDict, files: Mapping[str, bytes] | None) -> None:

@@ -85,12 +85,17 @@ def some_images(config: ConfigDict, tokenizer: Any, count: int) -> np.ndarray:
 
 
 def tokenizer_folder(config: ConfigDict) -> Path:
-    """Where the data's tokenizer lies: in the prepared folder, or where `data.tokenizer` says for raw data."""
+    """Where the data's tokenizer lies: in the prepared folder, or where `data.tokenizer` says for raw data.
+
+    Raises:
+      UserError: `data.path` is neither, or raw and `data.tokenizer` is empty.
+    """
     path = Path(config.data.path)
     if Summary.read(path) is None and is_source(path):
         if not config.data.tokenizer:
             raise UserError(f"{path}: is not prepared and has no tokenizer: give config.data.tokenizer its folder")
         return Path(config.data.tokenizer)
+    Summary.require(path)
     return path / "tokenizer"
 
 

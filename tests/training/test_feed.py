@@ -107,3 +107,6 @@ def test_raw_data_stream_without_preparing(capsys):
     raw.data.tokenizer = ""
     with pytest.raises(UserError, match="give config.data.tokenizer its folder"):
         tokenizer_folder(raw)
+    raw.data.path = str(tree / "nowhere")
+    with pytest.raises(UserError, match="nowhere: not a prepared folder: make one with jaxcxr prepare"):
+        tokenizer_folder(raw)
