@@ -176,6 +176,20 @@ def _say_last(message: bytes) -> None:
     ctypes.CDLL(None).signal(signal.SIGABRT, _on_abort)
 
 
+def kept_handler(number: int) -> Callable[[], None]:
+    """Remembers who handles a signal, also in C, which `signal.signal` forgets; returns what gives it back to them."""
+    libc, kept = ctypes.CDLL(None), ctypes.create_string_buffer(1024)  # no system's `struct sigaction` is larger
+    before = signal.getsignal(number)
+    libc.sigaction(number, None, kept)
+
+    def give_back() -> None:
+        if callable(before):
+            signal.signal(number, before)
+        libc.sigaction(number, kept, None)
+
+    return give_back
+
+
 def leave(code: int) -> None:
     """Ends this process at once, without what Python and JAX do at its exit."""
     sys.stdout.flush()

@@ -21,8 +21,8 @@ class Stopped(BaseException):
 class Stopping:
     """A context in which SIGTERM (preemption) and SIGINT (Ctrl-C) ask the run to stop; asked twice, it is interrupted.
 
-    Until `started` a request raises `Stopped` at once. Of several processes any may be asked: JAX, which has taken
-    SIGTERM over when they joined, tells the others, and `agreed` is true on all of them at the same step.
+    Until `started` a request raises `Stopped` at once. From then on any of several processes may be asked: JAX tells
+    the others, and `agreed` is true on all of them at the same step.
     """
 
     def __init__(self) -> None:
@@ -31,16 +31,17 @@ class Stopping:
         self._started = False
         self._waiting = False
         self._left_behind = False
-        self._before: dict[int, Any] = {}
+        self._restore: list[Callable[[], None]] = []
 
     def __enter__(self) -> "Stopping":
-        for number in (signal.SIGINT,) if self._several else (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._note)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._restore.append(processes.kept_handler(number))
+            signal.signal(number, self._note)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        for restore in self._restore:
+            restore()
         if self._left_behind and kind is not None and kind is not Stopped:
             # What is registered last goes first: a state that could not be saved is no success.
             atexit.register(processes.leave, 2 if issubclass(kind, UserError) else 1)
@@ -48,6 +49,8 @@ class Stopping:
     def started(self) -> None:
         """From here on there is something to save: requests are noted and `agreed` tells of them."""
         self._started = True
+        if self._several:
+            self._restore.pop()()  # JAX has taken SIGTERM when the processes joined, and hears it from now on
 
     def agreed(self, step: int) -> bool:
         """Whether to stop after `step`; to be asked at every step."""
@@ -60,9 +63,13 @@ class Stopping:
     def unless_asked(self, do: Callable[..., Any], *args: Any) -> Any:
         """`do(*args)`, or None as soon as the run is asked to stop, which a compiler would not listen to for minutes.
 
-        What it was at is left behind in a thread. Of several processes none can leave alone, and it is done.
+        What it was at is left behind in a thread. Of several processes none leaves alone when there is something to
+        save, and it is done.
+
+        Raises:
+          Stopped: asked before the run has `started`.
         """
-        if self._several or threading.current_thread() is not threading.main_thread():
+        if (self._several and self._started) or threading.current_thread() is not threading.main_thread():
             return do(*args)
         result: list[Any] = []
         failure: list[BaseException] = []
@@ -84,6 +91,8 @@ class Stopping:
             # Leaving Python with a compiler at work would end in a crash.
             atexit.register(processes.leave, 0)
             self._left_behind = True
+            if not self._started:
+                raise
             return None
         finally:
             self._waiting = False
@@ -92,7 +101,7 @@ class Stopping:
         return result[0]
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self._several:
+        if self._several and self._started:
             # As if it were a preemption, for the others to know; a second time JAX would not say anything.
             signal.signal(signal.SIGINT, signal.default_int_handler)
             os.kill(os.getpid(), signal.SIGTERM)
@@ -100,5 +109,8 @@ class Stopping:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
+        if self._several:
+            # At its exit JAX would wait for the others; they end when they miss this one, if they are not asked too.
+            atexit.register(processes.leave, 0)
         if self._waiting or not self._started:
             raise Stopped

@@ -52,7 +52,8 @@ def train(config: ConfigDict, workdir: Path, stop_at: int | None = None) -> None
         try:
             _train(config, workdir, stop_at, stopping)
         except Stopped:
-            print(f"{workdir}: stopped before its first step; run again to go on")
+            if jax.process_index() == 0:
+                print(f"{workdir}: stopped before its first step; run again to go on")
 
 
 def _train(config: ConfigDict, workdir: Path, stop_at: int | None, stopping: Stopping) -> None:
@@ -107,7 +108,6 @@ def _train(config: ConfigDict, workdir: Path, stop_at: int | None, stopping: Sto
         lambda: flops.of_step(config, pipeline, program.learns, batches.batch(start)),
     )
     stream = batches.iterate(start)
-    stopping.started()
     with metrics, checkpoints, trace:
         for step in range(start + 1, stop_at + 1):
             with speed.waiting():
@@ -115,10 +115,8 @@ def _train(config: ConfigDict, workdir: Path, stop_at: int | None, stopping: Sto
             batch = meshes.to_global(own_rows, mesh, config.batch_size)
             trace.before_step()
             if step == start + 1:  # which is compiled now
-                done = stopping.unless_asked(program.step, state, batch)
-                if done is None:
-                    raise Stopped
-                state, values = done
+                state, values = stopping.unless_asked(program.step, state, batch)
+                stopping.started()
             else:
                 with jax.profiler.StepTraceAnnotation("train", step_num=step):
                     state, values = program.step(state, batch)
