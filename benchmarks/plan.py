@@ -22,6 +22,7 @@ from jaxcxr.plan.roofline import estimate  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 TARGETS = {
+    "roentgen.py": "h100:1",
     "roentgen.py:v5e-16": "v5e:4x4",
     "roentgen.py:v5p-8": "v5p:2x2x1",
     "roentgen.py:v5p-64": "v5p:2x4x4",

@@ -29,6 +29,7 @@ sys.path[:0] = [str(ROOT / "configs"), str(ROOT)]
 import base  # noqa: E402
 
 from jaxcxr.interop.pipeline import StableDiffusion, from_files, network_config  # noqa: E402
+from jaxcxr.parallel import chips  # noqa: E402
 from jaxcxr.parallel import mesh as meshes  # noqa: E402
 from jaxcxr.training import flops  # noqa: E402
 from jaxcxr.training.program import make_program  # noqa: E402
@@ -45,7 +46,6 @@ SMALL = {
     "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
     "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
 }
-PEAK_BF16 = {"NVIDIA H100": 989e12, "NVIDIA H200": 989e12, "NVIDIA A100": 312e12}  # FLOP/s, dense
 
 
 def networks(model: str) -> dict[str, bytes]:
@@ -170,7 +170,8 @@ def main() -> None:
     rounds = [(seconds(run_ours), seconds(run_theirs)) for _ in range(ROUNDS)]
     step, other = (statistics.median(column) for column in zip(*rounds, strict=True))
     device = jax.devices()[0].device_kind
-    peak = next((value for name, value in PEAK_BF16.items() if device.startswith(name)), None)
+    chip = chips.of(device)
+    peak = (chip.bf16 if args.dtype == "bfloat16" else chip.f32) if chip else None
     result = {
         "jaxcxr_images_per_s": round(args.batch / step, 2),
         "diffusers_images_per_s": round(args.batch / other, 2),

@@ -41,7 +41,7 @@ def get_config() -> ConfigDict:
     config.model.vae = ConfigDict()  # an architecture, in the words of diffusers' config.json: learnt from scratch
     config.model.unet = ConfigDict()
     config.model.text_encoder = ConfigDict()  # of transformers' config.json, less what the tokenizer decides
-    config.model.scheduler = ConfigDict()
+    config.model.scheduler = ConfigDict()  # what differs from the base's: {'prediction_type': 'v_prediction'}
     config.model.measure_scaling_factor = False  # for an autoencoder of one's own: scale latents to variance 1
 
     config.objective = ConfigDict()

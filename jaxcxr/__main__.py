@@ -44,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     module.add_arguments(command)
     _keep_compiled()
+    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", str(platforms.GPU_MEMORY))
     # Config overrides are open-ended, so what argparse does not know goes to the config, which is strict.
     args, overrides = command.parse_known_args(argv[1:])
     args.overrides = overrides

@@ -106,6 +106,8 @@ def _override(config: ConfigDict, override: str) -> None:
         value = float(value)
     elif isinstance(old, tuple) and isinstance(value, list):
         value = tuple(value)
+    elif isinstance(old, ConfigDict) and isinstance(value, dict):
+        value = ConfigDict(value)
     if old is not None and type(value) is not type(old):
         raise UserError(f"{_PREFIX}{name}={text}: a {type(old).__name__} is wanted, as in {old!r}")
     node[leaf] = value

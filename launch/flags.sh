@@ -18,8 +18,6 @@ case $1 in
   gpu)
     # Collectives start early and are waited for late, so that they run behind computation. Off by default on GPUs.
     export XLA_FLAGS="--xla_gpu_enable_latency_hiding_scheduler=true ${XLA_FLAGS:-}"
-    # JAX takes 0.75 of the memory; CUDA, cuDNN and NCCL need far less than the rest.
-    export XLA_PYTHON_CLIENT_MEM_FRACTION="${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.9}"
     ;;
   cpu) ;;
   *)

@@ -6,9 +6,9 @@
 #   launch/phantom.sh configs/phantom.py runs/phantom 2500 200
 set -euo pipefail
 
-if [ $# -ne 4 ]; then
-  sed -n '2,6s/^# \{0,1\}//p' "$0" >&2
-  exit 2
+if [ "${1:-}" = --help ] || [ $# -ne 4 ]; then
+  sed -n '2,6s/^# \{0,1\}//p' "$0"
+  [ "${1:-}" = --help ] && exit 0 || exit 2
 fi
 config=$1 run=$2 patients=$3 samples=$4
 started=$SECONDS

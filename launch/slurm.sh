@@ -2,7 +2,7 @@
 # One training on the GPUs of one or more nodes. Options of sbatch before the script, of jaxcxr after it; from this
 # repository's folder:
 #
-#   sbatch --nodes=2 launch/slurm.sh train --config configs/finetune.py --workdir runs/tuned
+#   sbatch --nodes=2 launch/slurm.sh train --config configs/roentgen.py:h100-8 --workdir runs/roentgen
 #   sbatch --nodes=2 --ntasks-per-node=1 launch/slurm.sh train ...     a process a node, in place of one a GPU
 #
 # Before its time limit, and when it is preempted, the job saves and goes back into the queue.

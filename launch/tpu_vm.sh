@@ -3,15 +3,16 @@
 # preempted, rents it again and goes on, until the training is done; then gives it back.
 #
 #   launch/tpu_vm.sh NAME ZONE TYPE BUCKET ARGUMENTS...     of jaxcxr; BUCKET is at /mnt/jaxcxr
-#   launch/tpu_vm.sh cxr europe-west4-b v5litepod-16 my-bucket train --config configs/finetune.py \
-#     --workdir /mnt/jaxcxr/tuned --config.data.path=/mnt/jaxcxr/data
+#   launch/tpu_vm.sh cxr europe-west4-b v5litepod-16 my-bucket train --config configs/roentgen.py:v5e-16 \
+#     --workdir /mnt/jaxcxr/run --config.data.path=/mnt/jaxcxr/data \
+#     --config.model.base=/mnt/jaxcxr/stable-diffusion-v1-4
 #
 # SPOT=0 rents at full price, without preemption; KEEP=1 does not give the slice back; RENT holds further options of
 # `gcloud compute tpus queued-resources create`. Of what is committed here a copy goes to the slice.
 set -euo pipefail
 
 if [ "${1:-}" = --help ] || [ $# -lt 5 ]; then
-  sed -n '2,10s/^# \{0,1\}//p' "$0"
+  sed -n '2,11s/^# \{0,1\}//p' "$0"
   [ "${1:-}" = --help ] && exit 0 || exit 2
 fi
 name=$1 zone=$2 type=$3 bucket=$4

@@ -3,7 +3,7 @@
 # lost connection), it passes SIGTERM on, waits and exits with 143: a training that saved and stopped is not done.
 #
 #   launch/worker.sh tpu|gpu|cpu COMMAND...
-#   launch/worker.sh tpu jaxcxr train --config configs/finetune.py --workdir /mnt/jaxcxr/tuned
+#   launch/worker.sh tpu jaxcxr train --config configs/roentgen.py:v5e-16 --workdir /mnt/jaxcxr/run
 set -euo pipefail
 
 if [ "${1:-}" = --help ] || [ $# -lt 2 ]; then

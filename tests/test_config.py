@@ -6,6 +6,7 @@ from jaxcxr import config as configs
 from jaxcxr.__main__ import main
 from jaxcxr.data import settings
 from jaxcxr.errors import UserError
+from jaxcxr.plan.networks import describe
 from jaxcxr.training import ranges
 from tests.training.runs import ROOT
 
@@ -131,3 +132,12 @@ def test_what_is_compiled_is_kept_in_the_users_cache_or_where_jax_is_told(monkey
         with pytest.raises(SystemExit):
             main(["train", "--help"])
         assert os.environ[variable] == after
+
+
+def test_what_differs_of_the_bases_scheduler_is_a_line():
+    changes = ["--config.model.scheduler={'prediction_type': 'v_prediction', 'rescale_betas_zero_snr': True}"]
+    schedules = [
+        describe(configs.load(ROOT / "configs" / "roentgen.py", each)).schedule.to_config() for each in ([], changes)
+    ]
+    assert schedules[0]["beta_schedule"] == "scaled_linear"
+    assert schedules[1] == schedules[0] | {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcxr.diffusion.schedule import Schedule
+from jaxcxr.errors import UserError
 
 Denoiser = Callable[[jax.Array, jax.Array], jax.Array]
 """(x_t (B, H, W, C) float32, t () int32) -> the network's output (B, H, W, C)."""
@@ -74,9 +75,18 @@ class DDIMCoefficients(NamedTuple):
 
 
 def ddim(schedule: Schedule, num_steps: int, eta: float = 0.0) -> Sampler:
-    """DDIM (Song et al. 2021, arXiv 2010.02502, eq. 12); `eta` 0 is deterministic, 1 is DDPM's variance."""
+    """DDIM (Song et al. 2021, arXiv 2010.02502, eq. 12); `eta` 0 is deterministic, 1 is DDPM's variance.
+
+    Raises:
+      UserError: the schedule has no so many steps, or begins where the noise that is predicted tells nothing.
+    """
     timesteps = schedule.timesteps(num_steps)
     bar = schedule.alphas_cumprod()
+    if schedule.prediction_type == "epsilon" and not bar[timesteps].all():
+        raise UserError(
+            "scheduler_config.json: prediction_type 'epsilon' from noise alone (rescale_betas_zero_snr) draws nothing;"
+            " it may be 'v_prediction' or 'sample'"
+        )
     last = np.float32(1) if schedule.set_alpha_to_one else bar[0]
     following = timesteps - schedule.num_train_timesteps // num_steps
     alpha, alpha_next = bar[timesteps], np.where(following >= 0, bar[np.maximum(following, 0)], last)

@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from jaxcxr.platforms import GPU_MEMORY
+
 GIB = 2**30
 GB, TFLOP = 10**9, 10**12
 
@@ -35,8 +37,7 @@ class Chip:
 
 # Peak FLOP/s, HBM and ICI: cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}, where ICI counts both ways. Memory is what a
 # program gets from libtpu. DCN: jax-ml.github.io/scaling-book/tpus. GPUs: NVIDIA's data sheets of H100 SXM and H200
-# (dense; NVLink counts both ways), 400 Gbit/s of InfiniBand each as in DGX systems, and 8 % of memory for the driver
-# and NCCL.
+# (dense; NVLink counts both ways), 400 Gbit/s of InfiniBand each as in DGX systems.
 CHIPS = {
     chip.kind: chip
     for chip in (
@@ -44,8 +45,8 @@ CHIPS = {
         Chip("v5e", int(15.75 * GIB), 197 * TFLOP, 197 * TFLOP, 819 * GB, 200 * GB, 3.125 * GB, 2, 256),
         Chip("v5p", int(95.74 * GIB), 459 * TFLOP, 459 * TFLOP, 2765 * GB, 600 * GB, 6.25 * GB, 3, 8960),
         Chip("v6e", int(31.25 * GIB), 918 * TFLOP, 918 * TFLOP, 1638 * GB, 400 * GB, 12.5 * GB, 2, 256),
-        Chip("h100", int(0.92 * 84_942_979_072), 989 * TFLOP, 494 * TFLOP, 3350 * GB, 450 * GB, 50 * GB, 0, 8),
-        Chip("h200", int(0.92 * 151_397_597_184), 989 * TFLOP, 494 * TFLOP, 4800 * GB, 450 * GB, 50 * GB, 0, 8),
+        Chip("h100", int(GPU_MEMORY * 84_942_979_072), 989 * TFLOP, 494 * TFLOP, 3350 * GB, 450 * GB, 50 * GB, 0, 8),
+        Chip("h200", int(GPU_MEMORY * 151_397_597_184), 989 * TFLOP, 494 * TFLOP, 4800 * GB, 450 * GB, 50 * GB, 0, 8),
         # A stand-in, to compare a plan with a run here: it says nothing of speed.
         Chip("cpu", 2**62, TFLOP, TFLOP, 10 * GB, 10 * GB, 10 * GB, 0, 1024),
     )

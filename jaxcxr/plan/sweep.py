@@ -143,10 +143,14 @@ def _no_dearer(one: ConfigDict, other: ConfigDict) -> bool:
     swept = dict.fromkeys(("batch_size", "accumulation", "remat", "sharding", "mesh"))
     rest = [json.dumps(config.to_dict() | swept, default=list) for config in (one, other)]
     alike = one.sharding == other.sharding and one.mesh == other.mesh
-    # Whole states need the most, whatever the mesh; of two ways to split them it cannot be told.
+    # Each kind of remat saves something, and either may save more than the other.
+    saves = other.remat in (one.remat, "none")
+    # Whole states need the most, whatever the mesh, unless split ones are gathered into as many bytes; of two ways to
+    # split it cannot be told.
     whole = other.sharding == "replicated" and not other.ema_sharding and one.mesh.tensor == other.mesh.tensor
+    whole = whole and one.dtype == "bfloat16"
     cheaper = all(a <= b for a, b in zip(_cost(one), _cost(other), strict=True))
-    return rest[0] == rest[1] and (alike or whole) and cheaper
+    return rest[0] == rest[1] and (alike or whole) and cheaper and saves
 
 
 def _remembered(config: ConfigDict, target: Target, folder: Path, measure: Measure) -> dict[str, Any]:

@@ -17,6 +17,10 @@ CUDA = "/usr/local/cuda"
 """Where XLA looks for the CUDA toolkit besides PATH."""
 
 
+# Of v5e and v6e: cloud.google.com/tpu/docs/{v5e,v6e}.
+_FLAT_SLICES = ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
+
+
 @dataclasses.dataclass(frozen=True)
 class Target:
     """Chips of one kind: `slices` (nodes, for GPUs) of `shape` each."""
@@ -77,9 +81,18 @@ def parse(name: str) -> Target:
         raise UserError(f"--target {name}: a slice of {kind} has {chip.dimensions} sizes, as in {example}")
     if math.prod(sizes) > chip.most:
         raise UserError(f"--target {name}: a slice of {kind} has at most {chip.most} chips; several are {example}*2")
-    if math.prod(sizes) > 1 and any(size % 2 for size in sizes[:2]):
-        raise UserError(f"--target {name}: chips come in blocks of 2x2, so the first two sizes are even: {example}")
+    if len(sizes) == 2 and sizes not in _FLAT_SLICES:
+        there = ", ".join("x".join(map(str, shape)) for shape in _FLAT_SLICES)
+        raise UserError(f"--target {name}: no such slice of {kind}; there are {there}")
+    if len(sizes) == 3 and not _is_block(sizes):
+        rule = "1x1x1, and sizes that are 2 or multiples of 4, the last also 1"
+        raise UserError(f"--target {name}: no such slice; of {kind} there is {rule}: {example}")
     return Target(chip, sizes, slices)
+
+
+def _is_block(sizes: tuple[int, ...]) -> bool:
+    fits = [size == 2 or size % 4 == 0 for size in sizes]
+    return math.prod(sizes) == 1 or (all(fits[:2]) and (fits[2] or sizes[2] == 1))
 
 
 def larger(kind: str, chips: int) -> Target:

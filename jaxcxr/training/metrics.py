@@ -46,8 +46,9 @@ class Metrics:
             # JSON has no NaN: null is what its readers know.
             known = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
             self._file.write(json.dumps({"step": step, **known}) + "\n")
-            for name, value in scalars.items():
-                self._board.add_scalar(name, value, step)
+            for name, value in known.items():
+                if value is not None:  # tensorboardX complains of each
+                    self._board.add_scalar(name, value, step)
         return scalars
 
     def picture(self, step: int, name: str, pixels: np.ndarray | None) -> None:

@@ -71,13 +71,12 @@ def assemble(config: ConfigDict, base: Mapping[str, bytes], tokenizer: Callable[
                 f" (it is {model.base!r})"
             )
     files = {
-        name: data
-        for name, data in base.items()
-        if name.split("/")[0] in inherited or (name.startswith("scheduler/") and not model.scheduler)
+        name: data for name, data in base.items() if name.split("/")[0] in inherited or name.startswith("scheduler/")
     }
     if config.objective.name == "diffusion":
         if model.scheduler:
-            files[SCHEDULER_CONFIG] = _scheduler_config(model.scheduler.to_dict())
+            told = json.loads(base.get(SCHEDULER_CONFIG, b"{}"))
+            files[SCHEDULER_CONFIG] = _scheduler_config(told | model.scheduler.to_dict())
         if "text_encoder" in described:
             folder = tokenizer()
             described["text_encoder"] |= _vocabulary(tokens.load(folder))

@@ -1,5 +1,6 @@
 """The optimizer, from its section of the run config."""
 
+import math
 import re
 from collections.abc import Collection
 from typing import Any
@@ -45,6 +46,8 @@ def make_optimizer(config: ConfigDict, steps: int) -> optax.GradientTransformati
         raise UserError(f"config.optimizer.name={config.name!r}: may be {', '.join(OPTIMIZERS)}")
     if config.mu_dtype not in ("float32", "bfloat16"):
         raise UserError(f"config.optimizer.mu_dtype={config.mu_dtype!r}: may be float32 or bfloat16")
+    if config.mu_dtype != "float32" and config.name not in ("adamw", "lion"):
+        raise UserError(f"config.optimizer.mu_dtype={config.mu_dtype!r}: {config.name} keeps no first moment")
     rate = learning_rate(config, steps)
     optimizer = OPTIMIZERS[config.name](config, rate)
     if config.rates:
@@ -108,7 +111,10 @@ def check_rates(rates: Any, names: Collection[str]) -> None:
 
 def _patterns(rates: Any) -> list[tuple[re.Pattern, float]]:
     try:
-        return [(re.compile(pattern), float(factor)) for pattern, factor in rates]
+        patterns = [(re.compile(pattern), float(factor)) for pattern, factor in rates]
+        if not all(0 <= factor < math.inf for _, factor in patterns):
+            raise ValueError("a factor is 0 or more")
+        return patterns
     except (re.error, TypeError, ValueError) as error:
         raise UserError(f"config.optimizer.rates={rates!r}: give (pattern, factor) pairs ({error})") from error
 

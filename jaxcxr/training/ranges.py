@@ -22,7 +22,7 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
             *("log_every", "eval_every", "sample_every", "checkpoint_every"),
             *("objective.min_snr_gamma", "objective.offset_noise", "objective.input_perturbation"),
             *("objective.kl_weight", "optimizer.learning_rate", "optimizer.warmup_steps", "optimizer.eps"),
-            *("optimizer.weight_decay", "optimizer.clip_norm"),
+            *("optimizer.weight_decay", "optimizer.clip_norm", "samples.guidance"),
         ),
     ),
     ("from 0 to 2^32 - 1", lambda value: 0 <= value < 2**32, ("seed",)),
@@ -43,6 +43,8 @@ def check(config: ConfigDict) -> None:
             value = operator.attrgetter(key)(config)
             if not fits(value):
                 raise UserError(f"config.{key}={value}: may be {allowed}")
+    if config.objective.name not in ("autoencoder", "diffusion"):
+        raise UserError(f"config.objective.name={config.objective.name!r}: may be autoencoder or diffusion")
     if config.eval_every and not config.eval_batches:
         raise UserError("config.eval_batches=0: may be 1 or more, or config.eval_every 0")
     if config.sample_every and config.objective.name == "diffusion" and not config.samples.prompts:

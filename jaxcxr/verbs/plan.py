@@ -49,6 +49,8 @@ def run(args: argparse.Namespace) -> None:
         raise UserError("--sweep and --scaling: one at a time")
     if (args.sweep or args.scaling) and not args.out:
         raise UserError("--out: name a folder for what the sweep finds")
+    if args.show and (args.sweep or args.scaling):
+        raise UserError("--show: goes with a plan alone, not with --sweep or --scaling")
     if args.coarse and not args.scaling:
         raise UserError("--coarse: goes with --scaling")
     if args.tried and not args.sweep:

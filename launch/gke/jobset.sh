@@ -3,14 +3,15 @@
 #
 #   launch/gke/jobset.sh NAME TARGET IMAGE BUCKET ARGUMENTS...     of jaxcxr; BUCKET is at /mnt/jaxcxr
 #   launch/gke/jobset.sh cxr v5e:4x4 europe-docker.pkg.dev/me/cxr/jaxcxr my-bucket train \
-#     --config configs/finetune.py --workdir /mnt/jaxcxr/tuned --config.data.path=/mnt/jaxcxr/data
+#     --config configs/roentgen.py:v5e-16 --workdir /mnt/jaxcxr/run --config.data.path=/mnt/jaxcxr/data \
+#     --config.model.base=/mnt/jaxcxr/stable-diffusion-v1-4
 #
 # TARGET is as for `jaxcxr plan`: v4, v5e, v5p or v6e with a topology, or h100 or h200 with a number of GPUs, 8 a node.
 # SLICES=2 takes two such TPU slices; SERVICE_ACCOUNT is Kubernetes' name for who may use the bucket; DRY=1 prints only.
 set -euo pipefail
 
 if [ "${1:-}" = --help ] || [ $# -lt 5 ]; then
-  sed -n '2,9s/^# \{0,1\}//p' "$0"
+  sed -n '2,10s/^# \{0,1\}//p' "$0"
   [ "${1:-}" = --help ] && exit 0 || exit 2
 fi
 name=$1 target=$2 image=$3 bucket=$4

@@ -3,13 +3,14 @@
 #
 #   launch/gke/xpk.sh CLUSTER NAME TYPE IMAGE STORAGE ARGUMENTS...     of jaxcxr; STORAGE is mounted at /mnt/jaxcxr
 #   launch/gke/xpk.sh my-cluster cxr v5litepod-16 europe-docker.pkg.dev/me/cxr/jaxcxr my-storage train \
-#     --config configs/finetune.py --workdir /mnt/jaxcxr/tuned --config.data.path=/mnt/jaxcxr/data
+#     --config configs/roentgen.py:v5e-16 --workdir /mnt/jaxcxr/run --config.data.path=/mnt/jaxcxr/data \
+#     --config.model.base=/mnt/jaxcxr/stable-diffusion-v1-4
 #
 # XPK holds further options of `xpk workload create`: XPK='--spot --num-slices=2', or --dry-run to see what it would do.
 set -euo pipefail
 
 if [ "${1:-}" = --help ] || [ $# -lt 6 ]; then
-  sed -n '2,8s/^# \{0,1\}//p' "$0"
+  sed -n '2,9s/^# \{0,1\}//p' "$0"
   [ "${1:-}" = --help ] && exit 0 || exit 2
 fi
 cluster=$1 name=$2 type=$3 image=$4 storage=$5

@@ -6,6 +6,7 @@ import pytest
 from jaxcxr.diffusion.guidance import classifier_free
 from jaxcxr.diffusion.sampling import ddim, sample
 from jaxcxr.diffusion.schedule import Schedule
+from jaxcxr.errors import UserError
 from tests import pipelines
 
 SD1 = pipelines.SCHEDULER
@@ -44,6 +45,13 @@ def test_ddim_equals_diffusers(name, steps):
     ours = jax.jit(lambda n: sample(lambda x, t: output(jnp, x, t), sampler, n, keys))(noise)
     error = np.linalg.norm(ours - x.numpy()) / np.linalg.norm(x.numpy())
     assert error < 1e-5, error
+
+
+def test_noise_that_tells_nothing_is_not_started_from():
+    schedule = {**CONFIGS["zero-snr"], "prediction_type": "epsilon"}
+    with pytest.raises(UserError, match="'epsilon' from noise alone .* draws nothing; it may be 'v_prediction'"):
+        ddim(Schedule.from_config(schedule), 10)
+    ddim(Schedule.from_config({**schedule, "timestep_spacing": "leading"}), 10)  # begins before that
 
 
 def test_eta_adds_ddpm_variance():

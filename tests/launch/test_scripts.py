@@ -1,16 +1,21 @@
 """What holds for every script of `launch/`."""
 
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
 
 import pytest
 
+from jaxcxr import config as configs
+from jaxcxr.plan.networks import describe
+from jaxcxr.training import ranges
 from tests.launch.commands import ROOT, run
 
 SCRIPTS = sorted([*ROOT.glob("launch/*.sh"), *ROOT.glob("launch/gke/*.sh")])
-RUN = [script for script in SCRIPTS if script.name not in ("flags.sh", "phantom.sh")]
+RUN = [script for script in SCRIPTS if script.name != "flags.sh"]
 names = {"ids": lambda script: script.name}
 
 
@@ -30,6 +35,21 @@ def test_help_tells_how_with_an_example(script):
     assert name in wrong.stdout + wrong.stderr
 
 
+def trainings() -> list[str]:
+    """What the scripts' examples and their documentation train, a line each."""
+    files = [ROOT / "docs" / "scale.md", *SCRIPTS]
+    text = "\n".join(file.read_text().replace("\n#", "\n") for file in files)
+    return re.findall(r"train (--config \S+\.py.*)", re.sub(r"\\\n\s*", "", text))
+
+
+@pytest.mark.parametrize("options", sorted(set(trainings())))
+def test_what_the_examples_train_is_a_run_that_can_be_planned(options):
+    _, file, *overrides = shlex.split(options)
+    config = configs.load(ROOT / file, [each for each in overrides if each.startswith("--config.")])
+    ranges.check(config)
+    assert set(describe(config).networks) >= {"vae"}
+
+
 def flags(kind: str, variable: str, **environment) -> str:
     done = run(["bash", "-c", f'source launch/flags.sh {kind}; echo "${variable}"'], **environment)
     assert done.returncode == 0
@@ -39,7 +59,6 @@ def flags(kind: str, variable: str, **environment) -> str:
 def test_your_own_flags_come_last():
     assert flags("gpu", "XLA_FLAGS", XLA_FLAGS="--mine=1").endswith("=true --mine=1")
     assert flags("tpu", "LIBTPU_INIT_ARGS", LIBTPU_INIT_ARGS="--mine=1").endswith("=true --mine=1")
-    assert flags("gpu", "XLA_PYTHON_CLIENT_MEM_FRACTION", XLA_PYTHON_CLIENT_MEM_FRACTION=".5") == ".5"
 
 
 def test_xla_knows_the_flags_for_gpus():

@@ -66,7 +66,7 @@ def test_an_option_that_a_compiler_does_not_have_is_left_out():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--target", "v5e:3x3"], "blocks of 2x2"),
+        (["--target", "v5e:3x3"], "no such slice of v5e"),
         (["--target", "cpu:2", "--config.mesh.data=3"], "config.mesh .* does not multiply to 2 devices"),
         (["--target", "cpu:4", "--config.batch_size=6"], "config.batch_size=6: is not a multiple of 4 devices"),
         (["--target", "cpu:1", "--config.sharding=half"], "no such strategy; there are replicated"),

@@ -16,7 +16,7 @@ V5E = targets.parse("v5e:4x4")
 
 @pytest.fixture
 def config():
-    return configs.load(ROOT / "configs" / "roentgen.py")
+    return configs.load(ROOT / "configs" / "roentgen.py", ["--config.accumulation=1"])
 
 
 class Compiler:
@@ -72,6 +72,24 @@ def test_the_best_that_fits_is_found_and_a_sweep_goes_on(config, tmp_path):
     html = page.sweep_page(points, best, V5E, "{}")
     assert html.count("<svg") == 1
     assert page.label(best) in html
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "known"),
+    [
+        (["remat=blocks"], ["remat=none"], True),
+        (["remat=attention"], ["remat=none"], True),
+        (["remat=blocks"], ["remat=attention"], False),
+        (["remat=attention"], ["remat=blocks"], False),
+        (["batch_size=128"], ["batch_size=256"], True),
+        (["sharding=fsdp", "mesh.fsdp=16"], ["sharding=replicated"], True),
+        # Whole weights are gathered in as many bytes as they have.
+        (["dtype=float32", "sharding=fsdp", "mesh.fsdp=16"], ["dtype=float32"], False),
+    ],
+)
+def test_what_needs_no_more_memory_is_known_beforehand(config, one, other, known):
+    points = [configs.changed(config, [f"--config.{value}" for value in values]) for values in (one, other)]
+    assert sweep._no_dearer(*points) is known
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ import types
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from jaxcxr import config as configs
@@ -26,17 +25,21 @@ KEYS = jax.random.split(jax.random.key(0), 64)
 
 
 def loss(unet, **changes):
+    return float(jax.jit(lambda: value(unet, **changes))())
+
+
+def value(unet, schedule=SCHEDULE, **changes):
     objective = configs.load(runs.ROOT / "configs" / "base.py").objective
     objective.update(changes)
     networks = types.SimpleNamespace(
         unet=unet,
         vae=types.SimpleNamespace(config=types.SimpleNamespace(scaling_factor=1.0)),
         text_encoder=lambda ids: ids,
-        schedule=SCHEDULE,
+        schedule=schedule,
         tokenizer=tokens.load(runs.data() / "tokenizer"),
         with_parameters=lambda parameters: networks,
     )
-    return float(jax.jit(diffusion(networks, objective))({}, BATCH, KEYS)[0])
+    return diffusion(networks, objective)({}, BATCH, KEYS)[0]
 
 
 def zero(noisy, timesteps, states):
@@ -82,9 +85,16 @@ def test_errors_are_weighted_and_timesteps_drawn_as_said():
         loss(zero, timestep_bias="sooner")
 
 
-def test_a_terminal_snr_of_zero_gives_finite_gradients():
-    rescaled = Schedule(beta_schedule="scaled_linear", rescale_betas_zero_snr=True, prediction_type="v_prediction")
-    bar = jnp.asarray(rescaled.alphas_cumprod())
-    assert bar[-1] == 0
-    weights = jax.grad(lambda bar: min_snr_weights("v_prediction", 5.0, bar, jnp.arange(1000)).sum())(bar)
-    assert np.isfinite(weights).all()
+@pytest.mark.parametrize("prediction_type", ["v_prediction", "sample"])
+@pytest.mark.parametrize(("gamma", "weight"), [(0.0, 1.0), (5.0, 0.0)])
+def test_a_terminal_snr_of_zero_is_learnt_from(prediction_type, gamma, weight):
+    rescaled = Schedule(beta_schedule="scaled_linear", rescale_betas_zero_snr=True, prediction_type=prediction_type)
+    assert rescaled.alphas_cumprod()[-1] == 0
+    last = {"timestep_bias": "later", "timestep_bias_portion": 0.001, "timestep_bias_multiplier": 1e9}
+
+    def error(scale):
+        """Of a network that gives back what it sees, noise alone, where it is asked for latents, which are 0."""
+        return value(lambda noisy, timesteps, states: scale * noisy, rescaled, min_snr_gamma=gamma, **last)
+
+    found, gradient = jax.value_and_grad(error)(1.0)
+    assert (found, gradient) == pytest.approx((weight, 2 * weight), rel=0.05)

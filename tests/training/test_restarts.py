@@ -1,8 +1,10 @@
 """Runs that are stopped, killed, moved and taken up again, in processes of their own."""
 
+import json
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -143,11 +145,15 @@ def test_killed_at_any_moment_a_run_ends_as_one_that_never_was(tmp_path, monkeyp
 def test_moved_to_other_meshes_and_processes_a_run_goes_on_alike(tmp_path):
     judged = {"eval_every": 2, "sample_every": 2}
     config = jobs.write_config(diffusion(steps=8, checkpoint_every=2, **judged), tmp_path / "config.py")
+    # So that parameters as small as these are split too.
+    config.write_text("from jaxcxr.parallel import rules\n\nrules._MIN_SIZE = 64\n" + config.read_text())
     whole, moved = tmp_path / "whole", tmp_path / "moved"
     jobs.finish(jobs.start(config, whole), whole)
     jobs.finish(jobs.start(config, moved, "--stop-at", "2"), moved)
+    cube = ("--config.mesh.data=1", "--config.mesh.fsdp=2", "--config.mesh.tensor=2", "--config.sharding=fsdp+tensor")
+    jobs.finish(jobs.start(config, moved, "--stop-at", "4", *cube, devices=4), moved)
+    assert {"fsdp", "tensor"} <= _split_along(moved / "checkpoints" / "4")
     square = ("--config.mesh.data=2", "--config.mesh.fsdp=2", "--config.sharding=fsdp")
-    jobs.finish(jobs.start(config, moved, "--stop-at", "4", *square, devices=4), moved)
     said = jobs.finish(jobs.start(config, moved, "--stop-at", "6", *square, processes=2, devices=2), moved)
     assert f"{moved}: at step 6 of 8; run again to go on" in said
     assert "step 6" not in jobs.log(moved, 1).read_text(), "the first process speaks for all"
@@ -158,6 +164,12 @@ def test_moved_to_other_meshes_and_processes_a_run_goes_on_alike(tmp_path):
         np.testing.assert_allclose(ours, theirs, rtol=1e-6)
     sheets = [np.asarray(Image.open(run / "samples" / "00000006.png"), int) for run in (moved, whole)]
     assert np.abs(sheets[0] - sheets[1]).max() <= 1
+
+
+def _split_along(checkpoint: Path) -> set[str]:
+    """The axes that Orbax says its optimizer's state was split along."""
+    kept = json.loads((checkpoint / "opt_state" / "_sharding").read_text())
+    return {axis for leaf in kept.values() for axis in json.loads(leaf).get("partition_spec", ()) if axis}
 
 
 @pytest.mark.slow
