@@ -48,7 +48,7 @@ def test_gradients_lie_on_the_device_wherever_the_average_does(monkeypatch):
 @pytest.mark.slow
 def test_the_memory_of_a_plan_is_what_a_run_takes():
     """On a CPU: how far the process grows at a step of a plan's program, against the plan."""
-    command = [sys.executable, "-m", "tests.plan.real_memory"]
+    command = [sys.executable, ROOT / "benchmarks" / "memory.py", "autoencoder"]
     environment = {**os.environ, "XLA_FLAGS": ""}
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]
