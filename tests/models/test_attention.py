@@ -100,6 +100,17 @@ def test_scores_of_bfloat16_are_float32_in_every_kernel():
         assert distance(pulled_back(Compute(attention=kernel), arrays), exact) < 0.02, kernel
 
 
+@pytest.mark.parametrize(("length", "head_dim"), [(4096, 40), (1024, 80), (1024, 64)])
+def test_the_kernel_of_this_hardware_is_xla_to_rounding(length, head_dim):
+    platform = jax.default_backend()
+    if platform == "cpu":
+        pytest.skip("cuDNN needs a GPU, and splash as it is compiled a TPU")
+    arrays = drawn(length, length, head_dim, batch=2, heads=4, dtype="bfloat16")
+    exact = pulled_back(Compute(attention="xla"), [array.astype(jnp.float32) for array in arrays])
+    compute = Compute(attention="splash" if platform == "tpu" else "cudnn", platform=platform)
+    assert distance(pulled_back(compute, arrays), exact) < 0.02
+
+
 def test_a_mask_is_kept_whatever_kernel_is_asked_for():
     query, key, value, _ = drawn(6, 6, 8)
     mixed = attention(query, key, value, causal=True, compute=Compute(attention="splash"))
