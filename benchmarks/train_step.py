@@ -4,29 +4,38 @@
     python benchmarks/train_step.py --model stable-diffusion-v1-5 --batch 32 --dtype bfloat16 --compile    on a GPU
 
 Both learn the same U-Net from moments and text states that lie on the device: draw latents, noise and timesteps, MSE,
-gradients, clipping, AdamW, moving average. Each round times ours and theirs one after the other, so that the ratio
-holds when the machine's speed drifts. Writes benchmarks/results/train-step-DATE.json.
+gradients, clipping, AdamW, moving average. Each is a process of its own, so that its memory is its own. On a CPU they
+take turns, so that the ratio holds when the machine's speed drifts; on a GPU the second has it when the first is done.
+A side that runs out of memory has null for its speed. Writes benchmarks/results/train-step-DATE.json.
 """
 
 import argparse
 import json
+import os
 import resource
 import statistics
+import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 import record
-from ml_collections import ConfigDict
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "configs"), str(ROOT)]
 
+from jaxcxr import platforms  # noqa: E402
+
+platforms.only_those_here()
+os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", str(platforms.GPU_MEMORY))
+
 import base  # noqa: E402
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+from ml_collections import ConfigDict  # noqa: E402
 
 from jaxcxr.interop.pipeline import StableDiffusion, from_files, network_config  # noqa: E402
 from jaxcxr.parallel import chips  # noqa: E402
@@ -69,7 +78,9 @@ def networks(model: str) -> dict[str, bytes]:
     return files
 
 
-def ours(config: ConfigDict, pipeline: StableDiffusion, batch: dict[str, np.ndarray]) -> tuple[Any, dict[str, Any]]:
+def ours(
+    config: ConfigDict, pipeline: StableDiffusion, batch: dict[str, np.ndarray]
+) -> tuple[Callable[[], None], dict[str, Any]]:
     """A function that makes `STEPS` steps, and what its compiling told."""
     from jaxcxr.interop.pipeline import initialize
 
@@ -91,13 +102,16 @@ def ours(config: ConfigDict, pipeline: StableDiffusion, batch: dict[str, np.ndar
     memory = compiled.memory_analysis()
     work = flops.of_step(config, pipeline, program.learns, batch)
     return run, {
+        "device": jax.devices()[0].device_kind,
         "compile_s": round(seconds, 1),
         "planned_peak_gb": round((memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 1e9, 2),
         "tflop_per_image": work / config.batch_size / 1e12,
     }
 
 
-def theirs(config: ConfigDict, unet: dict[str, Any], batch: dict[str, np.ndarray], compiled: bool) -> Any:
+def theirs(
+    config: ConfigDict, unet: dict[str, Any], batch: dict[str, np.ndarray], compiled: bool
+) -> Callable[[], None]:
     """The same steps as diffusers' train_text_to_image.py makes them, with its EMAModel."""
     import diffusers
     import torch
@@ -133,10 +147,73 @@ def theirs(config: ConfigDict, unet: dict[str, Any], batch: dict[str, np.ndarray
     return run
 
 
-def seconds(run: Any) -> float:
+def seconds(run: Callable[[], None]) -> float:
     started = time.perf_counter()
     run()
     return (time.perf_counter() - started) / STEPS
+
+
+def serve(args: argparse.Namespace) -> None:
+    """One side: says a line of JSON when it is ready, then its seconds for each line that it reads, then its memory."""
+    config = base.get_config()
+    config.batch_size, config.dtype, config.remat = args.batch, args.dtype, args.remat
+    config.objective.caption_dropout = 0.0
+    files = networks(args.model)
+    unet = json.loads(files["unet/config.json"])
+    rng, side = np.random.default_rng(0), unet["sample_size"]
+    batch = {
+        "moments": rng.standard_normal((args.batch, side, side, 8), np.float32).astype(args.dtype),
+        "states": rng.standard_normal((args.batch, 77, unet["cross_attention_dim"]), np.float32).astype(args.dtype),
+    }
+    if args.side == "jaxcxr":
+        from jaxcxr.data import tokens
+
+        folder = ROOT / "runs" / "bench-tokenizer"
+        tokens.train(["the lungs are clear"], 600, folder)
+        files |= {f"tokenizer/{file.name}": file.read_bytes() for file in folder.iterdir()}
+        run, told = ours(config, from_files(files, jnp.dtype(args.dtype)), batch)
+    else:
+        run, told = theirs(config, unet, batch, args.compile), {}
+    run()
+    say(told)
+    for _ in sys.stdin:
+        say(seconds(run))
+    memory = {"host_peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+    if args.side == "jaxcxr":
+        memory["device_peak_gb"] = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+    else:
+        import torch
+
+        memory["device_peak_gb"] = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
+    say({name: round(size / 1e9, 2) for name, size in memory.items() if size})
+
+
+def say(what: Any) -> None:
+    print(json.dumps(what), flush=True)
+
+
+class Side:
+    """The process of one side; what it is asked after its end is None."""
+
+    def __init__(self, side: str):
+        command = [sys.executable, *sys.argv, "--side", side]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.told = self._read()
+
+    def _read(self) -> Any:
+        line = self._process.stdout.readline()
+        return json.loads(line) if line else None
+
+    def seconds(self) -> float | None:
+        if self._process.poll() is not None:
+            return None
+        self._process.stdin.write("go\n")
+        self._process.stdin.flush()
+        return self._read()
+
+    def end(self) -> dict[str, float]:
+        self._process.stdin.close()
+        return self._read() or {}
 
 
 def main() -> None:
@@ -146,43 +223,48 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--compile", action="store_true", help="torch.compile theirs")
     parser.add_argument("--remat", default="none")
+    parser.add_argument("--side", choices=["jaxcxr", "diffusers"], help=argparse.SUPPRESS)
     args = parser.parse_args()
+    networks(args.model)
+    if args.side:
+        serve(args)
+        return
 
-    config = base.get_config()
-    config.batch_size, config.dtype, config.remat = args.batch, args.dtype, args.remat
-    config.objective.caption_dropout = 0.0
-    files = networks(args.model)
-    unet = json.loads(files["unet/config.json"])
-    from jaxcxr.data import tokens
+    import torch
 
-    folder = ROOT / "runs" / "bench-tokenizer"
-    tokens.train(["the lungs are clear"], 600, folder)
-    files |= {f"tokenizer/{file.name}": file.read_bytes() for file in folder.iterdir()}
-    pipeline = from_files(files, jnp.dtype(args.dtype))
-    rng, side = np.random.default_rng(0), unet["sample_size"]
-    batch = {
-        "moments": rng.standard_normal((args.batch, side, side, 8), np.float32).astype(args.dtype),
-        "states": rng.standard_normal((args.batch, 77, unet["cross_attention_dim"]), np.float32).astype(args.dtype),
+    if torch.cuda.is_available():
+        times, told, memory = {}, {}, {}
+        for name in ("jaxcxr", "diffusers"):
+            side = Side(name)
+            times[name], told[name] = [side.seconds() for _ in range(ROUNDS)], side.told
+            memory[name] = side.end()
+    else:
+        sides = {name: Side(name) for name in ("jaxcxr", "diffusers")}
+        rounds = [[side.seconds() for side in sides.values()] for _ in range(ROUNDS)]
+        times = {name: list(column) for name, column in zip(sides, zip(*rounds, strict=True), strict=True)}
+        told = {name: side.told for name, side in sides.items()}
+        memory = {name: side.end() for name, side in sides.items()}
+    name = f"{args.model}, {args.batch} images, {args.dtype}, remat={args.remat}" + ", compiled" * args.compile
+    record.write("train-step", ("jax", "torch", "diffusers"), {name: compared(args, times, told["jaxcxr"], memory)})
+
+
+def compared(args: argparse.Namespace, times: Any, told: dict[str, Any] | None, memory: Any) -> dict[str, Any]:
+    """The row of the results."""
+    fits = {name: None not in column for name, column in times.items()}
+    rates = {
+        f"{name}_images_per_s": round(args.batch / statistics.median(column), 2) if fits[name] else None
+        for name, column in times.items()
     }
-    run_ours, told = ours(config, pipeline, batch)
-    run_theirs = theirs(config, unet, batch, args.compile)
-    seconds(run_ours), seconds(run_theirs)
-    rounds = [(seconds(run_ours), seconds(run_theirs)) for _ in range(ROUNDS)]
-    step, other = (statistics.median(column) for column in zip(*rounds, strict=True))
-    device = jax.devices()[0].device_kind
-    chip = chips.of(device)
-    peak = (chip.bf16 if args.dtype == "bfloat16" else chip.f32) if chip else None
-    result = {
-        "jaxcxr_images_per_s": round(args.batch / step, 2),
-        "diffusers_images_per_s": round(args.batch / other, 2),
-        "speedup": round(statistics.median(b / a for a, b in rounds), 2),
-        "speedup_range": [round(f(b / a for a, b in rounds), 2) for f in (min, max)],
-        "mfu": round(told["tflop_per_image"] * 1e12 * args.batch / step / peak, 3) if peak else None,
-        **told,
-        "host_peak_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 2),
-    }
-    name = f"{args.model}, {args.batch} images, {args.dtype}"
-    record.write("train-step", ("jax", "torch", "diffusers"), {name + ", compiled" * args.compile: result})
+    row = rates | (told or {}) | {f"{name}_{key}": size for name in memory for key, size in memory[name].items()}
+    if all(fits.values()):
+        ratios = [b / a for a, b in zip(times["jaxcxr"], times["diffusers"], strict=True)]
+        row |= {"speedup": round(statistics.median(ratios), 2)}
+        row |= {"speedup_range": [round(f(ratios), 2) for f in (min, max)]}
+    chip = chips.of(told["device"]) if told else None
+    if chip and fits["jaxcxr"]:
+        peak = chip.bf16 if args.dtype == "bfloat16" else chip.f32
+        row["mfu"] = round(told["tflop_per_image"] * 1e12 * rates["jaxcxr_images_per_s"] / peak, 3)
+    return row
 
 
 if __name__ == "__main__":
