@@ -6,6 +6,7 @@ from jaxcxr import config as configs
 from jaxcxr.__main__ import main
 from jaxcxr.data import settings
 from jaxcxr.errors import UserError
+from jaxcxr.parallel.chips import CHIPS
 from jaxcxr.plan.networks import describe
 from jaxcxr.training import ranges
 from tests.training.runs import ROOT
@@ -141,3 +142,13 @@ def test_what_differs_of_the_bases_scheduler_is_a_line():
     ]
     assert schedules[0]["beta_schedule"] == "scaled_linear"
     assert schedules[1] == schedules[0] | {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
+
+
+@pytest.mark.parametrize(("own", "share"), [(None, "0.92"), ("0.5", "0.5")])
+def test_a_gpu_gives_programs_what_plans_count_on(monkeypatch, own, share):
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", own or "")
+    if own is None:
+        monkeypatch.delenv("XLA_PYTHON_CLIENT_MEM_FRACTION")
+    main(["train", "--config", "nowhere.py", "--workdir", "w"])
+    assert os.environ["XLA_PYTHON_CLIENT_MEM_FRACTION"] == share
+    assert CHIPS["h100"].memory == int(0.92 * 84_942_979_072)
