@@ -4,7 +4,7 @@ H100 for that of Stable Diffusion 2's U-Net at 32.
     python benchmarks/levers.py [phantom | stable-diffusion-2]
 
 Needs XLA's CUDA compiler; compiles for two minutes each, or ten, keeps what it has found in runs/plans, and writes
-benchmarks/results/levers-DATE.json, in bytes a chip.
+benchmarks/results/levers-DATE.json, in bytes a chip, with the images a second to expect of all.
 """
 
 import argparse
@@ -75,7 +75,8 @@ def main() -> None:
         config = configs.changed(base(), [f"--config.{value}" for value in values])
         (point,) = sweep.sweep([config], targets.parse(hardware), ROOT / "runs" / "plans")
         memory = point.found["memory"]
-        record.write("levers", tuple(sweep.versions()), {f"{name}: {lever}": memory | {"total": sum(memory.values())}})
+        row = memory | {"total": sum(memory.values()), "images_per_s": point.estimate.rate if point.fits else None}
+        record.write("levers", tuple(sweep.versions()), {f"{name}: {lever}": row})
 
 
 if __name__ == "__main__":

@@ -232,18 +232,14 @@ def main() -> None:
 
     import torch
 
-    if torch.cuda.is_available():
-        times, told, memory = {}, {}, {}
-        for name in ("jaxcxr", "diffusers"):
-            side = Side(name)
-            times[name], told[name] = [side.seconds() for _ in range(ROUNDS)], side.told
-            memory[name] = side.end()
-    else:
-        sides = {name: Side(name) for name in ("jaxcxr", "diffusers")}
+    names = ["jaxcxr", "diffusers"]
+    times, told, memory = {}, {}, {}
+    for at_once in [[name] for name in names] if torch.cuda.is_available() else [names]:
+        sides = {name: Side(name) for name in at_once}
         rounds = [[side.seconds() for side in sides.values()] for _ in range(ROUNDS)]
-        times = {name: list(column) for name, column in zip(sides, zip(*rounds, strict=True), strict=True)}
-        told = {name: side.told for name, side in sides.items()}
-        memory = {name: side.end() for name, side in sides.items()}
+        times |= zip(sides, zip(*rounds, strict=True), strict=True)
+        told |= {name: side.told for name, side in sides.items()}
+        memory |= {name: side.end() for name, side in sides.items()}
     name = f"{args.model}, {args.batch} images, {args.dtype}, remat={args.remat}" + ", compiled" * args.compile
     record.write("train-step", ("jax", "torch", "diffusers"), {name: compared(args, times, told["jaxcxr"], memory)})
 

@@ -6,8 +6,7 @@
 
 AdamW at 5e-5, 256 images a step, bfloat16, 60,000 steps, an average. The stage is the hardware that memory and layout
 are set for, in Google Cloud's names, which count the cores of v5p: v5e-16 is 4x4 chips, v5p-8 is 2x2x1, v5p-64 is
-2x4x4; h100-8 is a node of eight. Without a stage it is one
-such GPU. The base is a diffusers folder.
+2x4x4; h100-8 is a node of eight. Without a stage it is one such GPU. The base is a diffusers folder.
 FID of the published model: 3.6 by radiograph features, 54.9 by Inception's (n = 5,000).
 """
 
