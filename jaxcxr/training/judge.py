@@ -1,9 +1,7 @@
 """How a run is judged on its way: a validation loss and a sheet of pictures, the same noise each time."""
 
 import functools
-import io
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,11 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
-from PIL import Image
 
 from jaxcxr.data import tokens
 from jaxcxr.diffusion.sampling import ddim
-from jaxcxr.files import replace_file
 from jaxcxr.generate import initial_noise, latent_shape, make_generate, to_gray
 from jaxcxr.interop.pipeline import StableDiffusion
 from jaxcxr.models.vae import split_moments
@@ -55,14 +51,9 @@ class Judge:
             losses.append(self._loss(parameters, batch, jax.random.fold_in(key, index)))
         return {"validation_loss": float(np.mean([np.asarray(loss) for loss in losses], dtype=np.float32))}
 
-    def picture(self, parameters: Mapping[str, jax.Array], path: Path) -> np.ndarray:
-        """Draws the sheet, uint8 (H, W), and writes it to `path` from the first process."""
-        sheet = self._draw(parameters)
-        if jax.process_index() == 0:
-            picture = io.BytesIO()
-            Image.fromarray(sheet).save(picture, format="png")
-            replace_file(path, picture.getvalue())
-        return sheet
+    def picture(self, parameters: Mapping[str, jax.Array]) -> np.ndarray:
+        """A sheet of pictures, uint8 (H, W)."""
+        return self._draw(parameters)
 
 
 def tile(pictures: np.ndarray, columns: int) -> np.ndarray:

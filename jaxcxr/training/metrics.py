@@ -1,5 +1,6 @@
-"""Metrics to `metrics.jsonl` and TensorBoard."""
+"""Metrics and pictures to the workdir and TensorBoard."""
 
+import io
 import json
 import math
 from collections.abc import Mapping
@@ -8,6 +9,7 @@ from typing import Any, TextIO
 
 import jax
 import numpy as np
+from PIL import Image
 
 from jaxcxr.files import replace_file
 
@@ -15,18 +17,19 @@ from jaxcxr.files import replace_file
 class Metrics:
     """Writes scalars and pictures of one run that goes on after `start`, from the first process alone.
 
-    Scalars may still be on their way from the device: each `write` puts the one before on the disk, so that
-    the train step is never waited for. As a context it closes its files at the end, with what is pending unless the
-    block failed.
+    Scalars go to `metrics.jsonl`, pictures to `samples/`, both to `tensorboard/`; what is on record already is left.
+    Scalars may still be on their way from the device: each `write` puts the one before on the disk, so that the train
+    step is never waited for. As a context it closes its files at the end, with what is pending unless the block failed.
     """
 
     def __init__(self, workdir: Path, start: int):
         self._pending: tuple[int, Mapping[str, Any]] | None = None
         self._file = self._board = None
+        self._workdir, self._on_record = workdir, set[tuple[int, str]]()
         if jax.process_index() == 0:
             from tensorboardX import SummaryWriter
 
-            self._file = _open_after(workdir / "metrics.jsonl", start)
+            self._file, self._on_record = _open_after(workdir / "metrics.jsonl", start)
             self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
 
     def write(self, step: int, values: Mapping[str, Any]) -> dict[str, float]:
@@ -41,7 +44,7 @@ class Metrics:
             return {}
         step, values = self._pending
         self._pending = None
-        scalars = _scalars(values)
+        scalars = {name: x for name, x in _scalars(values).items() if (step, name) not in self._on_record}
         if scalars and self._file and self._board:
             # JSON has no NaN: null is what its readers know.
             known = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
@@ -51,10 +54,13 @@ class Metrics:
                     self._board.add_scalar(name, value, step)
         return scalars
 
-    def picture(self, step: int, name: str, pixels: np.ndarray | None) -> None:
-        """A uint8 picture (H, W) for TensorBoard, if there is one."""
-        if self._board and pixels is not None:
-            self._board.add_image(name, pixels, step, dataformats="HW")
+    def picture(self, step: int, pixels: np.ndarray) -> None:
+        """Writes a sheet, uint8 (H, W)."""
+        if self._board:
+            png = io.BytesIO()
+            Image.fromarray(pixels).save(png, format="png")
+            replace_file(self._workdir / "samples" / f"{step:08d}.png", png.getvalue())
+            self._board.add_image("samples", pixels, step, dataformats="HW")
 
     def __enter__(self) -> "Metrics":
         return self
@@ -77,9 +83,9 @@ def _scalars(values: Mapping[str, Any]) -> dict[str, float]:
     return scalars
 
 
-def _open_after(file: Path, start: int) -> TextIO:
-    """Opens `file` for appending, less the lines of steps that will be done again."""
+def _open_after(file: Path, start: int) -> tuple[TextIO, set[tuple[int, str]]]:
+    """Opens `file` for appending, less the lines of steps that will be done again; and what it has of `start`."""
     lines = file.read_text().splitlines(keepends=True) if file.is_file() else []
-    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= start]
-    replace_file(file, "".join(kept).encode())
-    return file.open("a", buffering=1)
+    rows = [json.loads(line) for line in lines if line.endswith("\n")]
+    replace_file(file, "".join(line for line, row in zip(lines, rows, strict=False) if row["step"] <= start).encode())
+    return file.open("a", buffering=1), {(start, name) for row in rows if row["step"] == start for name in row}

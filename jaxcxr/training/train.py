@@ -26,12 +26,13 @@ from jaxcxr.training.model import compute_dtype, make_model, with_scaling_factor
 from jaxcxr.training.objectives import measure_scaling_factor
 from jaxcxr.training.program import make_program
 from jaxcxr.training.speed import Speed
-from jaxcxr.training.step import averaged
+from jaxcxr.training.step import State, averaged
 from jaxcxr.training.stopping import Stopped, Stopping
 from jaxcxr.training.trace import Trace
 from jaxcxr.training.watch import Watch
 
 _EVERY = ("log", "eval", "sample", "checkpoint")  # what is done every so many steps
+_JUDGED = ("eval", "sample")
 
 
 def train(config: ConfigDict, workdir: Path, stop_at: int | None = None) -> None:
@@ -97,7 +98,8 @@ def _train(config: ConfigDict, workdir: Path, stop_at: int | None, stopping: Sto
         return
 
     # --- Loop ----------------------------------------------------------------------------------------------
-    judge = Judge(pipeline, program.loss, config, mesh, tokenizer) if config.eval_every or config.sample_every else None
+    ahead = set[str]().union(*(_due(step, config) for step in range(start, stop_at + 1)))
+    judge = Judge(pipeline, program.loss, config, mesh, tokenizer) if ahead.intersection(_JUDGED) else None
     metrics = Metrics(workdir, start)
     watch = Watch(config.skip_nonfinite, lambda step: open_batches(config, "train", tokenizer).ids(step - 1))
     bar = tqdm(total=config.steps, initial=start, desc=f"train {workdir.name}", unit="step", disable=quiet)
@@ -109,6 +111,13 @@ def _train(config: ConfigDict, workdir: Path, stop_at: int | None, stopping: Sto
     )
     stream = batches.iterate(start)
     with metrics, checkpoints, trace:
+        if judge:
+            # While there is nothing to lose: it compiles for minutes, and what is wrong with it is known at once.
+            bar.set_postfix_str("judging what it starts from")
+            judged = _judge(judge, ahead, state, stopping)
+            _record(metrics, start, {what: found for what, found in judged.items() if what in _due(start, config)})
+        bar.set_postfix_str("compiling the step")
+        speed.restart()
         for step in range(start + 1, stop_at + 1):
             with speed.waiting():
                 own_rows = next(stream)
@@ -126,24 +135,20 @@ def _train(config: ConfigDict, workdir: Path, stop_at: int | None, stopping: Sto
                 speed.restart()
             bar.update()
 
-            due = {what: _due(step, config[f"{what}_every"], config.steps) for what in _EVERY}
-            if due["log"]:
+            due = _due(step, config)
+            if "log" in due:
                 speeds = speed.report()
                 written = metrics.write(step, {**values, **speeds})
                 bar.set_postfix_str(_said(written, speeds))
-            if judge and due["eval"]:
+            if judge and due.intersection(_JUDGED):
                 watch.catch_up()
-                metrics.write(step, stopping.unless_asked(judge.validate, averaged(state)) or {})
-            if judge and due["sample"]:
-                watch.catch_up()
-                sheet = stopping.unless_asked(judge.picture, averaged(state), workdir / "samples" / f"{step:08d}.png")
-                metrics.picture(step, "samples", sheet)
+                _record(metrics, step, _judge(judge, due, state, stopping))
             last = step == stop_at or stopping.agreed(step)
-            if last or due["checkpoint"]:
+            if last or "checkpoint" in due:
                 watch.catch_up()
                 metrics.flush()  # what a state has done is written before it is kept, and never again after it
                 checkpoints.save(state)
-            if due["eval"] or due["sample"] or due["checkpoint"]:
+            if due.intersection((*_JUDGED, "checkpoint")):
                 speed.restart()  # none of it is the step's time
             if last:
                 break
@@ -164,6 +169,20 @@ def _said(written: Mapping[str, float], speeds: Mapping[str, float]) -> str:
     return ", ".join(said + [f"{value:.1f} img/s" for name, value in speeds.items() if name == "images_per_second"])
 
 
-def _due(step: int, every: int, last: int) -> bool:
-    """Whether something done every `every` steps, and at the last, is due; 0 is never."""
-    return every > 0 and (step % every == 0 or step == last)
+def _due(step: int, config: ConfigDict) -> set[str]:
+    """What is done at a step: each of `_EVERY` so many, and at the last; 0 is never."""
+    last = step == config.steps
+    return {what for what in _EVERY if (every := config[f"{what}_every"]) and (last or step % every == 0)}
+
+
+def _judge(judge: Judge, due: set[str], state: State, stopping: Stopping) -> dict[str, Any]:
+    """The validation loss and the sheet of a state, as far as they are due; None where the run is asked to stop."""
+    ways = {"eval": judge.validate, "sample": judge.picture}
+    return {what: stopping.unless_asked(ways[what], averaged(state)) for what in _JUDGED if what in due}
+
+
+def _record(metrics: Metrics, step: int, judged: Mapping[str, Any]) -> None:
+    if judged.get("eval"):
+        metrics.write(step, judged["eval"])
+    if judged.get("sample") is not None:
+        metrics.picture(step, judged["sample"])

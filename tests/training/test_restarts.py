@@ -180,7 +180,7 @@ def test_two_processes_stop_together_and_one_does_not_wait_for_a_dead_one(tmp_pa
     jobs.until(lambda: jobs.steps_done(run) >= 8, started)
     assert (run / "samples" / "00000003.png").is_file()
     started[1].send_signal(signal.SIGTERM)
-    said = jobs.finish(started, run)
+    said = jobs.finish(started, run, timeout=30)  # the grace that a spot machine has
     assert f"at step {latest_step(run)} of 100000" in said
 
     lines = jobs.steps_done(run)

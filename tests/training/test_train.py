@@ -13,6 +13,7 @@ from jaxcxr import config as configs
 from jaxcxr import interop
 from jaxcxr.errors import UserError
 from jaxcxr.interop.pipeline import initialize
+from jaxcxr.training.stopping import Stopping
 from jaxcxr.training.train import train
 from tests.training import jobs, runs
 from tests.training.jobs import assert_same, metrics, weights
@@ -108,11 +109,11 @@ def test_bfloat16_computes_in_it_and_keeps_float32_weights(autoencoder, tmp_path
 
 
 def test_the_workdir_holds_what_it_should(diffusion):
-    assert (diffusion / "samples" / "00000006.png").is_file()
+    assert sorted(file.name for file in (diffusion / "samples").iterdir()) == ["00000000.png", "00000006.png"]
     assert json.loads((diffusion / "config.json").read_text())["steps"] == 6
     assert list((diffusion / "tensorboard").glob("events*"))
     assert [step for step, _ in metrics(diffusion, "loss")] == [1, 2, 3, 4, 5, 6]
-    assert [step for step, _ in metrics(diffusion, "validation_loss")] == [3, 6]
+    assert [step for step, _ in metrics(diffusion, "validation_loss")] == [0, 3, 6]
     scale = json.loads((diffusion / "model" / "vae" / "config.json").read_text())["scaling_factor"]
     assert scale == interop.load(diffusion).vae.config.scaling_factor != 0.18215
 
@@ -125,6 +126,35 @@ def test_the_scaling_factor_makes_the_latents_unit(autoencoder, diffusion):
     batches = Batches(open_split(runs.data(), "train"), tokenizer=pipeline.tokenizer, seed=3, batch_size=32)
     latents = draw_latents(pipeline, batches.batch(0), jax.random.split(jax.random.key(0), 32))
     assert abs(float(latents.std()) - 1) < 0.1
+
+
+def test_a_judging_that_a_stop_left_out_is_made_up_for(autoencoder, diffusion, tmp_path):
+    shutil.copytree(diffusion, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "6")
+    file = tmp_path / "run" / "metrics.jsonl"
+    lines = file.read_text().splitlines(keepends=True)
+    missing = [line for line in lines if '"validation_loss"' in line and '"step": 3,' in line]
+    file.write_text("".join(line for line in lines if line not in missing))
+    train(runs.diffusion(autoencoder, **JUDGED), tmp_path / "run")
+    assert len(missing) == 1
+    assert_same(tmp_path / "run", diffusion)
+
+
+def test_all_is_compiled_before_the_first_step_so_that_no_stop_has_to_wait_for_it(autoencoder, tmp_path, monkeypatch):
+    compiled, begun = [], []
+    monkeypatch.setattr(Stopping, "started", lambda self: begun.append(len(compiled)))
+
+    def listen(event, seconds, **about):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(about.get("fun_name"))
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        train(runs.diffusion(autoencoder, **JUDGED), tmp_path / "run")
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert {"jit(step)", "jit(generate)"} <= set(compiled)
+    assert compiled[begun[0] :] == []
 
 
 def test_a_finished_run_is_left_alone(diffusion, autoencoder, capsys):
