@@ -16,7 +16,7 @@ from jaxcxr.models.compute import GPU, Compute
 LONG = 1024
 """Tokens from which on, under "auto", self-attention on a TPU is worth splash."""
 
-_LANES = 128  # of a TPU's vector registers: splash takes lengths in multiples of it
+_LANES = 128  # of a TPU's vector registers: splash takes lengths in multiples of it; a tile of cuDNN's
 _BATCH_AXES = ("data", "fsdp")
 _HEADS_AXIS = "tensor"
 
@@ -26,13 +26,12 @@ def choose(compute: Compute, *, queries: int, keys: int, head_dim: int, dtype: D
 
     | `compute.attention` | cuDNN | splash |
     |---|---|---|
-    | auto | GPU, half precision, no mask, head_dim ≤ 128, even lengths | TPU, bfloat16, no mask, to itself, ≥ 1024 |
+    | auto | GPU, half precision, no mask, head_dim ≤ 128, Lq even | TPU, bfloat16, no mask, to itself, ≥ 1024 |
     | cudnn | as under auto | never |
     | splash | never | no mask |
     | xla | never | never |
 
-    What is left is XLA's: on GPUs also the look at 77 tokens of text, since JAX takes no odd length for cuDNN's
-    gradient.
+    What is left is XLA's.
 
     Args:
         compute: the run's properties.
@@ -46,12 +45,31 @@ def choose(compute: Compute, *, queries: int, keys: int, head_dim: int, dtype: D
         return "xla"
     whole = head_dim % 8 == 0
     if compute.attention in ("auto", "cudnn") and compute.platform in GPU:
-        fits = head_dim <= 128 and whole and queries % 2 == keys % 2 == 0
-        return "cudnn" if dtype in (jnp.bfloat16, jnp.float16) and fits else "xla"
+        fits = head_dim <= 128 and whole and queries % 2 == 0 and dtype in (jnp.bfloat16, jnp.float16)
+        return "cudnn" if fits else "xla"
     if compute.attention == "splash":
         return "splash"
     long = queries == keys >= LONG and dtype == jnp.bfloat16 and whole
     return "splash" if compute.platform == "tpu" and long else "xla"
+
+
+def cudnn(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+    """Unmasked attention by cuDNN's kernel, which keeps no scores, forward or backward.
+
+    Args:
+        query: `(B, Lq, heads, head_dim)`, Lq even, as for an odd one JAX refuses the gradient; half precision.
+        key: `(B, Lk, heads, head_dim)`. An odd Lk, as of 77 tokens, is padded; what is padded nobody sees.
+        value: `(B, Lk, heads, head_dim)`.
+
+    Returns:
+        `(B, Lq, heads, head_dim)` in the dtype of `query`.
+    """
+    lengths = None
+    if key.shape[1] % 2:
+        lengths = jnp.full(len(key), key.shape[1], jnp.int32)
+        padding = ((0, 0), (0, -key.shape[1] % _LANES), (0, 0), (0, 0))
+        key, value = jnp.pad(key, padding), jnp.pad(value, padding)
+    return jax.nn.dot_product_attention(query, key, value, key_value_seq_lengths=lengths, implementation="cudnn")
 
 
 def splash(query: jax.Array, key: jax.Array, value: jax.Array, *, interpret: bool = False) -> jax.Array:

@@ -15,7 +15,7 @@ from jaxcxr.models import initial
 from jaxcxr.models.attention import attention
 from jaxcxr.models.compute import Compute
 from jaxcxr.models.config import BertConfig, layers_kept
-from jaxcxr.models.layers import gelu, layer_norm
+from jaxcxr.models.layers import LayerNorm, gelu, layer_norm
 
 _ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": gelu,
@@ -29,7 +29,7 @@ def _linear(config: BertConfig, in_features: int, out_features: int, dtype: DTyp
     return nnx.Linear(in_features, out_features, kernel_init=init, dtype=dtype, rngs=rngs)
 
 
-def _norm(config: BertConfig, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.LayerNorm:
+def _norm(config: BertConfig, dtype: DTypeLike, rngs: nnx.Rngs) -> LayerNorm:
     return layer_norm(config.hidden_size, epsilon=config.layer_norm_eps, dtype=dtype, rngs=rngs)
 
 

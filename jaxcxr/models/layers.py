@@ -6,6 +6,7 @@ Parameters are float32 whatever the compute `dtype`. Kernels start as PyTorch st
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -52,8 +53,38 @@ def conv(
     )
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def standardized(hidden_states: jax.Array, mean: Callable[[jax.Array], jax.Array], epsilon: float) -> jax.Array:
+    """`hidden_states` less their mean, over their standard deviation, in float32.
+
+    Two passes, as E[x²] − E[x]² cancels when a mean is large beside its spread. The gradient is written out: for
+    autodiff that of the mean waits for that of the variance, one pass more over images in float32.
+
+    Args:
+        hidden_states: any shape and dtype.
+        mean: takes means over what is normalized together, of a shape that broadcasts.
+        epsilon: is added to the variance.
+    """
+    return _standardize(hidden_states, mean, epsilon)[0]
+
+
+def _standardize(hidden_states, mean, epsilon):
+    centered = hidden_states.astype(jnp.float32) - (center := mean(hidden_states.astype(jnp.float32)))
+    rate = jax.lax.rsqrt(mean(jnp.square(centered)) + epsilon)
+    return centered * rate, (hidden_states, center, rate)
+
+
+def _standardize_gradient(mean, epsilon, kept, gradient):
+    hidden_states, center, rate = kept
+    x = (hidden_states.astype(jnp.float32) - center) * rate
+    return (((gradient - mean(gradient) - x * mean(gradient * x)) * rate).astype(hidden_states.dtype),)
+
+
+standardized.defvjp(_standardize, _standardize_gradient)
+
+
 class GroupNorm(nnx.GroupNorm):
-    """Group normalization (arXiv 1803.08494) of `(B, H, W, C)` with float32 two-pass statistics.
+    """Group normalization (arXiv 1803.08494) of `(B, H, W, C)` with float32 statistics.
 
     Same parameters and values as `nnx.GroupNorm`, which reduces over groups of a few neighbouring channels at
     once; XLA's CPU compiler makes of that a scalar loop, seven times slower forward and backward than sums
@@ -68,19 +99,16 @@ class GroupNorm(nnx.GroupNorm):
         mask: jax.Array | None = None,
     ) -> jax.Array:
         """Returns `activation` of the normalized `(B, H, W, C)` in the compute dtype, rounded once."""
-        x = hidden_states.astype(jnp.float32)
-        x = x - self._group_mean(x)
-        # Two passes: E[x²] − E[x]² cancels when a group's mean is large beside its spread.
-        x = x * jax.lax.rsqrt(self._group_mean(jnp.square(x)) + self.epsilon)
+        x = standardized(hidden_states, functools.partial(_group_mean, self.num_groups), self.epsilon)
         assert self.scale is not None
         assert self.bias is not None
         return activation(x * self.scale[...] + self.bias[...]).astype(self.dtype)
 
-    def _group_mean(self, x: jax.Array) -> jax.Array:
-        """The mean over the pixels and channels of each group, float32 `(B, 1, 1, C)`."""
-        batch, channels = len(x), x.shape[-1]
-        groups = x.mean(axis=(1, 2)).reshape(batch, self.num_groups, -1).mean(axis=-1)
-        return jnp.repeat(groups, channels // self.num_groups, axis=-1)[:, None, None, :]
+
+def _group_mean(num_groups: int, x: jax.Array) -> jax.Array:
+    """The mean over the pixels and channels of each group, `(B, H, W, C) -> (B, 1, 1, C)`."""
+    groups = x.mean(axis=(1, 2)).reshape(len(x), num_groups, -1).mean(axis=-1)
+    return jnp.repeat(groups, x.shape[-1] // num_groups, axis=-1)[:, None, None, :]
 
 
 def group_norm(channels: int, num_groups: int, *, epsilon: float, dtype: DTypeLike, rngs: nnx.Rngs) -> GroupNorm:
@@ -88,9 +116,24 @@ def group_norm(channels: int, num_groups: int, *, epsilon: float, dtype: DTypeLi
     return GroupNorm(channels, num_groups, epsilon=epsilon, dtype=dtype, rngs=rngs)
 
 
-def layer_norm(features: int, *, epsilon: float = 1e-5, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """Layer normalization (arXiv 1607.06450) with float32 statistics."""
-    return nnx.LayerNorm(features, epsilon=epsilon, use_fast_variance=False, dtype=dtype, rngs=rngs)
+class LayerNorm(nnx.LayerNorm):
+    """Layer normalization (arXiv 1607.06450) of `(..., C)` with float32 statistics."""
+
+    def __call__(self, hidden_states: jax.Array, *, mask: jax.Array | None = None) -> jax.Array:
+        """Returns the normalized `(..., C)` in the compute dtype, rounded once."""
+        x = standardized(hidden_states, _feature_mean, self.epsilon)
+        assert self.scale is not None
+        assert self.bias is not None
+        return (x * self.scale[...] + self.bias[...]).astype(self.dtype)
+
+
+def _feature_mean(x: jax.Array) -> jax.Array:
+    return x.mean(axis=-1, keepdims=True)
+
+
+def layer_norm(features: int, *, epsilon: float = 1e-5, dtype: DTypeLike, rngs: nnx.Rngs) -> LayerNorm:
+    """A `LayerNorm` over the last axis."""
+    return LayerNorm(features, epsilon=epsilon, dtype=dtype, rngs=rngs)
 
 
 def silu(hidden_states: jax.Array) -> jax.Array:

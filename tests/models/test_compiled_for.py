@@ -16,12 +16,13 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jaxcxr.models import Compute, named_parameters, specialize, with_parameters
 from jaxcxr.models.attention import SelfAttention2D, attention
 
-def lowered(device, sharding, batch, length, heads, head_dim, **how):
-    array = jax.ShapeDtypeStruct((batch, length, heads, head_dim), jnp.bfloat16, sharding=sharding)
+def lowered(device, sharding, batch, length, heads, head_dim, keys=None, **how):
+    def shape(length):
+        return jax.ShapeDtypeStruct((batch, length, heads, head_dim), jnp.bfloat16, sharding=sharding)
     compute = Compute(platform=device.platform)
     def total(*inputs):
         return attention(*inputs, compute=compute).astype(jnp.float32).sum()
-    return jax.jit(jax.grad(total, argnums=(0, 1, 2))).trace(array, array, array).lower(**how)
+    return jax.jit(jax.grad(total, argnums=(0, 1, 2))).trace(shape(length), *[shape(keys or length)] * 2).lower(**how)
 """
 
 FOR_V5E = """
@@ -60,8 +61,8 @@ device = jax.devices()[0]
 class Gpu:
     platform = "gpu"
 with mock.patch.object(cudnn, "check_cudnn_version", lambda: 91_000):  # JAX asks the library, which is not here
-    for length, heads, head_dim in ((4096, 8, 40), (64, 20, 64)):
-        text = lowered(Gpu, None, 2, length, heads, head_dim, lowering_platforms=("cuda",)).as_text()
+    for length, heads, head_dim, keys in ((4096, 8, 40, 4096), (64, 20, 64, 64), (4096, 8, 40, 77)):
+        text = lowered(Gpu, None, 2, length, heads, head_dim, keys, lowering_platforms=("cuda",)).as_text()
         assert "__cudnn$fmhaSoftmax(" in text and "__cudnn$fmhaSoftmaxBackward(" in text
 print("compiled")
 """
