@@ -1,10 +1,12 @@
-"""The levers of memory, one at a time: what each of four H100s takes for the phantoms' step at 64 images a chip, or one
-H100 for that of Stable Diffusion 2's U-Net at 32.
+"""The levers of memory, one at a time, planned: what a chip takes for a train step under each.
 
-    python benchmarks/levers.py [phantom | stable-diffusion-2]
+    python benchmarks/levers.py [NAME]
 
-Needs XLA's CUDA compiler; compiles for two minutes each, or ten, keeps what it has found in runs/plans, and writes
-benchmarks/results/levers-DATE.json, in bytes a chip, with the images a second to expect of all.
+NAME is phantom: the phantoms' step at 64 images on each of four H100s; stable-diffusion-2: its U-Net's at 32 on one;
+eight: the same on each of eight, where states can be split; v5e: at 8 on each of eight chips of v5e, whose compiler
+tells the host's memory from the device's. Needs XLA's CUDA compiler, or libtpu; compiles for one to ten minutes each,
+keeps what it has found in runs/plans, and writes benchmarks/results/levers-DATE.json, in bytes a chip, with the images
+a second to expect of all.
 """
 
 import argparse
@@ -48,6 +50,13 @@ FULL = {
     "accumulation=4": ("accumulation=4",),
     "all": ("optimizer.mu_dtype=bfloat16", "remat=blocks", "accumulation=4"),
 }
+EIGHT = {
+    "none, in bfloat16": (),
+    "ema_sharding=fsdp": ("mesh.data=1", "mesh.fsdp=8", "ema_sharding=fsdp"),
+    "sharding=fsdp": ("mesh.data=1", "mesh.fsdp=8", "sharding=fsdp"),
+    "sharding=fsdp+tensor": ("mesh.data=1", "mesh.fsdp=4", "mesh.tensor=2", "sharding=fsdp+tensor"),
+}
+V5E = {"sharding=fsdp, remat=blocks": (), "the same, ema_memory=host": ("ema_memory=host",)}
 
 
 def phantom() -> ConfigDict:
@@ -61,21 +70,27 @@ def phantom() -> ConfigDict:
     return config
 
 
-def full() -> ConfigDict:
-    return configs.load(ROOT / "configs" / "scaling" / "sd2.py", ["--config.batch_size=32"])
+def scaling(name: str, images: int) -> ConfigDict:
+    return configs.load(ROOT / "configs" / "scaling" / f"{name}.py", [f"--config.batch_size={images}"])
 
 
 def main() -> None:
-    sets = {"phantom": (phantom, LEVERS, "h100:4"), "stable-diffusion-2": (full, FULL, "h100:1")}
+    sets = {
+        "phantom": (phantom(), LEVERS, "h100:4"),
+        "stable-diffusion-2": (scaling("sd2", 32), FULL, "h100:1"),
+        "eight": (scaling("sd2", 8 * 32), EIGHT, "h100:8"),
+        "v5e": (scaling("weak", 8 * 8), V5E, "v5e:2x4"),
+    }
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", nargs="?", default="phantom", choices=sets)
     name = parser.parse_args().name
     base, levers, hardware = sets[name]
     for lever, values in levers.items():
-        config = configs.changed(base(), [f"--config.{value}" for value in values])
+        config = configs.changed(base, [f"--config.{value}" for value in values])
         (point,) = sweep.sweep([config], targets.parse(hardware), ROOT / "runs" / "plans")
         memory = point.found["memory"]
         row = memory | {"total": sum(memory.values()), "images_per_s": point.estimate.rate if point.fits else None}
+        row |= {"alive": point.found["alive"], "donated": point.found["donated"]}
         record.write("levers", tuple(sweep.versions()), {f"{name}: {lever}": row})
 
 

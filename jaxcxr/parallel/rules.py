@@ -1,7 +1,7 @@
 """Sharding rules: a strategy is a short table from name patterns to what is split."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -102,7 +102,7 @@ def shard_state(state: Any, strategy: str, average_strategy: str, average_memory
 def shard(tree: Any, strategy: str, mesh: Mesh, *, key: str = "sharding") -> Any:
     """A `NamedSharding` for every leaf of a tree, by the name of the parameter that it belongs to.
 
-    A leaf's name is the innermost dictionary key on its path; scalars are replicated.
+    Scalars are replicated.
 
     Raises:
       UserError: the strategy, of `config.<key>`, is unknown, its patterns leave parameters out, or it splits nothing
@@ -119,7 +119,7 @@ def shard(tree: Any, strategy: str, mesh: Mesh, *, key: str = "sharding") -> Any
     uncovered: dict[str, None] = {}
 
     def sharding(path: tuple, leaf: Any) -> NamedSharding:
-        name = next((str(key.key) for key in reversed(path) if isinstance(key, jax.tree_util.DictKey)), "")
+        name = parameter_of(path)
         if not leaf.shape:
             return NamedSharding(mesh, PartitionSpec())
         rule = next((rule for pattern, rule in rules if re.fullmatch(pattern, name)), None)
@@ -133,6 +133,11 @@ def shard(tree: Any, strategy: str, mesh: Mesh, *, key: str = "sharding") -> Any
         names = ", ".join(uncovered)
         raise UserError(f"no sharding rule of {strategy!r} covers {names}; add a pattern to the strategy's table")
     return shardings
+
+
+def parameter_of(path: Sequence[Any]) -> str:
+    """The name of the parameter that a leaf of a train state belongs to: the innermost dictionary key on its path."""
+    return next((str(key.key) for key in reversed(path) if isinstance(key, jax.tree_util.DictKey)), "")
 
 
 def select(parameters: Mapping[str, Any], pattern: str) -> set[str]:

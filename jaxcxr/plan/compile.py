@@ -5,6 +5,7 @@
 answers the requests of `jaxcxr.plan.apart`, in lines of JSON.
 """
 
+import collections
 import json
 import math
 import os
@@ -18,9 +19,10 @@ import jax
 from ml_collections import ConfigDict
 
 from jaxcxr.errors import UserError
+from jaxcxr.parallel import rules
 from jaxcxr.parallel.chips import GIB
 from jaxcxr.parallel.mesh import make_mesh
-from jaxcxr.plan import hlo, targets
+from jaxcxr.plan import hlo, live, targets
 from jaxcxr.plan.networks import describe
 from jaxcxr.plan.targets import Target
 from jaxcxr.training import flops
@@ -33,12 +35,13 @@ def measure(
     """What the train step takes, as plain values; in a process that has the target's `environment`.
 
     Returns:
-      `sharding`: a list of {name, shape, dtype, spec, bytes a chip} of the parameters. Unless `sharding_only` also
-      `target`, `chips`, `mesh`, `batch_size`, `dtype`; `limit`, the bytes a chip has, None for a CPU; `memory` in bytes
-      a chip (weights, optimizer, ema, batch, padding, temporaries, program; the last three are missing where the
-      compiler gave up); `over`, the bytes by which it does not fit, or 0; `flops` of a step (`model`, the work asked
-      for; `traced`, with what remat and attention do again) and a chip's as the `compiler` counts; `collectives` as of
-      `hlo.by_kind`; `gradients` in bytes a chip; `seconds` by stage.
+      `sharding`: a list of {name, shape, dtype, spec, and bytes a chip: weights, optimizer, ema} of the parameters.
+      Unless `sharding_only` also `target`, `chips`, `mesh`, `batch_size`, `dtype`; `limit`, the bytes a chip has, None
+      for a CPU; `memory` in bytes a chip (weights, optimizer, ema, batch, padding, temporaries, program; the last three
+      are missing where the compiler gave up); `alive`, of the temporaries, as of `live.at_peak`; `donated`, the bytes
+      of results that lie where the state was; `over`, the bytes by which it does not fit, or 0; `flops` of a step
+      (`model`, the work asked for; `traced`, with what remat and attention do again) and a chip's as the `compiler`
+      counts; `collectives` as of `hlo.by_kind`; `gradients` in bytes a chip; `seconds` by stage.
 
     Raises:
       UserError: a mistake in the config, found before anything is compiled.
@@ -49,7 +52,7 @@ def measure(
     mesh = make_mesh(config.mesh, devices)
     pipeline = describe(config)
     program, batch = make_program(config, pipeline, mesh), batch_shapes(config, pipeline, mesh)
-    sharding = _sharding_table(program.state["params"])
+    sharding = _sharding_table(program.state)
     if sharding_only:
         return {"sharding": sharding}
     seconds.begin("trace")
@@ -61,14 +64,16 @@ def measure(
         lowered = traced.lower()
     seconds.begin("compile")
     compiled, over = _compile(lowered, target, _OPTIONS[target.platform])
-    memory, collectives = _state_memory(program.state, batch), {}
+    memory, collectives, alive, donated = _state_memory(program.state, batch), {}, {}, 0
     if compiled is not None:
         memory |= _other_memory(compiled, memory)
         over = max(0, sum(memory.values()) - target.chip.memory)
         work["compiler"] = (compiled.cost_analysis() or {}).get("flops")
         place = {device.id: index // (target.chips // target.slices) for index, device in enumerate(devices)}
         nodes = [place[device.id] for device in mesh.devices.flat]
-        collectives = hlo.by_kind(hlo.collectives(compiled.as_text(), nodes))
+        text = compiled.as_text()
+        collectives, alive = hlo.by_kind(hlo.collectives(text, nodes)), live.at_peak(text)
+        donated = compiled.memory_analysis().alias_size_in_bytes
     return {
         "target": target.name,
         "chips": target.chips,
@@ -78,6 +83,8 @@ def measure(
         "limit": None if target.platform == "cpu" else target.chip.memory,
         "sharding": sharding,
         "memory": memory,
+        "alive": alive,
+        "donated": donated,
         "over": over,
         "flops": work,
         "collectives": collectives,
@@ -151,7 +158,7 @@ def _other_memory(compiled: Any, state: Mapping[str, int]) -> dict[str, int]:
     """Bytes a chip of what the compiler adds: layouts' padding, temporaries (activations, gradients), the program."""
     stats = compiled.memory_analysis()
     return {
-        "padding": stats.argument_size_in_bytes - sum(state.values()),
+        "padding": max(0, stats.argument_size_in_bytes - sum(state.values())),
         "temporaries": stats.temp_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes,
         "program": stats.generated_code_size_in_bytes,
     }
@@ -159,25 +166,29 @@ def _other_memory(compiled: Any, state: Mapping[str, int]) -> dict[str, int]:
 
 def _bytes(tree: Any) -> int:
     """Bytes of a chip's part of a tree of shapes, less what waits in the host's memory."""
-    leaves = jax.tree.leaves(tree)
-    return sum(_leaf_bytes(leaf) for leaf in leaves if leaf.sharding.memory_kind != "pinned_host")
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+        if leaf.sharding.memory_kind != "pinned_host"
+    )
 
 
-def _leaf_bytes(leaf: Any) -> int:
-    return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-
-
-def _sharding_table(parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Where every parameter lies."""
+def _sharding_table(state: Any) -> list[dict[str, Any]]:
+    """Where every parameter lies, and what its moments and average take."""
+    moments: collections.Counter[str] = collections.Counter()
+    for path, leaf in jax.tree_util.tree_flatten_with_path(state["opt_state"])[0]:
+        moments[rules.parameter_of(path)] += _bytes(leaf)
     return [
         {
             "name": name,
             "shape": list(leaf.shape),
             "dtype": str(leaf.dtype),
             "spec": [list(axis) if isinstance(axis, tuple) else axis for axis in leaf.sharding.spec],
-            "bytes": _leaf_bytes(leaf),
+            "weights": _bytes(leaf),
+            "optimizer": moments[name],
+            "ema": _bytes(state["ema"].get(name, ())),
         }
-        for name, leaf in parameters.items()
+        for name, leaf in state["params"].items()
     ]
 
 

@@ -55,7 +55,7 @@ def collectives(text: str, node_of: Sequence[int]) -> list[Collective]:
       text: `jax.stages.Compiled.as_text()`.
       node_of: for every device in the mesh's order, the slice or node that it belongs to.
     """
-    computations = _computations(text)
+    computations = parse(text)
     times = _times(computations)
     found, chained = [], set()
     for name, lines in computations.items():
@@ -82,8 +82,8 @@ def by_kind(found: Sequence[Collective]) -> dict[str, dict[str, float]]:
     return {kind: table[kind] for kind in KINDS if kind in table}
 
 
-def _computations(text: str) -> dict[str, list[str]]:
-    """The lines of every computation, by name; the entry's is the empty name."""
+def parse(text: str) -> dict[str, list[str]]:
+    """The lines of every computation of a program, by name; the entry's is the empty name."""
     found: dict[str, list[str]] = {}
     lines: list[str] = []
     for line in text.splitlines():
@@ -101,7 +101,7 @@ def _times(computations: Mapping[str, Sequence[str]]) -> collections.Counter[str
     def visit(name: str, often: int) -> None:
         times[name] += often
         for line in computations.get(name, ()):
-            for called, trips in _calls(line, computations):
+            for called, trips in calls(line, computations):
                 if called in computations:
                     visit(called, often * trips)
 
@@ -109,7 +109,8 @@ def _times(computations: Mapping[str, Sequence[str]]) -> collections.Counter[str
     return times
 
 
-def _calls(line: str, computations: Mapping[str, Sequence[str]]) -> Iterator[tuple[str, int]]:
+def calls(line: str, computations: Mapping[str, Sequence[str]]) -> Iterator[tuple[str, int]]:
+    """The computations that a line calls, by name, and how often."""
     if match := _WHILE.search(line):
         yield match[2], _trips(line, computations.get(match[1], ()))
         return
@@ -130,7 +131,8 @@ def _collective(line: str, computation: str, node_of: Sequence[int]) -> Collecti
     if match := _MEGASCALE.match(line):
         # libtpu moves between slices by hand: the hosts send and receive, whatever the operation.
         kind = match[2].lower().replace("_", "-")
-        return Collective(kind if kind in KINDS else "collective-permute", _size(match[1]), len(set(node_of)), True, 1)
+        kind = kind if kind in KINDS else "collective-permute"
+        return Collective(kind, array_bytes(match[1]), len(set(node_of)), True, 1)
     match = _OPERATION.search(line)
     if match is None:
         return None
@@ -139,8 +141,8 @@ def _collective(line: str, computation: str, node_of: Sequence[int]) -> Collecti
     if group < 2:
         return None
     if start and shape.startswith("(") and kind != "all-reduce":
-        shape = _elements(shape)[1]  # (operands, results, …)
-    size = _size(shape)
+        shape = elements(shape)[1]  # (operands, results, …)
+    size = array_bytes(shape)
     if kind == "reduce-scatter":
         size *= group
     if kind == "all-reduce" and "all-reduce-scatter" in computation:  # libtpu's fusion of it with a slice of the result
@@ -148,7 +150,7 @@ def _collective(line: str, computation: str, node_of: Sequence[int]) -> Collecti
     return Collective(kind, size, group, across, 1)
 
 
-def _elements(shape: str) -> list[str]:
+def elements(shape: str) -> list[str]:
     """The elements of a tuple's shape, which may be tuples."""
     elements, depth = [""], 0
     for character in shape[1:-1]:
@@ -160,7 +162,7 @@ def _elements(shape: str) -> list[str]:
     return elements
 
 
-def _size(shape: str) -> int:
+def array_bytes(shape: str) -> int:
     """Bytes of an array or a tuple of arrays."""
     sizes = []
     for dtype, dimensions in _SHAPE.findall(shape):

@@ -14,8 +14,14 @@ _KINDS = {
     "ema": "the average",
     "batch": "images and prompts",
     "padding": "of layouts",
-    "temporaries": "activations, gradients, workspace",
+    "temporaries": "",
     "program": "instructions",
+}
+_ALIVE = {
+    "activations": "kept for the backward pass",
+    "gradients": "of parameters, and updates",
+    "rounded weights": "in the compute dtype, gathered",
+    "workspace": "of what is under way",
 }
 
 
@@ -60,14 +66,27 @@ def _verdict(found: Mapping[str, Any]) -> Iterator[str]:
 def _memory(found: Mapping[str, Any]) -> str:
     memory = found["memory"]
     rows = [("memory a chip", "", "")]
-    rows += [(f"  {kind}", gib(memory[kind]), f"  {what}") for kind, what in _KINDS.items() if kind in memory]
+    for kind, what in _KINDS.items():
+        if kind in memory:
+            rows.append((f"  {kind}", gib(memory[kind]), f"  {what}"))
+        if kind == "temporaries":
+            rows += [(f"    {part}", gib(size), f"  {_ALIVE[part]}") for part, size in temporaries(found).items()]
     complete = "temporaries" in memory
     total = sum(memory.values()) if complete else found["over"] + (found["limit"] or 0)
     if not complete:
         rows.append(("  temporaries", gib(total - sum(memory.values())), "  and padding, by the compiler's refusal"))
     rows.append(("  total", gib(total), f"  of {gib(found['limit'])}" if found["limit"] else ""))
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
-    return "\n".join(f"{a.ljust(widths[0])}  {b.rjust(widths[1])}{c}".rstrip() for a, b, c in rows)
+    lines = [f"{a.ljust(widths[0])}  {b.rjust(widths[1])}{c}".rstrip() for a, b, c in rows]
+    if found["donated"]:
+        lines.append(f"donating the state saves {gib(found['donated'])}")
+    return "\n".join(lines)
+
+
+def temporaries(found: Mapping[str, Any]) -> dict[str, float]:
+    """Bytes a chip of the temporaries by kind, in the shares of what is alive at the fullest moment."""
+    alive, whole = found["alive"], found["memory"].get("temporaries", 0)
+    return {kind: whole * size / sum(alive.values()) for kind, size in alive.items() if size}
 
 
 def _speed(found: Mapping[str, Any]) -> Iterator[str]:
@@ -107,19 +126,21 @@ def _tera(count: float) -> str:
 
 
 def sharding(found: Mapping[str, Any]) -> str:
-    """The table of where parameters lie; those that differ by their numbers alone are one row."""
+    """The table of where parameters lie, and bytes a chip; those that differ by their numbers alone are one row."""
 
     def key(row: Mapping[str, Any]) -> tuple:
         return re.sub(r"\.\d+(?=\.)", ".*", row["name"]), tuple(row["shape"]), str(row["spec"])
 
-    rows = [("parameter", "how many", "shape", "split", "a chip")]
-    total = 0
+    kinds = ("weights", "optimizer", "ema")
+    rows: list[tuple[str, ...]] = [("parameter", "how many", "shape", "split", *kinds)]
+    total = dict.fromkeys(kinds, 0)
     for (name, shape, _), group in itertools.groupby(sorted(found["sharding"], key=key), key):
         alike = list(group)
-        size = sum(row["bytes"] for row in alike)
-        total += size
-        rows.append((name, str(len(alike)), "x".join(map(str, shape)) or "scalar", _spec(alike[0]), gib(size)))
-    rows.append(("all weights", str(len(found["sharding"])), "", "", gib(total)))
+        sizes = {kind: sum(row[kind] for row in alike) for kind in kinds}
+        total = {kind: total[kind] + sizes[kind] for kind in kinds}
+        shown = [gib(size) if size else "-" for size in sizes.values()]
+        rows.append((name, str(len(alike)), "x".join(map(str, shape)) or "scalar", _spec(alike[0]), *shown))
+    rows.append(("all, a chip", str(len(found["sharding"])), "", "", *map(gib, total.values())))
     return table(rows)
 
 

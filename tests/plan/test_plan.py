@@ -24,7 +24,7 @@ def test_a_step_compiles_for_what_is_not_here(name):
         targets.check_compiler(targets.parse(name))
     except UserError as error:
         pytest.skip(str(error))
-    changes = {"dtype": "bfloat16", "mesh.fsdp": 2, "sharding": "fsdp"}
+    changes = {"dtype": "bfloat16", "mesh.fsdp": 2, "sharding": "fsdp", "data.size": 64}
     found = apart.measure(runs.autoencoder(**changes), targets.parse(name), quiet=True)
     assert found["mesh"] == {"data": 2, "fsdp": 2, "tensor": 1}
     assert found["over"] == 0
@@ -32,7 +32,11 @@ def test_a_step_compiles_for_what_is_not_here(name):
     memory = found["memory"]
     assert memory["optimizer"] == 2 * memory["weights"] + 8  # two moments each, and two counts
     assert memory["ema"] == found["gradients"] == memory["weights"]
-    assert memory["temporaries"] > 0
+    # What is alive at the fullest moment, read from the program, is what the compiler has found room for. On TPUs much of
+    # a step as small as this one is on the chip itself.
+    alive = sum(found["alive"].values())
+    assert alive == pytest.approx(memory["temporaries"], rel=0.01 if name == "h100:4" else 0.6)
+    assert found["donated"] >= memory["weights"] + memory["optimizer"] + memory["ema"]
     # Gradients are summed over the chips, in bfloat16 or float32.
     assert memory["weights"] / 2 <= found["collectives"]["all-reduce"]["bytes"] <= 1.5 * memory["weights"]
     assert f"{name}: 4 chips (data 2, fsdp 2, tensor 1), 8 images a step, 2 a chip" in report.text(found)
@@ -103,11 +107,15 @@ def test_sharding_is_shown_with_bytes_a_chip(capsys):
     assert main(["plan", "--config", *config, "--show", "sharding"]) == 0
     table = capsys.readouterr().out
     convolution = next(line for line in table.splitlines() if line.startswith("unet.conv_norm_out.bias"))
-    assert convolution.split() == ["unet.conv_norm_out.bias", "1", "320", "-", "0.0", "MiB"]
+    sizes = ["0.0", "MiB"] * 3
+    assert convolution.split() == ["unet.conv_norm_out.bias", "1", "320", "-", *sizes]
     split = next(line for line in table.splitlines() if line.startswith("unet.mid_block.resnets.*.conv1.kernel"))
-    assert split.split() == ["unet.mid_block.resnets.*.conv1.kernel", "2", "3x3x1280x1280", "1280/fsdp", "7.0", "MiB"]
+    assert split.split()[1:4] == ["2", "3x3x1280x1280", "1280/fsdp"]
+    assert split.split()[4:] == ["7.0", "MiB", "14.1", "MiB", "7.0", "MiB"]
+    frozen = next(line for line in table.splitlines() if line.startswith("vae.quant_conv.bias"))
+    assert frozen.split()[-4:] == ["0.0", "MiB", "-", "-"]
     # 860 M of the U-Net, 123 M of CLIP, 84 M of the autoencoder, in float32, all but the small ones split.
-    total = float(table.splitlines()[-1].split()[-2])
+    total = float(table.splitlines()[-1].split()[4])
     assert 4 * 1066e6 / 16 < total * 2**30 < 4 * 1066e6 / 16 * 1.2
 
 
