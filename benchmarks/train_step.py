@@ -2,17 +2,20 @@
 
     python benchmarks/train_step.py                                    a small U-Net, on whatever is here
     python benchmarks/train_step.py --model stable-diffusion-v1-5 --batch 32 --dtype bfloat16 --compile    on a GPU
+    python benchmarks/train_step.py --model stable-diffusion-v1-5 --dtype bfloat16 --limit    the largest batch of each
 
 Both learn the same U-Net from moments and text states that lie on the device: draw latents, noise and timesteps, MSE,
 gradients, clipping, AdamW, moving average. Each is a process of its own, so that its memory is its own. On a CPU they
 take turns, so that the ratio holds when the machine's speed drifts; on a GPU the second has it when the first is done.
-A side that runs out of memory has null for its speed. Writes benchmarks/results/train-step-DATE.json.
+A side that runs out of memory has null for its speed. --limit doubles each side's batch until it cannot, and tries half
+as much again as it last could. Writes benchmarks/results/train-step-DATE.json.
 """
 
 import argparse
 import json
 import os
 import resource
+import signal
 import statistics
 import subprocess
 import sys
@@ -44,6 +47,9 @@ from jaxcxr.training import flops  # noqa: E402
 from jaxcxr.training.program import make_program  # noqa: E402
 
 STEPS, ROUNDS = 3, 5
+SIDES = ("jaxcxr", "diffusers")
+VERSIONS = ("jax", "torch", "diffusers")
+OUT_OF_MEMORY = 3  # the exit code of a side
 SMALL = {
     "sample_size": 16,
     "in_channels": 4,
@@ -193,19 +199,22 @@ def say(what: Any) -> None:
 
 
 class Side:
-    """The process of one side; what it is asked after its end is None."""
+    """The process of one side; when it has run out of memory, all that it is asked is None."""
 
-    def __init__(self, side: str):
-        command = [sys.executable, *sys.argv, "--side", side]
+    def __init__(self, side: str, batch: int):
+        command = [sys.executable, *sys.argv, "--side", side, "--batch", str(batch)]
+        self._name = f"{side} at {batch} images"
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.told = self._read()
 
     def _read(self) -> Any:
         line = self._process.stdout.readline()
+        if not line and self._process.wait() not in (OUT_OF_MEMORY, -signal.SIGKILL):
+            raise SystemExit(f"{self._name}: ended with {self._process.returncode}; see above")
         return json.loads(line) if line else None
 
     def seconds(self) -> float | None:
-        if self._process.poll() is not None:
+        if self.told is None:
             return None
         self._process.stdin.write("go\n")
         self._process.stdin.flush()
@@ -216,6 +225,24 @@ class Side:
         return self._read() or {}
 
 
+def limit(side: str, batch: int) -> int | None:
+    """The largest batch that a side can take, of `batch` doubled again and again, and half as much again."""
+
+    def fits(batch: int) -> bool:
+        process = Side(side, batch)
+        fit = process.seconds() is not None
+        if fit:
+            process.end()
+        print(f"{side}: {batch} images {'fit' if fit else 'do not fit'}", file=sys.stderr, flush=True)
+        return fit
+
+    if not fits(batch):
+        return None
+    while fits(2 * batch):
+        batch *= 2
+    return batch * 3 // 2 if fits(batch * 3 // 2) else batch
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="small", help="small, or a published one: stable-diffusion-v1-5")
@@ -223,25 +250,36 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--compile", action="store_true", help="torch.compile theirs")
     parser.add_argument("--remat", default="none")
-    parser.add_argument("--side", choices=["jaxcxr", "diffusers"], help=argparse.SUPPRESS)
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("--limit", action="store_true", help="look for the largest batch in place of the speed")
     args = parser.parse_args()
     networks(args.model)
     if args.side:
-        serve(args)
+        try:
+            serve(args)
+        except Exception as error:
+            told = str(error).lower()
+            if any(words in told for words in ("resource_exhausted", "out of memory", "can't allocate memory")):
+                sys.exit(OUT_OF_MEMORY)
+            raise
         return
 
     import torch
 
-    names = ["jaxcxr", "diffusers"]
+    how = f"{args.dtype}, remat={args.remat}" + ", compiled" * args.compile
+    if args.limit:
+        found = {f"{side}_images": limit(side, args.batch) for side in SIDES}
+        record.write("train-step", VERSIONS, {f"{args.model}, largest batch, {how}": found})
+        return
     times, told, memory = {}, {}, {}
-    for at_once in [[name] for name in names] if torch.cuda.is_available() else [names]:
-        sides = {name: Side(name) for name in at_once}
+    for at_once in [[side] for side in SIDES] if torch.cuda.is_available() else [SIDES]:
+        sides = {name: Side(name, args.batch) for name in at_once}
         rounds = [[side.seconds() for side in sides.values()] for _ in range(ROUNDS)]
         times |= zip(sides, zip(*rounds, strict=True), strict=True)
         told |= {name: side.told for name, side in sides.items()}
         memory |= {name: side.end() for name, side in sides.items()}
-    name = f"{args.model}, {args.batch} images, {args.dtype}, remat={args.remat}" + ", compiled" * args.compile
-    record.write("train-step", ("jax", "torch", "diffusers"), {name: compared(args, times, told["jaxcxr"], memory)})
+    row = compared(args, times, told["jaxcxr"], memory)
+    record.write("train-step", VERSIONS, {f"{args.model}, {args.batch} images, {how}": row})
 
 
 def compared(args: argparse.Namespace, times: Any, told: dict[str, Any] | None, memory: Any) -> dict[str, Any]:

@@ -32,6 +32,11 @@ if [ -z "$accelerator" ] || ! [[ $topology =~ ^[1-9][0-9]*(x[1-9][0-9]*){${#size
   echo "$target: wants a target like $example" >&2
   exit 2
 fi
+flat=" 1x1 2x2 2x4 4x4 4x8 8x8 8x16 16x16 " # the slices of v5e and v6e that there are
+if [ "$kind:$sizes" = tpu:x ] && [ "${flat/ $topology /}" = "$flat" ]; then
+  echo "$target: no such slice; there are$flat" >&2
+  exit 2
+fi
 if [ "$kind" = gpu ] && [ "${SLICES:-1}" != 1 ]; then
   echo "$target: GPUs have no slices; leave out SLICES and give the number of all GPUs, as in $example" >&2
   exit 2

@@ -83,7 +83,20 @@ def test_a_preemption_starts_all_pods_again_and_a_mistake_does_not(tmp_path, tar
 
 @pytest.mark.parametrize(
     "target",
-    ["v5e", "v5e:", "v9:2x2", "h100:12", "v5e:3x3", "v5e:axb", "h100:2x4", "v5e:16", "v5e:4x4x4", "v5p:4x4", "v4:2"],
+    [
+        "v5e",
+        "v5e:",
+        "v9:2x2",
+        "h100:12",
+        "v5e:3x3",
+        "v6e:4x16",
+        "v5e:axb",
+        "h100:2x4",
+        "v5e:16",
+        "v5e:4x4x4",
+        "v5p:4x4",
+        "v4:2",
+    ],
 )
 def test_a_target_that_does_not_exist_is_told(tmp_path, target):
     fake(tmp_path, "kubectl")
