@@ -1,7 +1,8 @@
-"""Split weights in use: gathered once a step, and their gradients split again as they come.
+"""Weights in use: rounded once a step, whole where they are split, and their gradients where they are kept.
 
-Left to itself the compiler gathers weights wherever they are used: in each part of an accumulated batch, on the way
-there and back, and once more under remat; of a convolution's it may send activations about instead.
+Left to itself the compiler gathers split weights wherever they are used: in each part of an accumulated batch, on the
+way there and back, and once more under remat; of a convolution's it may send activations about instead. It rounds
+weights in each part too, and keeps float32 copies in another layout for that.
 """
 
 from collections.abc import Mapping
@@ -21,10 +22,10 @@ def gather(
 
     def whole(name: str, value: jax.Array) -> jax.Array:
         sharding = shardings[name]
-        if "fsdp" not in sharding.spec:
-            return value
-        spec = PartitionSpec(*[None if axis == "fsdp" else axis for axis in sharding.spec])
         rounded = value.astype(dtype) if name.endswith(_ROUNDED) else value
+        if "fsdp" not in sharding.spec:
+            return rounded
+        spec = PartitionSpec(*[None if axis == "fsdp" else axis for axis in sharding.spec])
         return jax.lax.with_sharding_constraint(rounded, NamedSharding(sharding.mesh, spec))
 
     return {name: whole(name, value) for name, value in parameters.items()}
@@ -34,8 +35,8 @@ def scatter(gradients: Mapping[str, jax.Array], shardings: Mapping[str, NamedSha
     """Gradients of what `gather` gave, float32, each summed up where its parameter lies."""
 
     def split(name: str, value: jax.Array) -> jax.Array:
-        if "fsdp" not in shardings[name].spec:
-            return value
-        return jax.lax.with_sharding_constraint(value, shardings[name]).astype(jnp.float32)
+        if "fsdp" in shardings[name].spec:
+            value = jax.lax.with_sharding_constraint(value, shardings[name])
+        return value.astype(jnp.float32)
 
     return {name: split(name, value) for name, value in gradients.items()}

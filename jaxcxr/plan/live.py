@@ -129,9 +129,9 @@ def _buffers(
 def _kind(shape: str, op_name: str, operands: _Element, weights: Set[tuple[int, ...]]) -> str:
     if operands.of_weights:
         return "rounded weights"
-    if not op_name:  # a copy of the compiler's own
-        kinds = {buffer.kind for buffer in operands.buffers}
-        return kinds.pop() if len(kinds) == 1 else "workspace"
+    kinds = {buffer.kind for buffer in operands.buffers}
+    if not op_name and len(kinds) == 1:  # a copy of the compiler's own
+        return kinds.pop()
     if "jvp(" in op_name and "transpose(" not in op_name:
         return "activations"
     return "gradients" if _sides(shape) in weights else "workspace"

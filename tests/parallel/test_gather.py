@@ -1,4 +1,4 @@
-"""Weights that are gathered once a step."""
+"""Weights that are rounded and gathered once a step."""
 
 import os
 import subprocess
@@ -75,7 +75,7 @@ def test_kernels_are_rounded_before_they_are_sent_and_gradients_come_back_whole(
     assert {name: value.dtype.name for name, value in used.items()} == {
         "a.kernel": "bfloat16",
         "b.scale": "float32",  # which norms use as it is
-        "c.kernel": "float32",  # which nobody has to be sent
+        "c.kernel": "bfloat16",  # sent to nobody, and not rounded in each part of a batch
     }
     back = jax.eval_shape(lambda tree: scatter(tree, shardings), used)
     assert {value.dtype.name for value in back.values()} == {"float32"}
