@@ -101,6 +101,12 @@ def to_global(batch: Mapping[str, np.ndarray], mesh: Mesh, batch_size: int) -> d
     return {name: place(value) for name, value in batch.items()}
 
 
+def split(value: np.ndarray | jax.Array, sharding: NamedSharding) -> jax.Array:
+    """An array that every process has whole as a global one, of which each device is sent its part alone."""
+    host = np.asarray(value)
+    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+
 def within(mesh: Mesh, function: Call) -> Call:
     """The same function where kernels of attention, which do not partition themselves, find the mesh."""
 

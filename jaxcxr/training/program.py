@@ -30,7 +30,7 @@ class Program(NamedTuple):
 
     Attributes:
       step: jitted (state, batch) -> (state, metrics); the state is donated.
-      init: jitted parameters -> state, on the mesh.
+      init: parameters -> state, on the mesh; of arrays on the host no device gets more than its part.
       state: shapes of the state, with their shardings.
       loss: see `objectives.Loss`.
       learns: the names of the parameters that learn.
@@ -73,6 +73,11 @@ def make_program(config: ConfigDict, pipeline: StableDiffusion, mesh: Mesh) -> P
     def step_from_host(state, batch):
         return step({**state, "ema": jax.device_put(state["ema"], on_device)}, batch)
 
+    first_state = jax.jit(lambda p: init_state(p, learns, tx), out_shardings=shardings, donate_argnums=0)
+
+    def init(parameters):
+        return first_state({name: meshes.split(value, shardings["params"][name]) for name, value in parameters.items()})
+
     return Program(
         step=jax.jit(
             step_from_host if config.ema_memory == "host" else step,
@@ -81,7 +86,7 @@ def make_program(config: ConfigDict, pipeline: StableDiffusion, mesh: Mesh) -> P
             donate_argnums=0,
             compiler_options=_COMPILER_OPTIONS.get(platform),
         ),
-        init=jax.jit(lambda p: init_state(p, learns, tx), out_shardings=shardings),
+        init=init,
         state=jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings),
         loss=loss,
         learns=learns,
