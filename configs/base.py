@@ -1,4 +1,7 @@
-"""Every key of a run config, with its default; the other configs are short differences from this one."""
+"""Every key of a run config, with its default; the other configs are short differences from this one.
+
+A new key is off by default, as 0 or an empty text: runs of before it was there go on.
+"""
 
 from ml_collections import ConfigDict
 

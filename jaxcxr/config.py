@@ -70,15 +70,19 @@ def to_json(config: ConfigDict) -> str:
 
 
 def first_difference(old: dict, new: dict, prefix: str = "") -> str | None:
-    """The first key, dotted, at which two nested config dicts differ, with both values; None if they agree."""
+    """The first key, dotted, at which two nested config dicts differ, with both values; None if they agree.
+
+    What one of them does not have is off in it, as 0 or an empty text: configs of before a key was there are the same.
+    """
     for key in sorted(old.keys() | new.keys()):
-        before, after = old.get(key, "absent"), new.get(key, "absent")
-        if isinstance(before, dict) and isinstance(after, dict):
-            found = first_difference(before, after, f"{prefix}{key}.")
+        before, after = old.get(key), new.get(key)
+        if all(isinstance(value, dict) for value in (before, after) if value is not None):
+            found = first_difference(before or {}, after or {}, f"{prefix}{key}.")
             if found:
                 return found
-        elif before != after:
-            return f"{prefix}{key} was {before!r}, is {after!r}"
+        elif before != after and (before or after or (key in old and key in new)):
+            told = [repr(config[key]) if key in config else "absent" for config in (old, new)]
+            return f"{prefix}{key} was {told[0]}, is {told[1]}"
     return None
 
 

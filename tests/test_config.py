@@ -93,7 +93,13 @@ def test_every_data_config_is_complete(file, tmp_path, monkeypatch):
 def test_first_difference_is_dotted():
     assert configs.first_difference({"a": {"b": 1}}, {"a": {"b": 1}}) is None
     assert configs.first_difference({"a": {"b": 1}}, {"a": {"b": 2}}) == "a.b was 1, is 2"
-    assert configs.first_difference({}, {"a": 2}) == "a was 'absent', is 2"
+    assert configs.first_difference({}, {"a": {"b": 2}}) == "a.b was absent, is 2"
+    assert configs.first_difference({"a": 0}, {"a": ""}) == "a was 0, is ''"
+
+
+def test_what_a_config_of_before_does_not_have_was_off():
+    assert configs.first_difference({"b": ()}, {"a": 0, "c": {"d": "", "e": {}}}) is None
+    assert configs.first_difference({"c": {"d": 1}}, {"c": {"d": 1, "e": False}}) is None
 
 
 @pytest.mark.parametrize("verb", ["phantoms", "prepare", "cache", "train", "prompts", "sample", "convert", "evaluate"])
