@@ -90,7 +90,7 @@ def main() -> None:
         (point,) = sweep.sweep([config], targets.parse(hardware), ROOT / "runs" / "plans")
         memory = point.found["memory"]
         row = memory | {"total": sum(memory.values()), "images_per_s": point.estimate.rate if point.fits else None}
-        row |= {"alive": point.found["alive"], "donated": point.found["donated"]}
+        row |= {key: point.found[key] for key in ("alive", "donated", "moved")}
         record.write("levers", tuple(sweep.versions()), {f"{name}: {lever}": row})
 
 

@@ -39,9 +39,10 @@ def measure(
       Unless `sharding_only` also `target`, `chips`, `mesh`, `batch_size`, `dtype`; `limit`, the bytes a chip has, None
       for a CPU; `memory` in bytes a chip (weights, optimizer, ema, batch, padding, temporaries, program; the last three
       are missing where the compiler gave up); `alive`, of the temporaries, as of `live.at_peak`; `donated`, the bytes
-      of results that lie where the state was; `over`, the bytes by which it does not fit, or 0; `flops` of a step
-      (`model`, the work asked for; `traced`, with what remat and attention do again) and a chip's as the `compiler`
-      counts; `collectives` as of `hlo.by_kind`; `gradients` in bytes a chip; `seconds` by stage.
+      of results that lie where the state was; `moved`, those that a chip reads and writes, as of `hlo.moved`; `over`,
+      the bytes by which it does not fit, or 0; `flops` of a step (`model`, the work asked for; `traced`, with what
+      remat and attention do again) and a chip's as the `compiler` counts; `collectives` as of `hlo.by_kind`;
+      `gradients` in bytes a chip; `seconds` by stage.
 
     Raises:
       UserError: a mistake in the config, found before anything is compiled.
@@ -64,7 +65,8 @@ def measure(
         lowered = traced.lower()
     seconds.begin("compile")
     compiled, over = _compile(lowered, target, _OPTIONS[target.platform])
-    memory, collectives, alive, donated = _state_memory(program.state, batch), {}, {}, 0
+    memory, collectives, donated = _state_memory(program.state, batch), {}, 0
+    alive, moved = _told("")
     if compiled is not None:
         memory |= _other_memory(compiled, memory)
         over = max(0, sum(memory.values()) - target.chip.memory)
@@ -72,7 +74,7 @@ def measure(
         place = {device.id: index // (target.chips // target.slices) for index, device in enumerate(devices)}
         nodes = [place[device.id] for device in mesh.devices.flat]
         text = compiled.as_text()
-        collectives, alive = hlo.by_kind(hlo.collectives(text, nodes)), live.at_peak(text)
+        collectives, (alive, moved) = hlo.by_kind(hlo.collectives(text, nodes)), _told(text)
         donated = compiled.memory_analysis().alias_size_in_bytes
     return {
         "target": target.name,
@@ -85,6 +87,7 @@ def measure(
         "memory": memory,
         "alive": alive,
         "donated": donated,
+        "moved": moved,
         "over": over,
         "flops": work,
         "collectives": collectives,
@@ -162,6 +165,14 @@ def _other_memory(compiled: Any, state: Mapping[str, int]) -> dict[str, int]:
         "temporaries": stats.temp_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes,
         "program": stats.generated_code_size_in_bytes,
     }
+
+
+def _told(text: str) -> tuple[dict[str, int], int | None]:
+    """What is alive at a program's fullest moment, and what it moves; of a text that cannot be read, nothing."""
+    try:
+        return live.at_peak(text), hlo.moved(text)
+    except (LookupError, TypeError, ValueError):  # no version of a compiler promises what it prints
+        return {}, None
 
 
 def _bytes(tree: Any) -> int:

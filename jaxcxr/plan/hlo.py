@@ -1,10 +1,11 @@
-"""What a compiled program sends between chips, read from its HLO text."""
+"""What a compiled program sends between chips, and reads and writes in their memory, read from its HLO text."""
 
 import collections
 import dataclasses
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,7 +21,43 @@ _MEGASCALE = re.compile(r'^\s*(?:ROOT )?%\S+ = (.+?) send\(.*_xla_megascale_tran
 _CALLED = re.compile(
     r"(body|calls|to_apply|true_computation|false_computation|branch_computations)=\{?([^,}]+(?:, %[^,}]+)*)"
 )
+_INSTRUCTION = re.compile(r"^\s*(ROOT )?%([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\(([^)]*)\)")
+_OPERAND = re.compile(r"%([\w.\-]+)")
+_OP_NAME = re.compile(r'op_name="([^"]*)"')
+_INDEX = re.compile(r"index=(\d+)")
+_TILED = re.compile(r"(\w+)\[([\d,]*)\]\{([\d,]*):T\(([\d,]+)\)")
+_ELSEWHERE = re.compile(r"S\(\d+\)\}")  # in a layout: on the chip or on the host, not in its main memory
 _WHILE = re.compile(r" while\(.*?condition=%?([\w.\-]+), body=%?([\w.\-]+)")
+
+
+class Instruction(NamedTuple):
+    """A line of a computation.
+
+    Attributes:
+      line: all of it.
+      root: whether it gives the computation's result.
+      name: its own.
+      shapes: of its result, or of a tuple's elements.
+      operation: its opcode.
+      operands: the names of what it takes.
+      op_name: where in the traced program it comes from; empty if the compiler made it.
+      element: which of a tuple's a get-tuple-element gives, else -1.
+    """
+
+    line: str
+    root: bool
+    name: str
+    shapes: list[str]
+    operation: str
+    operands: list[str]
+    op_name: str
+    element: int
+
+
+VIEWS = ("get-tuple-element", "tuple", "bitcast", "optimization-barrier")
+"""Operations that move nothing: other names for what there is."""
+CALLS = ("while", "conditional", "call")
+"""Operations that run whole computations; a fusion's is one kernel."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +129,59 @@ def parse(text: str) -> dict[str, list[str]]:
         else:
             lines.append(line)
     return found
+
+
+def instructions(lines: Sequence[str]) -> Iterator[tuple[int, Instruction]]:
+    """The instructions of a computation, by the number of their line."""
+    for number, line in enumerate(lines):
+        if match := _INSTRUCTION.match(line):
+            root, name, shape, operation, arguments = match.groups()
+            op_name, index = _OP_NAME.search(line), _INDEX.search(line) if operation == "get-tuple-element" else None
+            yield (
+                number,
+                Instruction(
+                    line,
+                    bool(root),
+                    name,
+                    elements(shape) if shape.startswith("(") else [shape],
+                    operation,
+                    _OPERAND.findall(arguments),
+                    op_name[1] if op_name else "",
+                    int(index[1]) if index else -1,
+                ),
+            )
+
+
+def moved(text: str) -> int:
+    """Bytes that the operations of a step read and write in a chip's main memory, each operand and result once."""
+    return _moved("", parse(text))
+
+
+def _moved(name: str, computations: Mapping[str, Sequence[str]]) -> int:
+    program = [instruction for _, instruction in instructions(computations[name])]
+    looked_at = {(each.operands[0], each.element) for each in program if each.operation == "get-tuple-element"}
+    sizes: dict[str, int] = {}
+    total = 0
+    for each in program:
+        whole = len(each.shapes) == 1
+        results = [
+            laid_out(shape)
+            for place, shape in enumerate(each.shapes)
+            if whole or (each.name, place) in looked_at or each.operation == "parameter"  # workspace is not counted
+        ]
+        sizes[each.name] = sum(results)
+        taken = [sizes.get(operand, 0) for operand in each.operands]
+        if each.operation in CALLS:
+            total += sum(often * _moved(one, computations) for one, often in calls(each.line, computations))
+        elif each.operation.endswith("-start"):
+            total += 2 * sum(taken)
+        elif each.operation == "dynamic-slice":
+            total += 2 * sum(results)
+        elif each.operation == "dynamic-update-slice":
+            total += 2 * taken[1]
+        elif each.operation not in (*VIEWS, "parameter", "constant") and not each.operation.endswith("-done"):
+            total += sum(taken) + sum(results)
+    return total
 
 
 def _times(computations: Mapping[str, Sequence[str]]) -> collections.Counter[str]:
@@ -172,6 +262,20 @@ def array_bytes(shape: str) -> int:
             0 if dtype == "u32" and not dimensions else width * math.prod(map(int, filter(None, dimensions.split(","))))
         )
     return sum(sizes)
+
+
+def laid_out(shape: str) -> int:
+    """Bytes of an array in a chip's main memory, where it is there: in tiles, on TPUs."""
+    if _ELSEWHERE.search(shape):
+        return 0
+    tiled = _TILED.match(shape)
+    if tiled is None:
+        return array_bytes(shape)
+    sizes = [int(size) for size in tiled[2].split(",") if size]
+    order, tile = ([int(n) for n in tiled[group].split(",") if n] for group in (3, 4))
+    for axis, side in zip(order, reversed(tile), strict=False):  # both from the axis that varies fastest
+        sizes[axis] = -(-sizes[axis] // side) * side
+    return array_bytes(f"{tiled[1]}[{','.join(map(str, sizes))}]")
 
 
 def _group(line: str, node_of: Sequence[int]) -> tuple[int, bool]:

@@ -9,16 +9,8 @@ from jaxcxr.plan import hlo
 
 KINDS = ("activations", "gradients", "rounded weights", "workspace")
 
-_LINE = re.compile(r"^\s*(?:ROOT )?%([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\(([^)]*)\)")
-_NAME = re.compile(r"%([\w.\-]+)")
-_OP_NAME = re.compile(r'op_name="([^"]*)"')
-_INDEX = re.compile(r"index=(\d+)")
-_TILED = re.compile(r"(\w+)\[([\d,]*)\]\{([\d,]*):T\(([\d,]+)\)")
 _DIMENSIONS = re.compile(r"\[([\d,]*)\]")
-_ELSEWHERE = re.compile(r"S\(\d+\)\}")  # in a layout: on the chip or on the host, not in its main memory
-_VIEWS = ("get-tuple-element", "tuple", "bitcast")
-# The result lies where an operand does.
-_IN_PLACE = ("bitcast", "optimization-barrier", "while", "dynamic-update-slice")
+_IN_PLACE = ("bitcast", "optimization-barrier", "while", "dynamic-update-slice")  # the result lies where an operand lay
 
 
 @dataclasses.dataclass
@@ -82,18 +74,12 @@ def _buffers(
     buffers: list[_Buffer] = []
     within: dict[int, dict[str, int]] = {}
     weights: set[tuple[int, ...]] = set()  # the shapes of parameters, or their parts
-    for number, line in enumerate(lines):
-        match = _LINE.match(line)
-        if match is None:
-            continue
-        name, shape, operation, arguments = match.groups()
-        op_name = found[1] if (found := _OP_NAME.search(line)) else ""
-        shapes = hlo.elements(shape) if shape.startswith("(") else [shape]
-        operands = [made[operand] for operand in _NAME.findall(arguments) if operand in made]
+    for number, (_, root, name, shapes, operation, names, op_name, place) in hlo.instructions(lines):
+        operands = [made[operand] for operand in names if operand in made]
         if operation == "parameter":
             made[name] = list(given) if given else [_Element(of_weights="params" in op_name)] * len(shapes)
         elif operation == "get-tuple-element":
-            made[name] = [operands[0][int(_INDEX.search(line)[1])]]  # type: ignore[index]
+            made[name] = [operands[0][place]]
         elif operation == "tuple":
             made[name] = [_joined(operand) for operand in operands]
         elif operation in _IN_PLACE or operation.endswith(("-done", "-update")):
@@ -104,23 +90,23 @@ def _buffers(
         else:
             whole = _joined([element for operand in operands for element in operand])
             kinds = [_kind(each, op_name, whole, weights) for each in shapes]
-            own = [_Buffer(_bytes(each), kind, number, number) for each, kind in zip(shapes, kinds, strict=True)]
+            own = [_Buffer(hlo.laid_out(each), kind, number, number) for each, kind in zip(shapes, kinds, strict=True)]
             made[name] = [_Element((buffer,), whole.of_weights) for buffer in own]
             if operation.endswith("-start") and len(shapes) > 1 and not operation.startswith("all-reduce"):
                 new = _new(operation)
                 own = own[new : new + 1]
-                made[name] = [made[name][place] if place == new else whole for place in range(len(shapes))]
+                made[name] = [made[name][n] if n == new else whole for n in range(len(shapes))]
             buffers += own
-        needed = [made[name]] if operation in _VIEWS else operands  # of a tuple not more than is looked at
+        needed = [made[name]] if operation in hlo.VIEWS else operands  # of a tuple not more than is looked at
         for buffer in (buffer for value in needed for element in value for buffer in element.buffers):
             buffer.last = number
         weights |= {_sides(each) for each, element in zip(shapes, made[name], strict=True) if element.of_weights}
-        if operation in ("while", "conditional", "call"):
-            called = [each for each, _ in hlo.calls(line, computations) if each in computations]
+        if operation in hlo.CALLS:
+            called = [each for each, _ in hlo.calls(lines[number], computations) if each in computations]
             carried = operands[0] if operation == "while" else None
             peaks = [_peak(each, computations, carried and _apart(carried)) for each in called]
             within[number] = max(peaks, key=lambda peak: sum(peak.values()), default={})
-        if line.lstrip().startswith("ROOT"):
+        if root:
             result = {id(buffer) for element in made[name] for buffer in element.buffers}
             buffers = [buffer for buffer in buffers if id(buffer) not in result]
     return buffers, within
@@ -146,20 +132,6 @@ def _sides(shape: str) -> tuple[int, ...]:
 def _new(operation: str) -> int:
     """Which element of what an asynchronous operation's start gives is its result; the others are what it was given."""
     return 0 if operation.startswith("copy") else 1
-
-
-def _bytes(shape: str) -> int:
-    """Bytes in main memory of an array as it is laid out: in tiles, on TPUs."""
-    if _ELSEWHERE.search(shape):
-        return 0
-    tiled = _TILED.match(shape)
-    if tiled is None:
-        return hlo.array_bytes(shape)
-    sizes = [int(size) for size in tiled[2].split(",") if size]
-    order, tile = ([int(n) for n in tiled[group].split(",") if n] for group in (3, 4))
-    for axis, side in zip(order, reversed(tile), strict=False):  # both from the axis that varies fastest
-        sizes[axis] = -(-sizes[axis] // side) * side
-    return hlo.array_bytes(f"{tiled[1]}[{','.join(map(str, sizes))}]")
 
 
 def _joined(value: Sequence[_Element]) -> _Element:

@@ -18,6 +18,7 @@ ASSUMPTIONS = (
     "communication: rings, all links of a chip at full speed, no overlap with compute",
     f"expected: {SLOWER} times the sum of the three, as published runs of Stable Diffusion 2 on v5p, v6e and H100 take"
     f" (1.95 to 2.28); band {BAND[0]} to {BAND[1]} times",
+    "and no faster than all that is read and written takes at the memory's full speed, the band's lower end then",
     "data loading, checkpoints and evaluation are not counted",
 )
 
@@ -28,6 +29,7 @@ class Estimate:
 
     Attributes:
       compute, state, communication: seconds of a step that nothing slows.
+      memory: seconds that all that is read and written takes at least, activations too; 0 where that is not known.
       batch_size: images of a step, of all chips.
       chips: in all.
       model_flops: of a step, of the work asked for.
@@ -37,6 +39,7 @@ class Estimate:
     compute: float
     state: float
     communication: float
+    memory: float
     batch_size: int
     chips: int
     model_flops: float
@@ -50,12 +53,16 @@ class Estimate:
     @property
     def seconds(self) -> float:
         """Expected of a step."""
-        return SLOWER * self.ideal
+        return SLOWER * self._unit
 
     @property
     def band(self) -> tuple[float, float]:
         """Seconds between which a step is expected."""
-        return BAND[0] * self.ideal, BAND[1] * self.ideal
+        return BAND[0] * self._unit, BAND[1] * self._unit
+
+    @property
+    def _unit(self) -> float:
+        return max(self.ideal, self.memory / BAND[0])
 
     @property
     def rate(self) -> float:
@@ -80,6 +87,7 @@ def estimate(found: Mapping[str, Any]) -> Estimate:
         compute=found["flops"]["traced"] / found["chips"] / peak,
         state=state / chip.bandwidth,
         communication=within / chip.links + across / chip.network,
+        memory=(found.get("moved") or 0) / chip.bandwidth,
         batch_size=found["batch_size"],
         chips=found["chips"],
         model_flops=found["flops"]["model"],

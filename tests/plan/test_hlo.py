@@ -2,7 +2,7 @@
 
 import pytest
 
-from jaxcxr.plan.hlo import Collective, by_kind, collectives
+from jaxcxr.plan.hlo import Collective, by_kind, collectives, moved
 
 GPU = """\
 HloModule jit_step
@@ -117,3 +117,36 @@ def test_what_is_spread_over_several_fusions_is_sent_once():
 
 def test_a_permute_sends_its_value_once():
     assert Collective("collective-permute", 32, 2, False, 3).sent == 96
+
+
+MOVES = """\
+%body (p: (s32[], f32[8,128])) -> (s32[], f32[8,128]) {
+  %p = (s32[]{:T(128)}, f32[8,128]{1,0:T(8,128)}) parameter(0)
+  %i = s32[]{:T(128)} get-tuple-element(%p), index=0
+  %x = f32[8,128]{1,0:T(8,128)} get-tuple-element(%p), index=1
+  %y = f32[8,128]{1,0:T(8,128)S(1)} fusion(%x), kind=kLoop, calls=%inside
+  ROOT %o = (s32[]{:T(128)}, f32[8,128]{1,0:T(8,128)}) tuple(%i, %x)
+}
+
+%condition (p: (s32[], f32[8,128])) -> pred[] {
+  %n = s32[] constant(3)
+}
+
+ENTRY %main (a: f32[8,100]) -> f32[8,100] {
+  %a = f32[8,100]{1,0:T(8,128)} parameter(0)
+  %flat = f32[800]{0} bitcast(%a)
+  %product = (f32[8,100]{1,0}, s8[1000]{0}) custom-call(%flat)
+  %first = f32[8,100]{1,0} get-tuple-element(%product), index=0
+  %slice = f32[1,100]{1,0} dynamic-slice(%first, %a)
+  %t = (s32[], f32[8,128]{1,0:T(8,128)}) tuple(%a, %a)
+  %w = (s32[], f32[8,128]{1,0:T(8,128)}) while(%t), condition=%condition, body=%body
+  ROOT %r = f32[8,100]{1,0} add(%first, %first)
+}
+"""
+
+
+def test_what_moves_is_counted_once_an_operation_and_in_every_turn_of_a_loop():
+    product = 800 * 4 + 8 * 100 * 4  # read and written; workspace that nobody looks at is neither
+    piece = 2 * 100 * 4
+    turns = 3 * 8 * 128 * 4  # what is read; the result stays on the chip
+    assert moved(MOVES) == product + piece + turns + 3 * 8 * 100 * 4

@@ -36,6 +36,7 @@ def test_a_step_compiles_for_what_is_not_here(name):
     assert alive > 0
     if name == "h100:4":  # on TPUs much of a step as small as this one is on the chip itself
         assert alive == pytest.approx(memory["temporaries"], rel=0.01)
+    assert found["moved"] > 2 * found["donated"]
     assert found["donated"] >= memory["weights"] + memory["optimizer"] + memory["ema"]
     # Gradients are summed over the chips, in bfloat16 or float32.
     assert memory["weights"] / 2 <= found["collectives"]["all-reduce"]["bytes"] <= 1.5 * memory["weights"]
@@ -59,6 +60,10 @@ def test_the_memory_of_a_plan_is_what_a_run_takes():
     predicted, real = json.loads(done.stdout.splitlines()[-1])
     assert predicted > 300e6
     assert real == pytest.approx(predicted, rel=0.1)
+
+
+def test_a_program_that_cannot_be_read_is_planned_all_the_same():
+    assert compile._told("HloModule of another kind") == ({}, None)
 
 
 def test_an_option_that_a_compiler_does_not_have_is_left_out():
@@ -153,3 +158,7 @@ def test_the_band_holds_what_was_published(target, images, rate):
     assert low < images / rate < high
     assert guess.rate / chips == pytest.approx(rate, rel=0.15)
     assert guess.mfu == pytest.approx(guess.rate / chips * 2.41e12 / guess.peak)
+    # A step that reads and writes for longer than all that takes no less.
+    slow = roofline.estimate({**found, "moved": 10 * guess.seconds * targets.parse(target).chip.bandwidth})
+    assert slow.band[0] == pytest.approx(10 * guess.seconds)
+    assert slow.band[0] < slow.seconds < slow.band[1]
