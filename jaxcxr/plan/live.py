@@ -84,7 +84,7 @@ def _buffers(
             made[name] = [_joined(operand) for operand in operands]
         elif operation in _IN_PLACE or operation.endswith(("-done", "-update")):
             same = len(operands[0]) == len(shapes)
-            made[name] = operands[0] if same else [operands[0][_new(operation)]]
+            made[name] = operands[0] if same else [operands[0][_new(operation)]] * len(shapes)
         elif operation == "constant":
             made[name] = [_Element(of_weights=None)] * len(shapes)
         else:
@@ -100,7 +100,7 @@ def _buffers(
         needed = [made[name]] if operation in hlo.VIEWS else operands  # of a tuple not more than is looked at
         for buffer in (buffer for value in needed for element in value for buffer in element.buffers):
             buffer.last = number
-        weights |= {_sides(each) for each, element in zip(shapes, made[name], strict=True) if element.of_weights}
+        weights |= {_sides(each) for each, element in zip(shapes, made[name], strict=False) if element.of_weights}
         if operation in hlo.CALLS:
             called = [each for each, _ in hlo.calls(lines[number], computations) if each in computations]
             carried = operands[0] if operation == "while" else None
