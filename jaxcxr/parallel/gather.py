@@ -25,6 +25,8 @@ def gather(
         rounded = value.astype(dtype) if name.endswith(_ROUNDED) else value
         if "fsdp" not in sharding.spec:
             return rounded
+        # Or a compiler that knows it whole would gather it before it is rounded.
+        rounded = jax.lax.with_sharding_constraint(rounded, sharding)
         spec = PartitionSpec(*[None if axis == "fsdp" else axis for axis in sharding.spec])
         return jax.lax.with_sharding_constraint(rounded, NamedSharding(sharding.mesh, spec))
 

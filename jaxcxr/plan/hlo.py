@@ -21,7 +21,11 @@ _MEGASCALE = re.compile(r'^\s*(?:ROOT )?%\S+ = (.+?) send\(.*_xla_megascale_tran
 _CALLED = re.compile(
     r"(body|calls|to_apply|true_computation|false_computation|branch_computations)=\{?([^,}]+(?:, %[^,}]+)*)"
 )
+_MESH_GROUPS = re.compile(
+    r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{([^}]*)\}"
+)
 _INSTRUCTION = re.compile(r"^\s*(ROOT )?%([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\(([^)]*)\)")
+_COMMENT = re.compile(r"/\*.*?\*/")
 _OPERAND = re.compile(r"%([\w.\-]+)")
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
 _INDEX = re.compile(r"index=(\d+)")
@@ -161,6 +165,7 @@ def _moved(name: str, computations: Mapping[str, Sequence[str]]) -> int:
     program = [instruction for _, instruction in instructions(computations[name])]
     looked_at = {(each.operands[0], each.element) for each in program if each.operation == "get-tuple-element"}
     sizes: dict[str, int] = {}
+    started: dict[str, int] = {}  # by an asynchronous operation: the bytes that it takes
     total = 0
     for each in program:
         whole = len(each.shapes) == 1
@@ -171,10 +176,13 @@ def _moved(name: str, computations: Mapping[str, Sequence[str]]) -> int:
         ]
         sizes[each.name] = sum(results)
         taken = [sizes.get(operand, 0) for operand in each.operands]
+        started[each.name] = sum(taken)
         if each.operation in CALLS:
             total += sum(often * _moved(one, computations) for one, often in calls(each.line, computations))
-        elif each.operation.endswith("-start"):
+        elif each.operation.endswith("-start"):  # what it gives may hold what it takes, too
             total += 2 * sum(taken)
+        elif each.operation == "all-gather-done":  # which has grown meanwhile
+            total += max(0, sum(results) - sum(started.get(operand, 0) for operand in each.operands))
         elif each.operation == "dynamic-slice":
             total += 2 * sum(results)
         elif each.operation == "dynamic-update-slice":
@@ -242,14 +250,14 @@ def _collective(line: str, computation: str, node_of: Sequence[int]) -> Collecti
 
 def elements(shape: str) -> list[str]:
     """The elements of a tuple's shape, which may be tuples."""
-    elements, depth = [""], 0
-    for character in shape[1:-1]:
+    found, depth = [""], 0
+    for character in _COMMENT.sub("", shape[1:-1]):
         depth += (character in "([{") - (character in ")]}")
         if character == "," and not depth:
-            elements.append("")
+            found.append("")
         else:
-            elements[-1] += character
-    return elements
+            found[-1] += character
+    return [each.strip() for each in found]
 
 
 def array_bytes(shape: str) -> int:
@@ -296,10 +304,15 @@ def _groups(line: str, devices: int) -> np.ndarray:
         if match[4]:
             order = order.transpose([int(n) for n in match[4].split(",")])
         return order.reshape(int(match[1]), int(match[2]))
-    if match := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", line):
+    if match := _MESH_GROUPS.search(line):
         sizes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", match[1])}
-        taken = re.findall(r"'([^']+)'", match[2])
-        order = np.arange(devices).reshape(list(sizes.values()))
+        taken = re.findall(r"'([^']+)'", match[4])
+        order = np.arange(devices)
+        if match[2]:
+            order = order.reshape([int(n) for n in match[2].split(",")])
+        if match[3]:
+            order = order.transpose([int(n) for n in match[3].split(",")])
+        order = order.reshape(list(sizes.values()))
         rest = [axis for axis, name in enumerate(sizes) if name not in taken]
         order = order.transpose(rest + [list(sizes).index(name) for name in taken])
         return order.reshape(-1, math.prod(sizes[name] for name in taken))

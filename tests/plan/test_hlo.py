@@ -50,6 +50,10 @@ def test_without_a_trip_count_the_condition_tells():
             "%r = bf16[16,8]{1,0:T(8,128)(2,1)S(1)} reduce-scatter(%x), replica_groups=[4,2]<=[2,4]T(1,0)",
             Collective("reduce-scatter", 16 * 8 * 2 * 2, 2, True, 1),
         ),
+        (  # a mesh whose first axis is the innermost: the groups are of neighbours
+            "%r = f32[8]{0} all-gather(%x), replica_groups=mesh['a'=1,'b'=4,'c'=2], device_ids=([2,4]T(1,0)) {'b'}",
+            Collective("all-gather", 8 * 4, 4, False, 1),
+        ),
         (
             "%r = (f32[8]{0}, f32[4,4]{1,0}) all-reduce(%x, %y), replica_groups=mesh['a'=2,'b'=4] {'b'}, to_apply=%add",
             Collective("all-reduce", (8 + 16) * 4, 4, False, 1),

@@ -1,6 +1,7 @@
 """Train steps compiled for hardware that is not here, and for what is."""
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -25,6 +26,7 @@ def test_a_step_compiles_for_what_is_not_here(name):
     except UserError as error:
         pytest.skip(str(error))
     changes = {"dtype": "bfloat16", "mesh.fsdp": 2, "sharding": "fsdp", "data.size": 64}
+    changes["model.vae.block_out_channels"] = [256]  # kernels that are large enough to be split
     found = apart.measure(runs.autoencoder(**changes), targets.parse(name), quiet=True)
     assert found["mesh"] == {"data": 2, "fsdp": 2, "tensor": 1}
     assert found["over"] == 0
@@ -35,11 +37,16 @@ def test_a_step_compiles_for_what_is_not_here(name):
     alive = sum(found["alive"].values())
     assert alive > 0
     if name == "h100:4":  # on TPUs much of a step as small as this one is on the chip itself
-        assert alive == pytest.approx(memory["temporaries"], rel=0.01)
+        assert alive == pytest.approx(memory["temporaries"], rel=0.05)
     assert found["moved"] > 2 * found["donated"]
     assert found["donated"] >= memory["weights"] + memory["optimizer"] + memory["ema"]
-    # Gradients are summed over the chips, in bfloat16 or float32.
-    assert memory["weights"] / 2 <= found["collectives"]["all-reduce"]["bytes"] <= 1.5 * memory["weights"]
+    # Split kernels are gathered once, in bfloat16, by pairs; gradients are summed over all.
+    split = sum(2 * math.prod(row["shape"]) for row in found["sharding"] if "fsdp" in row["spec"])
+    gathered = found["collectives"]["all-gather"]
+    assert split > 0.8 * memory["weights"]  # half of each, in float32
+    assert gathered["bytes"] == pytest.approx(split, rel=0.01)
+    assert (gathered["sent"], gathered["sent_across"]) == (gathered["bytes"] / 2, 0)
+    assert 0.4 < found["collectives"]["all-reduce"]["bytes"] / memory["weights"] < 1.5
     assert f"{name}: 4 chips (data 2, fsdp 2, tensor 1), 8 images a step, 2 a chip" in report.text(found)
 
 
