@@ -50,6 +50,7 @@ STEPS, ROUNDS = 3, 5
 SIDES = ("jaxcxr", "diffusers")
 VERSIONS = ("jax", "torch", "diffusers")
 OUT_OF_MEMORY = 3  # the exit code of a side
+NO_MEMORY = ("resource_exhausted", "out of memory", "can't allocate memory", "alloc_failed", "unable to allocate")
 SMALL = {
     "sample_size": 16,
     "in_channels": 4,
@@ -214,15 +215,19 @@ class Side:
         return json.loads(line) if line else None
 
     def seconds(self) -> float | None:
-        if self.told is None:
+        if self._process.poll() is not None:
             return None
         self._process.stdin.write("go\n")
         self._process.stdin.flush()
         return self._read()
 
     def end(self) -> dict[str, float]:
+        if self._process.poll() is not None:
+            return {}
         self._process.stdin.close()
-        return self._read() or {}
+        memory = self._read() or {}
+        self._process.wait()  # and gives its memory back
+        return memory
 
 
 def limit(side: str, batch: int) -> int | None:
@@ -231,8 +236,7 @@ def limit(side: str, batch: int) -> int | None:
     def fits(batch: int) -> bool:
         process = Side(side, batch)
         fit = process.seconds() is not None
-        if fit:
-            process.end()
+        process.end()
         print(f"{side}: {batch} images {'fit' if fit else 'do not fit'}", file=sys.stderr, flush=True)
         return fit
 
@@ -259,7 +263,7 @@ def main() -> None:
             serve(args)
         except Exception as error:
             told = str(error).lower()
-            if any(words in told for words in ("resource_exhausted", "out of memory", "can't allocate memory")):
+            if any(words in told for words in NO_MEMORY):
                 sys.exit(OUT_OF_MEMORY)
             raise
         return

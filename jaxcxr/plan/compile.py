@@ -66,7 +66,7 @@ def measure(
     seconds.begin("compile")
     compiled, over = _compile(lowered, target, _OPTIONS[target.platform])
     memory, collectives, donated = _state_memory(program.state, batch), {}, 0
-    alive, moved = _told("")
+    alive, moved = None, None
     if compiled is not None:
         memory |= _other_memory(compiled, memory)
         over = max(0, sum(memory.values()) - target.chip.memory)
@@ -74,7 +74,8 @@ def measure(
         place = {device.id: index // (target.chips // target.slices) for index, device in enumerate(devices)}
         nodes = [place[device.id] for device in mesh.devices.flat]
         text = compiled.as_text()
-        collectives, (alive, moved) = hlo.by_kind(hlo.collectives(text, nodes)), _told(text)
+        collectives = hlo.by_kind(hlo.collectives(text, nodes))
+        alive, moved = _read(text, live.at_peak), _read(text, hlo.moved)
         donated = compiled.memory_analysis().alias_size_in_bytes
     return {
         "target": target.name,
@@ -167,12 +168,12 @@ def _other_memory(compiled: Any, state: Mapping[str, int]) -> dict[str, int]:
     }
 
 
-def _told(text: str) -> tuple[dict[str, int], int | None]:
-    """What is alive at a program's fullest moment, and what it moves; of a text that cannot be read, nothing."""
+def _read(text: str, what: Callable[[str], Any]) -> Any:
+    """`what` of a program's text, or None: no version of a compiler promises what it prints."""
     try:
-        return live.at_peak(text), hlo.moved(text)
-    except (LookupError, TypeError, ValueError):  # no version of a compiler promises what it prints
-        return {}, None
+        return what(text)
+    except (LookupError, TypeError, ValueError):
+        return None
 
 
 def _bytes(tree: Any) -> int:

@@ -85,7 +85,7 @@ def _memory(found: Mapping[str, Any]) -> str:
 
 def temporaries(found: Mapping[str, Any]) -> dict[str, float]:
     """Bytes a chip of the temporaries by kind, in the shares of what is alive at the fullest moment."""
-    alive, whole = found["alive"], found["memory"].get("temporaries", 0)
+    alive, whole = found["alive"] or {}, found["memory"].get("temporaries", 0)
     return {kind: whole * size / sum(alive.values()) for kind, size in alive.items() if size and whole}
 
 
@@ -110,6 +110,8 @@ def _speed(found: Mapping[str, Any]) -> Iterator[str]:
             f"read and written by a chip in a step: {gib(found['moved'])},"
             f" {1000 * guess.memory:.1f} ms at its memory's full speed"
         )
+    else:
+        yield "the program is of a form not known here: what it moves cannot be read in its text, nor bound its speed"
     times = {name: getattr(guess, name) for name in ("compute", "state", "communication", "ideal")}
     times["expected"] = guess.seconds
     yield table([("roofline", "a step"), *((f"  {name}", f"{1000 * time:.1f} ms") for name, time in times.items())])

@@ -30,6 +30,8 @@ class Metrics:
             from tensorboardX import SummaryWriter
 
             self._file, self._on_record = _open_after(workdir / "metrics.jsonl", start)
+            if self._sheet(start).is_file():
+                self._on_record.add((start, "samples"))
             self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
 
     def write(self, step: int, values: Mapping[str, Any]) -> dict[str, float]:
@@ -56,11 +58,14 @@ class Metrics:
 
     def picture(self, step: int, pixels: np.ndarray) -> None:
         """Writes a sheet, uint8 (H, W)."""
-        if self._board:
+        if self._board and (step, "samples") not in self._on_record:
             png = io.BytesIO()
             Image.fromarray(pixels).save(png, format="png")
-            replace_file(self._workdir / "samples" / f"{step:08d}.png", png.getvalue())
+            replace_file(self._sheet(step), png.getvalue())
             self._board.add_image("samples", pixels, step, dataformats="HW")
+
+    def _sheet(self, step: int) -> Path:
+        return self._workdir / "samples" / f"{step:08d}.png"
 
     def __enter__(self) -> "Metrics":
         return self

@@ -1,7 +1,7 @@
 """The train loop; every run is this one, read from top to bottom."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +98,7 @@ def _train(config: ConfigDict, workdir: Path, stop_at: int | None, stopping: Sto
         return
 
     # --- Loop ----------------------------------------------------------------------------------------------
-    ahead = set[str]().union(*(_due(step, config) for step in range(start, stop_at + 1)))
+    ahead = _ahead(start, stop_at, config)
     judge = Judge(pipeline, program.loss, config, mesh, tokenizer) if ahead.intersection(_JUDGED) else None
     metrics = Metrics(workdir, start)
     watch = Watch(config.skip_nonfinite, lambda step: open_batches(config, "train", tokenizer).ids(step - 1))
@@ -114,7 +114,7 @@ def _train(config: ConfigDict, workdir: Path, stop_at: int | None, stopping: Sto
         if judge:
             # While there is nothing to lose: it compiles for minutes, and what is wrong with it is known at once.
             bar.set_postfix_str("judging what it starts from")
-            judged = _judge(judge, ahead, state, stopping)
+            judged = _judge(judge, ahead, state, stopping.unless_asked)
             _record(metrics, start, {what: found for what, found in judged.items() if what in _due(start, config)})
         bar.set_postfix_str("compiling the step")
         speed.restart()
@@ -126,6 +126,7 @@ def _train(config: ConfigDict, workdir: Path, stop_at: int | None, stopping: Sto
             if step == start + 1:  # which is compiled now
                 state, values = stopping.unless_asked(program.step, state, batch)
                 stopping.started()
+                bar.set_postfix_str("")
             else:
                 with jax.profiler.StepTraceAnnotation("train", step_num=step):
                     state, values = program.step(state, batch)
@@ -142,7 +143,9 @@ def _train(config: ConfigDict, workdir: Path, stop_at: int | None, stopping: Sto
                 bar.set_postfix_str(_said(written, speeds))
             if judge and due.intersection(_JUDGED):
                 watch.catch_up()
-                _record(metrics, step, _judge(judge, due, state, stopping))
+                # A stop does not wait for it, and the next start makes up for that; but the last step has none.
+                how = stopping.unless_asked if step < config.steps else _at_once
+                _record(metrics, step, _judge(judge, due, state, how))
             last = step == stop_at or stopping.agreed(step)
             if last or "checkpoint" in due:
                 watch.catch_up()
@@ -175,10 +178,20 @@ def _due(step: int, config: ConfigDict) -> set[str]:
     return {what for what in _EVERY if (every := config[f"{what}_every"]) and (last or step % every == 0)}
 
 
-def _judge(judge: Judge, due: set[str], state: State, stopping: Stopping) -> dict[str, Any]:
-    """The validation loss and the sheet of a state, as far as they are due; None where the run is asked to stop."""
+def _ahead(start: int, last: int, config: ConfigDict) -> set[str]:
+    """What is done at some step from `start` to `last`."""
+    everies = {what: config[f"{what}_every"] for what in _EVERY}
+    return {n for n, every in everies.items() if every and (last == config.steps or last // every * every >= start)}
+
+
+def _judge(judge: Judge, due: set[str], state: State, do: Callable[..., Any]) -> dict[str, Any]:
+    """The validation loss and the sheet of a state, as far as they are due, each as `do` makes it, or None."""
     ways = {"eval": judge.validate, "sample": judge.picture}
-    return {what: stopping.unless_asked(ways[what], averaged(state)) for what in _JUDGED if what in due}
+    return {what: do(ways[what], averaged(state)) for what in _JUDGED if what in due}
+
+
+def _at_once(do: Callable[..., Any], *args: Any) -> Any:
+    return do(*args)
 
 
 def _record(metrics: Metrics, step: int, judged: Mapping[str, Any]) -> None:

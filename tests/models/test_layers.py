@@ -56,14 +56,15 @@ def test_the_gate_and_its_gradient(dtype, rounding):
     rng = np.random.default_rng(0)
     kernel = jnp.asarray(4 * rng.standard_normal((3, 8)), jnp.float32)  # gates far out on both sides
     x = jnp.asarray(rng.standard_normal((7, 3)), dtype)
+    along = jnp.asarray(rng.standard_normal((7, 4)), jnp.float32)
 
     def ours(kernel, x):
         own = with_parameters(layer, {"proj.kernel": kernel, "proj.bias": jnp.zeros(8)})
-        return own(x).astype(jnp.float32).sum()
+        return (own(x).astype(jnp.float32) * along).sum()
 
     def expected(kernel, x):
         value, gate = jnp.split(x @ kernel.astype(x.dtype), 2, axis=-1)
-        return (value.astype(jnp.float32) * jax.nn.gelu(gate.astype(jnp.float32), approximate=False)).sum()
+        return (value.astype(jnp.float32) * jax.nn.gelu(gate.astype(jnp.float32), approximate=False) * along).sum()
 
     for found, right in zip(jax.grad(ours, (0, 1))(kernel, x), jax.grad(expected, (0, 1))(kernel, x), strict=True):
         assert found.dtype == right.dtype

@@ -81,6 +81,8 @@ def test_kernels_are_rounded_before_they_are_sent_and_gradients_come_back_whole(
     assert {value.dtype.name for value in back.values()} == {"float32"}
     jaxpr = jax.make_jaxpr(lambda tree: gather(tree, shardings, jnp.bfloat16))(values)
     # Each is held where it lies until it is rounded.
-    (own, sent, own_scale, scale) = [e.params["sharding"].spec for e in jaxpr.eqns if e.primitive.name == "sharding_constraint"]
+    (own, sent, own_scale, scale) = [
+        e.params["sharding"].spec for e in jaxpr.eqns if e.primitive.name == "sharding_constraint"
+    ]
     assert (own, own_scale) == (specs["a.kernel"], specs["b.scale"])
     assert (sent, scale) == (jax.P(None, "tensor"), jax.P(None))

@@ -69,8 +69,17 @@ def test_the_memory_of_a_plan_is_what_a_run_takes():
     assert real == pytest.approx(predicted, rel=0.1)
 
 
-def test_a_program_that_cannot_be_read_is_planned_all_the_same():
-    assert compile._told("HloModule of another kind") == ({}, None)
+def test_a_program_that_cannot_be_read_is_planned_all_the_same(monkeypatch):
+    def confused(text):
+        raise IndexError("an operation that nobody knows")
+
+    monkeypatch.setattr(compile.live, "at_peak", confused)
+    monkeypatch.setattr(compile.hlo, "moved", confused)
+    found = compile.measure(runs.autoencoder(), targets.parse("cpu:1"))
+    assert (found["alive"], found["moved"]) == (None, None)
+    assert found["memory"]["temporaries"] > 0
+    found |= {"target": "v5e:1x1", "limit": 2**34}
+    assert "what it moves cannot be read in its text" in report.text(found)
 
 
 def test_an_option_that_a_compiler_does_not_have_is_left_out():

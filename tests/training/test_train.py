@@ -140,6 +140,22 @@ def test_a_judging_that_a_stop_left_out_is_made_up_for(autoencoder, diffusion, t
     assert_same(tmp_path / "run", diffusion)
 
 
+def test_asked_at_the_last_step_a_run_is_judged_all_the_same(autoencoder, diffusion, tmp_path, monkeypatch):
+    """No start would make up for it."""
+    started = Stopping.started
+
+    def asked(self):
+        started(self)
+        self.asked = True
+
+    config = runs.diffusion(autoencoder, **JUDGED)
+    train(config, tmp_path / "run", stop_at=5)
+    monkeypatch.setattr(Stopping, "started", asked)
+    train(config, tmp_path / "run")
+    assert_same(tmp_path / "run", diffusion)
+    assert (tmp_path / "run" / "samples" / "00000006.png").is_file()
+
+
 def test_all_is_compiled_before_the_first_step_so_that_no_stop_has_to_wait_for_it(autoencoder, tmp_path, monkeypatch):
     compiled, begun = [], []
     monkeypatch.setattr(Stopping, "started", lambda self: begun.append(len(compiled)))
