@@ -69,9 +69,10 @@ def standardized(hidden_states: jax.Array, mean: Callable[[jax.Array], jax.Array
 
 
 def _standardize(hidden_states, mean, epsilon):
-    centered = hidden_states.astype(jnp.float32) - (center := mean(hidden_states.astype(jnp.float32)))
-    rate = jax.lax.rsqrt(mean(jnp.square(centered)) + epsilon)
-    return centered * rate, (hidden_states, center, rate)
+    x = hidden_states.astype(jnp.float32)
+    center = mean(x)
+    rate = jax.lax.rsqrt(mean(jnp.square(x - center)) + epsilon)
+    return (x - center) * rate, (hidden_states, center, rate)
 
 
 def _standardize_gradient(mean, epsilon, kept, gradient):

@@ -117,7 +117,6 @@ def _train(config: ConfigDict, workdir: Path, stop_at: int | None, stopping: Sto
             judged = _judge(judge, ahead, state, stopping.unless_asked)
             _record(metrics, start, {what: found for what, found in judged.items() if what in _due(start, config)})
         bar.set_postfix_str("compiling the step")
-        speed.restart()
         for step in range(start + 1, stop_at + 1):
             with speed.waiting():
                 own_rows = next(stream)

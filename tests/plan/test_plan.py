@@ -40,13 +40,14 @@ def test_a_step_compiles_for_what_is_not_here(name):
         assert alive == pytest.approx(memory["temporaries"], rel=0.05)
     assert found["moved"] > 2 * found["donated"]
     assert found["donated"] >= memory["weights"] + memory["optimizer"] + memory["ema"]
-    # Split kernels are gathered once, in bfloat16, by pairs; gradients are summed over all.
+    # Gradients are summed over the chips, in bfloat16 or float32.
+    assert memory["weights"] / 2 <= found["collectives"]["all-reduce"]["bytes"] <= 1.5 * memory["weights"]
+    # Split kernels are gathered once, in bfloat16, by pairs.
     split = sum(2 * math.prod(row["shape"]) for row in found["sharding"] if "fsdp" in row["spec"])
     gathered = found["collectives"]["all-gather"]
     assert split > 0.8 * memory["weights"]  # half of each, in float32
     assert gathered["bytes"] == pytest.approx(split, rel=0.01)
     assert (gathered["sent"], gathered["sent_across"]) == (gathered["bytes"] / 2, 0)
-    assert 0.4 < found["collectives"]["all-reduce"]["bytes"] / memory["weights"] < 1.5
     assert f"{name}: 4 chips (data 2, fsdp 2, tensor 1), 8 images a step, 2 a chip" in report.text(found)
 
 
