@@ -5,6 +5,7 @@ import resource
 import shutil
 import tempfile
 
+import hypothesis
 import pytest
 
 from jaxcxr import platforms
@@ -17,6 +18,16 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # the workers of one run of t
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jaxcxr-cache-")
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 platforms.only_those_here()
+
+# The same examples in every run; `--hypothesis-profile=fuzz` draws new ones, many more.
+_QUIET = [hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.function_scoped_fixture]
+hypothesis.settings.register_profile(
+    "tests", max_examples=100, derandomize=True, deadline=None, database=None, suppress_health_check=_QUIET
+)
+hypothesis.settings.register_profile(
+    "fuzz", max_examples=10_000, deadline=None, database=None, suppress_health_check=_QUIET
+)
+hypothesis.settings.load_profile("tests")
 
 
 def pytest_addoption(parser):
