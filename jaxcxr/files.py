@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -30,10 +31,11 @@ def new_folder(path: str | Path) -> Iterator[Path]:
 def begun_folder(path: Path, identity: str) -> Iterator[Path]:
     """Yields a hidden sibling of `path` that takes its name when the block ends well.
 
-    What an interrupted block leaves in it is there again for the next one of the same `identity`.
+    What an interrupted block leaves in it is there again for the next one of the same `identity`; what one of another
+    identity left is removed, with a line that says so.
 
     Raises:
-      UserError: `path` exists, another process is at it, it was begun with another identity, or it cannot be written.
+      UserError: `path` exists, another process is at it, or it cannot be written.
     """
     _require_new(path)
     partial = path.with_name(f".{path.name}.partial")
@@ -44,8 +46,12 @@ def begun_folder(path: Path, identity: str) -> Iterator[Path]:
             lock(file, path)
             file.seek(0)
             if (begun := file.read()) not in ("", identity):
-                raise UserError(f"{partial}: was begun with other settings: finish it with those, or remove it")
-            if not begun:
+                print(f"{partial}: was begun with other settings; it is removed and made anew", file=sys.stderr)
+                for left in partial.iterdir():
+                    if left != mark:
+                        _remove(left)
+                file.truncate(0)
+            if begun != identity:
                 file.write(identity)
                 file.flush()
             yield partial

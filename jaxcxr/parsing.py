@@ -4,6 +4,7 @@ A format is a dataclass whose annotations say what its values may be: `Annotated
 number of 1 or more. Every JSON file that this package did not write a moment ago is read through here.
 """
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,13 +17,21 @@ T = TypeVar("T")
 MOST_BYTES = 64 * 2**20  # of a JSON file; the largest tokenizers have a third of that
 
 
-def read_json(path: Path, kind: type[T] | Any = Any, *, remedy: str = "") -> T:
-    """Reads a JSON file as `kind`.
+def read_json(
+    path: Path, kind: type[T] | Any = Any, *, remedy: str = "", most: int = MOST_BYTES, nan: bool = False
+) -> T:
+    """Reads a JSON file of at most `most` bytes as `kind`; with `nan` it may have NaN, as Python writes it.
 
     Raises:
       UserError: it cannot be read, is too large, is not JSON in UTF-8, or a value is not what `kind` says.
     """
-    return parse_json(read_bytes(path), kind, str(path), remedy=remedy)
+    data = read_bytes(path, most)
+    if not nan:
+        return parse_json(data, kind, str(path), remedy=remedy)
+    try:
+        return convert(json.loads(data), kind, str(path), remedy=remedy)
+    except (ValueError, RecursionError) as error:
+        raise _wrong(error, str(path), remedy) from error
 
 
 def parse_json(data: bytes | str, kind: type[T] | Any = Any, name: str = "JSON", *, remedy: str = "") -> T:

@@ -16,6 +16,7 @@ def text(summary: Summary, licence: str) -> str:
         "",
         f"- **Images**: {settings['size']} × {settings['size']}, 8-bit gray, padded square, never cropped or flipped.",
         f"- **Prompts**: {prompts}.",
+        *([f"- **Validation**: the split `validate` was {summary.carving()}."] if summary.carved else []),
         f"- **Use**: {licence}",
         "- **Not for diagnosis.** Labels are those of the source, some of them found by programs in reports.",
         "",

@@ -4,14 +4,15 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from jaxcxr.data.prompts import check_templates
-from jaxcxr.data.records import Candidate, Rejected, inside
+from jaxcxr.data.records import Candidate, Rejected, Where, check_ids, inside
 from jaxcxr.data.source import Source
-from jaxcxr.data.tables import find_table, in_words, positive, read_table
+from jaxcxr.data.tables import find_table, in_words, positive, read_rows
 
 FIELDS = ("labels", "view", "age", "sex")
 """What a prompt may ask for."""
 
 _SPLITS = {"train": "train", "valid": "validate", "test": "test"}
+_PATH = r"[\w.-]{1,64}/(train|valid|test)/patient\d{1,9}/study\d{1,9}/[\w-]{1,64}\.\w{3,4}"
 _COLUMNS = ("Path", "Sex", "Age", "Frontal/Lateral", "AP/PA")
 
 
@@ -38,20 +39,19 @@ class CheXpert(Source):
         """The tables of the splits there are."""
         return list(find(folder))
 
-    def rows(self) -> Iterator[tuple[str, tuple[Path, str, dict[str, str]]]]:
+    def rows(self) -> Iterator[tuple[Where, tuple[Path, str, dict[str, str]] | Rejected]]:
         """The rows of the tables, each with its table and split; see the base class."""
         check_templates(self.settings.prompts, FIELDS, str(self.folder))
         for table, split in find(self.folder).items():
-            for row in read_table(table, _COLUMNS):
-                yield row["Path"], (table, split, row)
+            for line, row in read_rows(table, _COLUMNS):
+                yield self.where(table, line), (table, split, row) if row else Rejected("row_of_another_length")
 
     def candidate(self, row: tuple[Path, str, dict[str, str]]) -> Candidate:
         """See the base class."""
         table, split, values = row
+        check_ids(_PATH, values["Path"])
         # A path begins with the folder's name as it was published, whatever it is called here.
         parts = PurePosixPath(values["Path"]).parts
-        if len(parts) != 5 or not parts[2].startswith("patient"):
-            raise Rejected("path_of_another_form")
         labels = positive(values, _COLUMNS)
         view = values["AP/PA"] if values["Frontal/Lateral"] == "Frontal" else values["Frontal/Lateral"].upper()
         image = inside(table.parent, "/".join(parts[1:]))

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from jaxcxr.data.folder import SPLIT_NAMES
 from jaxcxr.data.prompts import check_templates
-from jaxcxr.data.records import Candidate
+from jaxcxr.data.records import ANY_ID, Candidate, Where, check_ids
 from jaxcxr.data.source import Source
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".dcm"}
@@ -47,15 +47,16 @@ class ClassFolder(Source):
         """The classes' folders."""
         return list(find(folder))
 
-    def rows(self) -> Iterator[tuple[str, _Row]]:
+    def rows(self) -> Iterator[tuple[Where, _Row]]:
         """The pictures; see the base class."""
         check_templates(self.settings.prompts, ("label",), str(self.folder))
         for folder, split in find(self.folder).items():
-            for image in sorted(_pictures(folder)):
-                yield image.relative_to(self.folder).as_posix(), _Row(image, split)
+            for number, image in enumerate(sorted(_pictures(folder)), 1):
+                yield self.where(folder, number), _Row(image, split)
 
     def candidate(self, row: _Row) -> Candidate:
         """See the base class."""
         name, label = row.image.relative_to(self.folder).as_posix(), row.image.parent.name
+        check_ids(ANY_ID, name)
         split, known = self.split_of(name, row.split), {"label": label}
         return Candidate(name, split, name, name, "", (label,), str(row.image), known)

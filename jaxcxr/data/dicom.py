@@ -3,20 +3,33 @@
 Nothing that is raised here holds a value of the header, which may be a patient's name.
 """
 
+import io
 import logging
+import struct
 import warnings
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image
 
-from jaxcxr.data.images import UnreadableImage
+from jaxcxr.data.images import MOST_BYTES, UnreadableImage, require_bytes, require_pixels
+from jaxcxr.data.settings import DEFAULT_PIXELS
 from jaxcxr.errors import UserError
 
+_MOST_VALUE = 2**20  # bytes of an attribute that is read; a lookup table has at most 128 KiB
+_READ = (
+    *("SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames", "BitsAllocated", "Rows", "Columns"),
+    *("BitsStored", "HighBit", "PixelRepresentation", "PlanarConfiguration", "ModalityLUTSequence", "VOILUTSequence"),
+    *("RescaleSlope", "RescaleIntercept", "WindowCenter", "WindowWidth", "VOILUTFunction", "LUTDescriptor", "LUTData"),
+)
+_BAND = 2**20  # samples that are looked up at once
+_SIZE = "its frame is of another size than the header says"
 
-def load(path: Path) -> Image.Image:
+
+def load(path: Path, most_pixels: int = DEFAULT_PIXELS) -> Image.Image:
     """Reads a DICOM file of one gray frame as a picture of mode "L".
 
     Samples of 8 or 16 bits, signed or not, go through the modality LUT or the rescale, then through the first VOI LUT
@@ -27,7 +40,7 @@ def load(path: Path) -> Image.Image:
       UserError: pydicom is not installed.
       OSError: the file cannot be opened.
       UnreadableImage: it is damaged, not DICOM, without pixels, in colour, of several frames, larger than
-        Pillow's MAX_IMAGE_PIXELS, or compressed in a way that no plug-in of pydicom decodes.
+        `most_pixels`, or compressed in a way that no plug-in of pydicom decodes.
     """
     try:
         import pydicom
@@ -37,8 +50,14 @@ def load(path: Path) -> Image.Image:
     with path.open("rb") as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            header = pydicom.dcmread(file)
-            samples = _samples(header)
+            require_bytes(path, most_pixels)
+            meta = pydicom.filereader.read_file_meta_info(path)
+            if meta.get("TransferSyntaxUID") == pydicom.uid.DeflatedExplicitVRLittleEndian:
+                header = _inflated(file, meta, MOST_BYTES * most_pixels)
+            else:
+                header = pydicom.dcmread(file)
+            _require_short(header)
+            samples = _samples(header, most_pixels)
             # Of a radiograph's millions of samples few thousands differ: what becomes of each is computed once.
             low, high = int(samples.min()), int(samples.max())
             shades = 255 * _shades(header, np.arange(low, high + 1, dtype=np.float64))
@@ -47,7 +66,11 @@ def load(path: Path) -> Image.Image:
             table = np.round(shades).astype(np.uint8)
             if header.PhotometricInterpretation == "MONOCHROME1":
                 table = 255 - table
-            return Image.fromarray(table[samples.astype(np.int32) - low])
+            picture = np.empty(samples.shape, np.uint8)
+            step = max(1, _BAND // samples.shape[1])
+            for top in range(0, len(samples), step):
+                picture[top : top + step] = table[samples[top : top + step].astype(np.int32) - low]
+            return Image.fromarray(picture)
         except (UnreadableImage, MemoryError):
             raise
         except pydicom.errors.InvalidDicomError:
@@ -57,7 +80,30 @@ def load(path: Path) -> Image.Image:
             raise UnreadableImage(f"damaged ({type(error).__name__})") from None
 
 
-def _samples(header: Any) -> np.ndarray:
+def _inflated(file: IO[bytes], meta: Any, most: int) -> Any:
+    """A data set of the deflated transfer syntax, of which pydicom would inflate any number of bytes."""
+    from pydicom.filereader import read_dataset
+
+    file.seek(128 + 4 + 12 + meta.FileMetaInformationGroupLength)  # preamble, DICM, the group length itself
+    packer = zlib.decompressobj(-zlib.MAX_WBITS)
+    data = packer.decompress(file.read(), most)
+    if packer.unconsumed_tail:
+        raise UnreadableImage("too many bytes", "image_too_large")
+    header: Any = read_dataset(io.BytesIO(data), is_implicit_VR=False, is_little_endian=True)
+    header.file_meta = meta
+    return header
+
+
+def _require_short(dataset: Any) -> None:
+    """Raises UnreadableImage if one of the attributes that are read is absurdly long, before it is parsed."""
+    for name in _READ:
+        if name in dataset:
+            value = dataset.get_item(name).value
+            if isinstance(value, bytes) and len(value) > _MOST_VALUE:
+                raise UnreadableImage("an attribute is too long")
+
+
+def _samples(header: Any, most_pixels: int) -> np.ndarray:
     """The stored samples, (height, width) of 8-bit or 16-bit integers; what is absurd is refused before decoding."""
     from pydicom.pixels import get_decoder, pixel_array
 
@@ -70,8 +116,7 @@ def _samples(header: Any) -> np.ndarray:
     if header.BitsAllocated not in (8, 16):
         raise UnreadableImage("samples are not of 8 or 16 bits")
     count = header.Rows * header.Columns
-    if Image.MAX_IMAGE_PIXELS is not None and count > Image.MAX_IMAGE_PIXELS:
-        raise UnreadableImage("too many pixels")
+    require_pixels(header.Columns, header.Rows, most_pixels)
     syntax = header.file_meta.TransferSyntaxUID
     try:
         # Without gdcm: a damaged file makes it end the process, and with it the whole run.
@@ -84,7 +129,63 @@ def _samples(header: Any) -> np.ndarray:
     # A value is padded to an even length. pydicom would drop any excess, but then the rows may be of another width.
     if not syntax.is_compressed and len(header.PixelData) not in (length, length + length % 2):
         raise UnreadableImage("pixels are not as many as the header says")
+    if syntax.is_compressed:
+        _check_frame(header)
     return pixel_array(header, decoding_plugin=plugins[0] if plugins else "")
+
+
+def _check_frame(header: Any) -> None:
+    """Raises UnreadableImage if what is compressed says, or in RLE is, another size than the header's."""
+    from pydicom.encaps import get_frame
+    from pydicom.uid import RLELossless
+
+    for name in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths"):  # one frame needs none
+        if name in header:
+            delattr(header, name)
+    frame = get_frame(header.PixelData, 0, number_of_frames=1)
+    if header.file_meta.TransferSyntaxUID == RLELossless:
+        _check_rle(frame, header.Rows * header.Columns, header.BitsAllocated // 8)
+    elif (_codestream if frame.startswith(b"\xff\x4f\xff\x51") else _jpeg)(frame) != (header.Rows, header.Columns, 1):
+        raise UnreadableImage(_SIZE)
+
+
+def _codestream(frame: bytes) -> tuple[int, int, int]:
+    """Height, width and components of JPEG 2000 (ITU-T T.800, A.5.1)."""
+    right, bottom, left, top = struct.unpack_from(">4I", frame, 8)
+    return bottom - top, right - left, *struct.unpack_from(">H", frame, 40)
+
+
+def _jpeg(frame: bytes) -> tuple[int, int, int]:
+    """Height, width and components of JPEG and JPEG-LS (ITU-T T.81, B.2; T.87, C.2)."""
+    at = 2
+    if not frame.startswith(b"\xff\xd8"):
+        raise UnreadableImage(_SIZE)
+    while True:
+        mark, kind, length = struct.unpack_from(">2BH", frame, at)
+        if mark != 0xFF:
+            raise UnreadableImage(_SIZE)
+        if kind in (*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0), 0xF7):
+            height, width, components = struct.unpack_from(">2HB", frame, at + 5)
+            return height, width, components
+        # Tables, applications' own and comments. In a hierarchy of frames a later one may be larger.
+        if kind not in (0xC4, 0xCC, 0xDB, 0xDD, 0xF8, 0xFE, *range(0xE0, 0xF0)):
+            raise UnreadableImage(_SIZE)
+        at += 2 + length
+
+
+def _check_rle(frame: bytes, pixels: int, bytes_per_sample: int) -> None:
+    """Raises UnreadableImage if a segment grows to more than its plane (PS3.5 G.3), at once rather than decoded."""
+    count, *offsets = struct.unpack_from("<16I", frame)
+    if count != bytes_per_sample:
+        raise UnreadableImage(_SIZE)
+    for first, last in zip(offsets[:count], [*offsets[1:count], len(frame)], strict=True):
+        at, length = first, 0
+        while at < last and length <= pixels + 128:  # a segment may be padded
+            header = frame[at]
+            length += header + 1 if header < 128 else 257 - header if header > 128 else 0
+            at += header + 2 if header < 128 else 2 if header > 128 else 1
+        if length > pixels + 128:
+            raise UnreadableImage(_SIZE)
 
 
 def _shades(header: Any, levels: np.ndarray) -> np.ndarray:
@@ -119,6 +220,7 @@ def _look_up(header: Any, item: Any, values: np.ndarray) -> tuple[np.ndarray, in
 
     Returns the entries and the most that one could be.
     """
+    _require_short(item)
     count, first, bits = (int(number) for number in item.LUTDescriptor)
     count = count % 2**16 or 2**16  # 65,536 entries are written as 0, and 32,768 and more may be read as negative
     entries = item.LUTData

@@ -1,16 +1,17 @@
 """Image folders in the Hugging Face convention: pictures and a metadata.jsonl or .csv with their `file_name`."""
 
-import json
+import dataclasses
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jaxcxr import parsing
 from jaxcxr.data import reports
 from jaxcxr.data.prompts import check_templates
-from jaxcxr.data.records import SPLITS, Candidate, Rejected, inside
+from jaxcxr.data.records import ANY_ID, SPLITS, Candidate, Rejected, Where, check_ids, inside
 from jaxcxr.data.source import Source
-from jaxcxr.data.tables import read_table
+from jaxcxr.data.tables import bounded_lines, names_to_print, read_rows
 from jaxcxr.errors import UserError
 
 SPLIT_NAMES = {
@@ -23,6 +24,18 @@ SPLIT_NAMES = {
 
 _NAMES = ("metadata.jsonl", "metadata.csv")
 _IMAGE, _TEXT = "file_name", "text"
+_ID = r"(?=.{1,64}$)\S+( \S+){0,2}"  # of a patient or study: at most three words, which reports have more of
+
+
+@dataclasses.dataclass(frozen=True)
+class _Stated:
+    """What a row may say of its image, beside `file_name` and `labels`, and columns of the user's own."""
+
+    text: str | None = None
+    split: str | None = None
+    view: str | int | None = None
+    patient: str | float | int | None = None
+    study: str | float | int | None = None
 
 
 def _metadata(folder: Path) -> Path | None:
@@ -40,30 +53,35 @@ def find(source: Path) -> dict[Path, str]:
     return {path: split for name, split in SPLIT_NAMES.items() if (path := _metadata(source / name))}
 
 
-def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any] | Rejected]]:
-    """Yields (where, row) of a metadata file; a Rejected stands for a line that is not a row.
+def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | Rejected]]:
+    """Yields (line, row) of a metadata file; a Rejected stands for a line that is not a row.
 
     Raises:
-      UserError: a csv cannot be read or lacks a column.
+      UserError: the file cannot be read, a line is too long, or a csv lacks a column.
     """
     if path.suffix == ".csv":
-        for number, cells in enumerate(read_table(path, (_IMAGE,)), 2):
+        for number, cells in read_rows(path, (_IMAGE,)):
+            if cells is None:
+                yield number, Rejected("row_of_another_length")
+                continue
             labels = [label.strip() for label in re.split(r"[|;]", cells.get("labels", ""))]
-            yield f"{path.name}:{number}", cells | ({"labels": list(filter(None, labels))} if "labels" in cells else {})
+            yield number, cells | ({"labels": list(filter(None, labels))} if "labels" in cells else {})
         return
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):
-        where = f"{path.name}:{number}"
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line.decode("utf-8"))
-            json.dumps(row, ensure_ascii=False).encode("utf-8")  # half of a surrogate pair can be escaped in JSON
-        except UnicodeError:
-            yield where, Rejected("row_not_utf8", where)
-        except (ValueError, RecursionError):
-            yield where, Rejected("row_not_json", where)
-        else:
-            yield where, row if isinstance(row, dict) else Rejected("row_not_json", where)
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(bounded_lines(file, path), 1):
+                text = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+                if text.strip():
+                    yield number, _row(text)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _row(line: bytes) -> dict[str, Any] | Rejected:
+    try:
+        return parsing.parse_json(line, dict[str, Any])
+    except UserError as error:
+        return Rejected("row_not_utf8" if isinstance(error.__cause__, UnicodeDecodeError) else "row_not_json")
 
 
 def _word(row: dict[str, Any], key: str, default: str = "") -> str:
@@ -74,7 +92,6 @@ def _word(row: dict[str, Any], key: str, default: str = "") -> str:
 
 class _Row(NamedTuple):
     root: Path
-    where: str
     split: str  # where the row states none
     values: dict[str, Any]
 
@@ -90,49 +107,59 @@ class ImageFolder(Source):
         """The metadata files."""
         return list(find(folder))
 
-    def rows(self) -> Iterator[tuple[str, _Row | Rejected]]:
+    def rows(self) -> Iterator[tuple[Where, _Row | Rejected]]:
         """The lines of the metadata files; see the base class."""
         for path, split in find(self.folder).items():
             rows = list(_lines(path))
             columns = {key for _, row in rows if isinstance(row, dict) for key in row}
             if _IMAGE not in columns:
-                raise UserError(f"{path}: no column {_IMAGE}; it has {', '.join(sorted(columns))}")
-            offered = {"report" if name == _TEXT else name for name in columns - {_IMAGE}}
+                raise UserError(f"{path}: no column {_IMAGE}; it has {names_to_print(sorted(columns))}")
+            offered = {"report" if name == _TEXT else name for name in columns - {_IMAGE} if _is_field(name)}
             check_templates(self.settings.prompts, offered, str(path))
-            for where, row in rows:
-                if isinstance(row, Rejected):
-                    yield where, row
-                else:
-                    yield str(row.get("file_name") or where), _Row(path.parent, where, split, row)
+            for line, row in rows:
+                yield self.where(path, line), row if isinstance(row, Rejected) else _Row(path.parent, split, row)
 
     def candidate(self, row: _Row) -> Candidate:
         """See the base class. Rows without `patient` are each their own patient."""
-        values, where = row.values, row.where
+        values = row.values
         if not (isinstance(values.get("file_name"), str) and values["file_name"]):
-            raise Rejected("row_without_file_name", where)
+            raise Rejected("row_without_file_name")
+        _stated(values, _Stated, "value_of_another_type")
+        _stated(values.get("labels"), list[str] | None, "labels_not_a_list")
         image = inside(row.root, values["file_name"])
         name = image.relative_to(self.folder).as_posix()
+        check_ids(ANY_ID, name)
+        check_ids(_ID, *(said for key in ("patient", "study") if (said := _word(values, key))))
         stated, patient = _word(values, "split", row.split), _word(values, "patient", name)
-        labels = values.get("labels") or []
-        if not (isinstance(labels, list) and all(isinstance(label, str) for label in labels)):
-            raise Rejected("labels_not_a_list", where)
         return Candidate(
             id=name,
             split=self.split_of(patient, SPLIT_NAMES.get(stated, stated)),
             patient=patient,
             study=_word(values, "study", name),
             view=_word(values, "view"),
-            labels=tuple(labels),
+            labels=tuple(values.get("labels") or ()),
             image=str(image),
             known=_known(values),
         )
+
+
+def _stated(value: Any, kind: Any, reason: str) -> None:
+    try:
+        parsing.convert(value, kind, "row")
+    except UserError as error:
+        raise Rejected(reason) from error
+
+
+def _is_field(name: str) -> bool:
+    """Whether a prompt can ask for a column; other names may be text of a shifted row."""
+    return name.isidentifier() and len(name) <= 40
 
 
 def _known(row: dict[str, Any]) -> dict[str, str]:
     values = {
         key: reports.fold(", ".join(map(str, value)) if isinstance(value, list) else _word(row, key))
         for key, value in row.items()
-        if key not in (_IMAGE, _TEXT)
+        if key not in (_IMAGE, _TEXT) and _is_field(key)
     }
     text = row.get(_TEXT)
     return values | ({"report": reports.fold(text) if isinstance(text, str) else ""} if _TEXT in row else {})

@@ -2,13 +2,23 @@
 
 import io
 import struct
+import warnings
 import zlib
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from jaxcxr.data.settings import DEFAULT_PIXELS
 from jaxcxr.errors import UserError
+
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP")
+"""What is read as a picture, whatever a file is called; Pillow would give PostScript to Ghostscript."""
+
+MOST_SIDE = 2**16 - 1  # pixels, as in JPEG and DICOM; weights for resizing take 48 bytes for each of a side
+MOST_BYTES = 4  # of a file, for each pixel allowed: as many as a decoded pixel takes at most
+_BAND = 2**20  # samples that are converted at once
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # the limit is data.max_pixels
 
 # A file's first bytes, the rest of its header (8 bits of gray, no interlacing), and the filter that takes the row above
 # from a row.
@@ -16,7 +26,45 @@ _PNG, _GRAY, _UP = b"\x89PNG\r\n\x1a\n", bytes((8, 0, 0, 0, 0)), 2
 
 
 class UnreadableImage(Exception):
-    """A file that cannot be decoded; the message says why."""
+    """A file that is not decoded; the message says why, and `reason` is the short key for it."""
+
+    def __init__(self, message: str, reason: str = "unreadable_image"):
+        super().__init__(message)
+        self.reason = reason
+
+
+def require_pixels(width: int, height: int, most: int) -> None:
+    """Raises UnreadableImage if a picture of this size is larger than allowed."""
+    if width * height > most or max(width, height) > MOST_SIDE:
+        raise UnreadableImage("too many pixels", "image_too_large")
+
+
+def require_bytes(path: Path, most_pixels: int) -> None:
+    """Raises UnreadableImage if a file is larger than the largest picture that is allowed is without compression."""
+    if path.stat().st_size > MOST_BYTES * most_pixels + 2**20:
+        raise UnreadableImage("too many bytes", "image_too_large")
+
+
+def open_picture(path: Path, most_pixels: int = DEFAULT_PIXELS) -> Image.Image:
+    """Opens a picture of one of `FORMATS` and reads its header, no pixel.
+
+    Raises:
+      OSError: the file cannot be opened.
+      UnreadableImage: it is of another format, or larger than allowed.
+    """
+    require_bytes(path, most_pixels)
+    try:
+        image = Image.open(path, formats=FORMATS)
+    except UnidentifiedImageError:
+        raise UnreadableImage(f"neither {', '.join(FORMATS[:-1])} nor {FORMATS[-1]}") from None
+    except Image.DecompressionBombError:
+        raise UnreadableImage("too many pixels", "image_too_large") from None
+    require_pixels(*image.size, most_pixels)
+    tags = getattr(image, "tag_v2", {})
+    width, height = tags.get(ExifTags.Base.TileWidth), tags.get(ExifTags.Base.TileLength)
+    if width and height:
+        require_pixels(width, height, most_pixels)  # what libtiff decodes at once
+    return image
 
 
 def _to_gray(image: Image.Image) -> Image.Image:
@@ -25,21 +73,25 @@ def _to_gray(image: Image.Image) -> Image.Image:
     """
     if not image.mode.startswith(("I", "F")):
         return image.convert("L")
-    samples = np.asarray(image).astype(np.float64)
-    if image.mode == "F" or samples.min() < 0 or samples.max() > 65535:
-        raise UnreadableImage(f"samples of mode {image.mode} are not 8-bit or 16-bit gray")
-    return Image.fromarray(np.round(samples / 257).astype(np.uint8))
+    width, height = image.size
+    gray, step = np.empty((height, width), np.uint8), max(1, _BAND // width)
+    for top in range(0, height, step):
+        samples = np.asarray(image.crop((0, top, width, min(top + step, height)))).astype(np.float64)
+        if image.mode == "F" or samples.min() < 0 or samples.max() > 65535:
+            raise UnreadableImage(f"samples of mode {image.mode} are not 8-bit or 16-bit gray")
+        gray[top : top + step] = np.round(samples / 257)
+    return Image.fromarray(gray)
 
 
-def _open(path: Path) -> Image.Image:
+def _open(path: Path, most_pixels: int) -> Image.Image:
     if path.suffix.lower() != ".dcm":
-        return Image.open(path)
+        return open_picture(path, most_pixels)
     from jaxcxr.data import dicom
 
-    return dicom.load(path)
+    return dicom.load(path, most_pixels)
 
 
-def load_square(path: Path, size: int, intensity: str = "stored") -> np.ndarray:
+def load_square(path: Path, size: int, intensity: str = "stored", most_pixels: int = DEFAULT_PIXELS) -> np.ndarray:
     """Reads an image file as a (size, size, 1) uint8 array, padded with black to a centred square.
 
     The longer side is resized to `size` by an antialiased Lanczos filter; JPEGs are first reduced by the
@@ -51,17 +103,22 @@ def load_square(path: Path, size: int, intensity: str = "stored") -> np.ndarray:
       size: pixels of a side.
       intensity: "stored"; "equalize" spreads the gray levels evenly; "percentile" stretches them so that the
         lowest and the highest 0.5 % become black and white.
+      most_pixels: that the picture may have; what its header says is checked before a pixel is decoded.
 
     Raises:
       FileNotFoundError: there is no such file.
-      UnreadableImage: it is empty, truncated or not a gray or colour picture.
+      UnreadableImage: it is empty, truncated, too large or not a gray or colour picture of one of `FORMATS`.
       UserError: it is DICOM, and pydicom is not installed.
     """
     try:
-        with _open(path) as image:
+        with _open(path, most_pixels) as image:
             image.draft("L", _fit(image.size, size))
-            gray = _to_gray(ImageOps.exif_transpose(image))
-            inner = gray.resize(_fit(gray.size, size), Image.Resampling.LANCZOS)
+            turned = image.getexif().get(ExifTags.Base.Orientation)
+            gray = _to_gray(image)
+        if turned is not None:  # the smaller picture is turned
+            gray.getexif()[ExifTags.Base.Orientation] = turned
+            gray = ImageOps.exif_transpose(gray)
+        inner = gray.resize(_fit(gray.size, size), Image.Resampling.LANCZOS)
     except (FileNotFoundError, MemoryError, UnreadableImage, UserError):
         raise
     except Exception as error:  # Pillow's decoders raise almost anything on damaged files
@@ -109,5 +166,5 @@ def decode_png(data: bytes) -> np.ndarray:
         rows = np.frombuffer(zlib.decompress(data[41:end]), np.uint8).reshape(height, 1 + width)
         if (rows[:, 0] == _UP).all():
             return np.add.accumulate(rows[:, 1:], axis=0, dtype=np.uint8)[..., None]
-    with Image.open(io.BytesIO(data)) as image:
+    with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
         return np.asarray(image)[..., None]

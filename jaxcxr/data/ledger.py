@@ -3,13 +3,33 @@
 import dataclasses
 import json
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Self, TypedDict
 
-from jaxcxr.data.records import Candidate, Made, NotSelected, Rejected
+from jaxcxr.data.records import Candidate, Made, NotSelected, Rejected, Where
 from jaxcxr.data.settings import Settings
 from jaxcxr.errors import UserError
+
+
+class Bad(TypedDict):
+    """A row that cannot become a record, without a word of it: a line of the quarantine."""
+
+    table: str
+    row: int
+    reason: str
+    detail: str
+
+
+class Booked(TypedDict):
+    """The JSON of a ledger."""
+
+    kept: dict[str, int]
+    views: dict[str, dict[str, int]]
+    labels: dict[str, dict[str, int]]
+    fields: dict[str, dict[str, int]]
+    not_selected: dict[str, int]
+    bad: list[Bad]
+    pixels: list[str]
 
 
 @dataclasses.dataclass
@@ -19,9 +39,10 @@ class Ledger:
     Attributes:
       kept: records by split.
       views: records by split and view; `labels` and `fields` (what was known for prompts) likewise.
-      not_selected: rows that the settings leave out, by reason.
-      bad: rows that cannot become a record, as {id, reason, detail}.
+      not_selected: rows that the settings leave out or that lack what they ask for, by reason.
+      bad: rows that cannot become a record.
       pixels: a digest of each record's picture.
+      carved: the share of train's patients that became the split `validate`, as the source has none.
     """
 
     kept: Counter[str] = dataclasses.field(default_factory=Counter)
@@ -29,15 +50,16 @@ class Ledger:
     labels: dict[str, Counter[str]] = dataclasses.field(default_factory=dict)
     fields: dict[str, Counter[str]] = dataclasses.field(default_factory=dict)
     not_selected: Counter[str] = dataclasses.field(default_factory=Counter)
-    bad: list[dict[str, str]] = dataclasses.field(default_factory=list)
+    bad: list[Bad] = dataclasses.field(default_factory=list)
     pixels: list[str] = dataclasses.field(default_factory=list)
+    carved: float = 0.0
 
-    def refuse(self, identity: str, error: Rejected | NotSelected) -> None:
+    def refuse(self, where: Where, error: Rejected | NotSelected) -> None:
         """Books a row as bad or as not selected."""
         if isinstance(error, NotSelected):
             self.not_selected[str(error)] += 1
         else:
-            self.bad.append({"id": identity, "reason": error.reason, "detail": error.detail})
+            self.bad.append({**where._asdict(), "reason": error.reason, "detail": error.detail})  # type: ignore[typeddict-item]
 
     def keep(self, candidate: Candidate, made: Made) -> None:
         """Books a row that became a record."""
@@ -61,17 +83,17 @@ class Ledger:
                 getattr(self, name).setdefault(split, Counter()).update(counts)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+    def from_json(cls, values: Booked) -> Self:
         """The ledger of which `values` is the `vars`, as JSON gives them back."""
 
-        def by_split(name: str) -> dict[str, Counter[str]]:
-            return {split: Counter(counts) for split, counts in values[name].items()}
+        def by_split(counts: dict[str, dict[str, int]]) -> dict[str, Counter[str]]:
+            return {split: Counter(each) for split, each in counts.items()}
 
         return cls(
             kept=Counter(values["kept"]),
-            views=by_split("views"),
-            labels=by_split("labels"),
-            fields=by_split("fields"),
+            views=by_split(values["views"]),
+            labels=by_split(values["labels"]),
+            fields=by_split(values["fields"]),
             not_selected=Counter(values["not_selected"]),
             bad=values["bad"],
             pixels=values["pixels"],
@@ -85,23 +107,26 @@ class Ledger:
         """Returns the number of bad rows by reason."""
         return dict(sorted(Counter(row["reason"] for row in self.bad).items()))
 
-    def bad_share(self) -> float:
-        """Returns bad rows over all rows that the settings did not leave out."""
-        return len(self.bad) / max(1, len(self.bad) + self.kept.total())
+    def check(self, folder: Path, settings: Settings, listed_in: Path) -> None:
+        """Raises UserError if nothing of `folder` was kept, or too many of its rows are bad.
 
-    def check(self, folder: Path, settings: Settings) -> None:
-        """Raises UserError if nothing of `folder` was kept or too large a share of its rows is bad."""
+        Those that the settings leave out do not count. The message names `listed_in`, which lists the bad rows.
+        """
+        see = f"; {listed_in} lists the bad rows" if self.bad else ""
         bad = ", ".join(f"{reason} {count}" for reason, count in self.reasons().items()) or "none"
         left = ", ".join(f"{reason} {count}" for reason, count in sorted(self.not_selected.items())) or "none"
         if not self.kept:
-            raise UserError(f"{folder}: no usable row; bad: {bad}; not selected: {left} (data.views, data.min_words)")
-        if self.bad_share() > settings.max_bad_share:
             raise UserError(
-                f"{folder}: {self.bad_share():.1%} of the rows are bad ({bad}), more than data.max_bad_share "
-                f"{settings.max_bad_share:.1%}: mend the source or raise the limit"
+                f"{folder}: no usable row; bad: {bad}; not selected: {left} (data.views, data.min_words){see}"
+            )
+        selected = len(self.bad) + self.kept.total()
+        if len(self.bad) > settings.max_bad_share * selected:
+            raise UserError(
+                f"{folder}: {len(self.bad)} of {selected} selected rows are bad, {len(self.bad) / selected:.1%} "
+                f"({bad}); data.max_bad_share is {settings.max_bad_share:.1%}{see}: fix the source or raise the limit"
             )
 
     def write_quarantine(self, path: Path) -> None:
-        """Writes one JSON line {id, reason, detail} per bad row, in the order of ids."""
-        rows = sorted(self.bad, key=lambda row: (row["id"], row["reason"], row["detail"]))
+        """Writes one JSON line {table, row, reason, detail} per bad row, in the order of tables and rows."""
+        rows = sorted(self.bad, key=lambda row: tuple(row.values()))
         path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")

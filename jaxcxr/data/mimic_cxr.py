@@ -4,7 +4,6 @@ The tables are those of MIMIC-CXR-JPG, the images its JPGs or the DICOMs of MIMI
 """
 
 import functools
-import itertools
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -14,9 +13,9 @@ from typing import NamedTuple
 from jaxcxr.data import reports
 from jaxcxr.data.mimic_iv import TABLES, Patients
 from jaxcxr.data.prompts import check_templates
-from jaxcxr.data.records import Candidate, Rejected, inside
+from jaxcxr.data.records import Candidate, NotSelected, Rejected, Where, check_ids, inside
 from jaxcxr.data.source import Source
-from jaxcxr.data.tables import find_table, in_words, positive, read_table
+from jaxcxr.data.tables import find_table, header, in_words, positive, read_rows, read_table
 from jaxcxr.errors import UserError
 
 # The tables keep "2.0.0" in their names in release 2.1.0, all but the one that came with it.
@@ -64,10 +63,13 @@ def find(source: Path) -> Tree | None:
 
 
 class ReportStore:
-    """Reads reports from the first place that has them: loose files under the roots, or the zip."""
+    """Reads reports from the first place that has them: loose files under the roots, or the zip.
 
-    def __init__(self, roots: tuple[Path, ...]):
-        self._roots = roots
+    No more of a report than `most` bytes is read or inflated.
+    """
+
+    def __init__(self, roots: tuple[Path, ...], most: int):
+        self._roots, self._most = roots, most
         self._members: dict[str, zipfile.ZipFile] = {}
         self._cut = False  # a zip lacks its table of contents, which stands at the end
         for root in roots:
@@ -79,30 +81,42 @@ class ReportStore:
                     self._cut = True
 
     def read(self, relative: str) -> str:
-        """Returns a report's text; raises Rejected if it is missing, empty or not UTF-8."""
+        """Returns a report's text; raises Rejected if it is missing, empty, too long or not UTF-8."""
         data = None
         for root in self._roots:
             try:
-                data = (root / relative).read_bytes()
+                with (root / relative).open("rb") as file:
+                    data = file.read(self._most + 1)
                 break
             except (FileNotFoundError, NotADirectoryError):
                 continue
             except OSError as error:
-                raise Rejected("unreadable_report", relative) from error
+                raise Rejected("unreadable_report") from error
         if data is None:
-            if relative not in self._members:
-                raise Rejected("missing_report_and_zip_is_cut" if self._cut else "missing_report", relative)
-            try:
-                data = self._members[relative].read(relative)
-            # Damage in the archive's own tables reads as encryption, an unknown method or an impossible place.
-            except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError) as error:
-                raise Rejected("unreadable_report", relative) from error
+            data = self._unzip(relative)
+        if len(data) > self._most:
+            raise Rejected("report_too_long")
         if not data.strip():
-            raise Rejected("empty_report", relative)
+            raise Rejected("empty_report")
         try:
             return data.decode("utf-8")
         except UnicodeDecodeError as error:
-            raise Rejected("report_not_utf8", relative) from error
+            raise Rejected("report_not_utf8") from error
+
+    def _unzip(self, relative: str) -> bytes:
+        """At most one byte more than `most` of a report in the zip."""
+        archive = self._members.get(relative)
+        if archive is None:
+            raise Rejected("missing_report_and_zip_is_cut" if self._cut else "missing_report")
+        # Of the other methods zipfile inflates all that it has read of the archive at once.
+        if archive.getinfo(relative).compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise Rejected("unreadable_report")
+        try:
+            with archive.open(relative) as member:
+                return member.read(self._most + 1)
+        # Damage in the archive's own tables reads as encryption, an unknown method or an impossible place.
+        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError) as error:
+            raise Rejected("unreadable_report") from error
 
 
 class MimicCxr(Source):
@@ -147,10 +161,9 @@ class MimicCxr(Source):
         if not places:
             raise UserError(f"{root}: no files/ with JPGs, nor DICOMs in mimic-cxr/*/files/: fetch one of the releases")
         if len(places) > 1:
-            for row in read_table(self._tree.tables["metadata"], COLUMNS["metadata"]):
-                name = _image(row)
-                for place, suffix in places:
-                    if (place / (name + suffix)).is_file():
+            for _, row in read_rows(self._tree.tables["metadata"], COLUMNS["metadata"]):
+                for place, suffix in places if row else ():
+                    if (place / (_image(row or {}) + suffix)).is_file():
                         return place, suffix
         return places[0]
 
@@ -161,7 +174,7 @@ class MimicCxr(Source):
 
     @functools.cached_property
     def _store(self) -> ReportStore:
-        return ReportStore(self._tree.reports)
+        return ReportStore(self._tree.reports, self.settings.max_report_bytes)
 
     @functools.cached_property
     def _exceptions(self) -> reports.Exceptions:
@@ -198,28 +211,32 @@ class MimicCxr(Source):
             for row in read_table(tables[kind], COLUMNS.get(kind, ("study_id",)))
         }
 
-    def rows(self) -> Iterator[tuple[str, dict[str, str] | Rejected]]:
+    def rows(self) -> Iterator[tuple[Where, dict[str, str] | Rejected]]:
         """The metadata table's rows, and those of the split table that it lacks; see the base class."""
-        table = read_table(self._tree.tables["metadata"], COLUMNS["metadata"])
-        first = next(table, {})
+        metadata, split = self._tree.tables["metadata"], self._tree.tables["split"]
+        table = read_rows(metadata, COLUMNS["metadata"])
         known = FIELDS + (self._patients.fields if self._patients else ())
-        if "StudyDate" not in first:
+        if "StudyDate" not in header(metadata):
             known = tuple(name for name in known if name != "age")
         if self.settings.report_tables:
             known = tuple(name for name in known if name not in ("impression", "findings"))
         check_templates(self.settings.prompts, known, str(self.folder))
         missing = set(self._splits)
-        for row in itertools.chain([first] if first else [], table):
-            missing.discard(row["dicom_id"])
-            yield row["dicom_id"], row
-        for dicom in sorted(missing):
-            yield dicom, Rejected("not_in_metadata")
+        for line, row in table:
+            missing.discard(row["dicom_id"] if row else "")
+            yield self.where(metadata, line), row or Rejected("row_of_another_length")
+        for line, row in read_rows(split, COLUMNS["split"]) if missing else ():
+            if row and row["dicom_id"] in missing:
+                yield self.where(split, line), Rejected("not_in_metadata")
 
     def candidate(self, row: dict[str, str]) -> Candidate:
         """See the base class."""
         dicom, subject, study = row["dicom_id"], row["subject_id"], row["study_id"]
-        labels = self._labels.get(study, ())
         folder, suffix = self._images
+        image = inside(folder, _image(row) + suffix)
+        check_ids(r"[0-9a-f-]{1,64}", dicom)
+        check_ids(r"\d{8}", subject, study)
+        labels = self._labels.get(study, ())
         about = self._patients.at(subject, row.get("StudyDate", "")) if self._patients else {}
         if self.settings.report_tables:
             about["report"] = self._texts.of(dicom, study)
@@ -230,7 +247,7 @@ class MimicCxr(Source):
             study=study,
             view=row["ViewPosition"],
             labels=labels,
-            image=str(inside(folder, _image(row) + suffix)),
+            image=str(image),
             known={"labels": in_words(labels), "view": row["ViewPosition"], **about},
         )
 
@@ -247,7 +264,7 @@ class MimicCxr(Source):
         """
         if self.settings.report_tables:
             if not candidate.known["report"]:
-                raise Rejected("no_report_in_table")
+                raise NotSelected("no report in table")
             return candidate.known
         text = self._store.read(str(inside(Path(), f"{_folder(candidate.patient, candidate.study)}.txt")))
         sections = reports.folded(text)

@@ -1,5 +1,6 @@
 """Who the patients of MIMIC-CXR are, of MIMIC-IV's tables (physionet.org/content/mimiciv, module hosp)."""
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -51,7 +52,7 @@ class Patients:
         patients = {
             row["subject_id"]: _Patient(_SEX.get(row["gender"], ""), int(row["anchor_age"]), int(row["anchor_year"]))
             for row in read_table(tables["patients"], ("subject_id", "gender", "anchor_age", "anchor_year"))
-            if row["anchor_age"].isdecimal() and row["anchor_year"].isdecimal()
+            if re.fullmatch(r"\d{1,3}", row["anchor_age"]) and re.fullmatch(r"\d{4}", row["anchor_year"])
         }
         if "admissions" not in tables:
             return cls(patients, None)

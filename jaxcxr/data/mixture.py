@@ -3,14 +3,14 @@
 import bisect
 import functools
 import itertools
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, SupportsIndex
 
 import numpy as np
 
-from jaxcxr.data.summary import LABELS
+from jaxcxr import parsing
+from jaxcxr.data.summary import LABELS, Count, Summary
 from jaxcxr.errors import UserError
 
 
@@ -81,10 +81,16 @@ def by_rarest_label(folder: Path, split: str, strength: float) -> list[Part]:
     """
     if not 0 <= strength <= 1:
         raise UserError(f"config.data.rebalance={strength}: give a number from 0 to 1")
-    try:
-        places = json.loads((folder / LABELS).read_text(encoding="utf-8"))[split]
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{folder / LABELS}: no labels to rebalance by: prepare again") from error
+    file, remedy = folder / LABELS, "no labels to rebalance by: prepare again"
+    if not file.is_file():
+        raise UserError(f"{file}: {remedy}")
+    kind = dict[str, dict[str, list[Count]]]
+    listed: dict[str, dict[str, list[int]]] = parsing.read_json(file, kind, remedy=remedy)
+    places = listed.get(split)
+    if places is None:
+        raise UserError(f"{file}: {remedy}")
+    if max(map(max, filter(None, places.values())), default=0) >= Summary.require(folder).splits.get(split, 0):
+        raise UserError(f"{file}: names records that are not in the folder; {remedy}")
     parts, taken = [], set[int]()
     for label in sorted(places, key=lambda label: (len(places[label]), label)):
         members = [place for place in places[label] if place not in taken]

@@ -9,19 +9,22 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, SupportsIndex
+from typing import Annotated, Any, SupportsIndex
 
 import jax.numpy as jnp
 import msgpack
+import msgspec
 import numpy as np
 
+from jaxcxr import parsing
 from jaxcxr.data import array_record
 from jaxcxr.data.loader import as_text
-from jaxcxr.data.summary import Summary
+from jaxcxr.data.summary import Count, Summary
 from jaxcxr.errors import UserError
 from jaxcxr.files import new_file
 
 CARD = "cache.json"
+Side = Annotated[int, msgspec.Meta(ge=1, le=2**16)]
 PER_SHARD = 2048  # records; what is lost of a stopped run, and what one host works on at a time
 
 
@@ -107,21 +110,20 @@ class Card:
     """The content of `cache.json`: what the folder holds, or will when it is complete."""
 
     origin: Origin
-    dtype: str  # as stored: bfloat16 or float32
-    shape: tuple[int, ...]  # of one record's moments: (h, w, 2 * latent_channels)
-    states_shape: tuple[int, ...]  # of one prompt's states: (length, hidden size); empty without
+    dtype: Annotated[str, msgspec.Meta(pattern="^(bfloat16|float32)$")]  # as stored
+    shape: Annotated[
+        tuple[Side, ...], msgspec.Meta(min_length=3, max_length=3)
+    ]  # of one record's moments: (h, w, 2 * latent_channels)
+    # Of one prompt's states: (length, hidden size); empty without.
+    states_shape: Annotated[tuple[Side, ...], msgspec.Meta(max_length=2)]
     tokenizer: str  # `tokens.digest` of the one that the ids are of
-    splits: dict[str, int]
+    splits: dict[str, Count]
 
     @classmethod
     def read(cls, folder: Path) -> "Card | None":
-        """The card of a folder; None if it is not a cache."""
-        try:
-            values = json.loads((folder / CARD).read_text(encoding="utf-8"))
-            shapes = tuple(values["shape"]), tuple(values["states_shape"])
-            return cls(Origin(**values["origin"]), values["dtype"], *shapes, values["tokenizer"], values["splits"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
+        """The card of a folder, None if it is not a cache; raises UserError if the card is damaged."""
+        file = folder / CARD
+        return parsing.read_json(file, cls, remedy="make the cache with jaxcxr cache") if file.is_file() else None
 
     def write(self, folder: Path) -> None:
         """Writes `cache.json`."""

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from jaxcxr.data import reports
 from jaxcxr.data.prompts import check_templates
-from jaxcxr.data.records import Candidate, Rejected, inside
+from jaxcxr.data.records import Candidate, Rejected, Where, check_ids, inside
 from jaxcxr.data.source import Source
 from jaxcxr.data.tables import find_table, in_words, read_table
 
@@ -32,19 +32,27 @@ class Report(NamedTuple):
     labels: tuple[str, ...]  # the major MeSH headings without their qualifiers
 
 
-def read_report(path: Path) -> Report:
-    """Reads a report; raises Rejected if it is damaged, without patient or image, not UTF-8 or declares entities."""
+def read_report(path: Path, most: int = 2**20) -> Report:
+    """Reads a report of at most `most` bytes.
+
+    Raises:
+      Rejected: it is damaged, too long, without patient or image, not UTF-8 or declares entities.
+    """
     try:
-        text = path.read_bytes().decode("utf-8")
+        with path.open("rb") as file:
+            data = file.read(most + 1)
+        if len(data) > most:
+            raise Rejected("report_too_long")
+        text = data.decode("utf-8")
         if "\0" in text:  # UTF-16, in which the parser would find entities that the next line does not
-            raise Rejected("report_not_utf8", path.name)
+            raise Rejected("report_not_utf8")
         if "<!ENTITY" in text:  # a few lines of them can grow to gigabytes
-            raise Rejected("report_declares_entities", path.name)
+            raise Rejected("report_declares_entities")
         root = ET.fromstring(text)
     except UnicodeDecodeError as error:
-        raise Rejected("report_not_utf8", path.name) from error
-    except (OSError, ET.ParseError) as error:
-        raise Rejected("unreadable_report", path.name) from error
+        raise Rejected("report_not_utf8") from error
+    except (OSError, ET.ParseError, ValueError) as error:  # ValueError: another encoding is declared
+        raise Rejected("unreadable_report") from error
     sections = {
         element.get("Label", "").lower(): reports.fold("".join(element.itertext()))
         for element in root.iter("AbstractText")
@@ -54,9 +62,9 @@ def read_report(path: Path) -> Report:
     patient = next((element.get("id", "") for element in root.iter("uId")), "")
     images = tuple(name for element in root.iter("parentImage") if (name := element.get("id", "")))
     if not patient:
-        raise Rejected("report_without_patient", path.name)
+        raise Rejected("report_without_patient")
     if not images:
-        raise Rejected("report_without_image", path.name)
+        raise Rejected("report_without_image")
     return Report(patient, images, {name: said for name, said in sections.items() if said}, tuple(filter(None, labels)))
 
 
@@ -100,19 +108,21 @@ class OpenI(Source):
                     found.setdefault(image_key(path.name), path)
         return found
 
-    def rows(self) -> Iterator[tuple[str, tuple[str, Report] | Rejected]]:
+    def rows(self) -> Iterator[tuple[Where, tuple[str, Report] | Rejected]]:
         """The images of the reports, each with its report; see the base class."""
         check_templates(self.settings.prompts, FIELDS, str(self.folder))
-        for path in self.tables(self.folder):
+        # A report's file is called by its patient, so that its place is that among the names.
+        for number, path in enumerate(self.tables(self.folder), 1):
             if path.suffix != ".xml":
                 continue
+            where = self.where(path.parent, number)
             try:
-                report = read_report(path)
+                report = read_report(path, self.settings.max_report_bytes)
             except Rejected as fault:
-                yield path.name, fault
+                yield where, fault
                 continue
             for image in report.images:
-                yield image, (image, report)
+                yield where, (image, report)
 
     def candidate(self, row: tuple[str, Report]) -> Candidate:
         """See the base class."""
@@ -120,6 +130,7 @@ class OpenI(Source):
         key, sections = image_key(image), report.sections
         view = self._views.get(key, "")
         absent = inside(self.folder, f"{_IMAGES[0]}/{image}.png")
+        check_ids(r"[\w.-]{1,64}", image, report.patient)
         return Candidate(
             id=image,
             split=self.split_of(report.patient, ""),

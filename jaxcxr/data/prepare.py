@@ -71,7 +71,7 @@ def prepare(
             shards.make(maker, work, workers=workers, beam=beam)
             counts = _book(maker, work, ledger)
             try:
-                ledger.check(folder, settings)
+                ledger.check(folder, settings, failed)
             except UserError:
                 if ledger.bad:
                     ledger.write_quarantine(failed)
@@ -144,6 +144,7 @@ def _finish(
         duplicates=ledger.duplicates(),
         bad=ledger.reasons(),
         not_selected=dict(sorted(ledger.not_selected.items())),
+        carved=ledger.carved,
         vocab_size=len(tokenizer),
         prompts_cut={split: _cut(tokenizer, _prompts(maker, members)) for split, members in by_split.items()},
     )

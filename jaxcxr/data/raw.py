@@ -14,7 +14,7 @@ from jaxcxr.errors import UserError
 class RawSplit(Sequence[dict[str, Any]]):
     """A split of a source. A row that turns out bad is stood in for by the next one that is not.
 
-    Records are those of a prepared folder. Prompts are not counted in tokens.
+    Records and splits are those of a prepared folder. Prompts are not counted in tokens.
     """
 
     def __init__(self, folder: Path, settings: Settings, split: str):

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,12 +16,17 @@ from jaxcxr.errors import UserError
 SPLITS = ("train", "validate", "test")
 LISTS = ("prompts", "labels")  # fields of a record with any number of texts
 FIELDS = ("image", "id", "patient", "view", *LISTS)
-# By the field of a prompt that a row lacks, where the reason for the quarantine is not `no_FIELD`.
-_ABSENT = dict.fromkeys(("report", "impression", "findings"), "no_usable_section")
+# By the field of a prompt that a row lacks, where the reason for leaving it out is not `no FIELD`.
+_ABSENT = dict.fromkeys(("report", "impression", "findings"), "no usable section")
+# One line of a bounded length; ids of the sources whose ids have no form of their own.
+ANY_ID = r"[^\x00-\x1f\x7f-\x9f\u2028\u2029]{1,512}"
+_VIEW = re.compile(r"|[\w()/-]{1,24}( [\w()/-]{1,24})?")
+# Those of MeSH and PadChest have up to six words. No stop nor colon: a report has these.
+_LABEL = re.compile(r"(?=.{1,64}$)([\w,()/&'+-]|\.(?=\w))+( ([\w,()/&'+-]|\.(?=\w))+){0,5}")
 
 
 class Rejected(Exception):
-    """A row that cannot become a record: `reason` is a short key, `detail` never holds report text."""
+    """A row that cannot become a record: `reason` is a short key; `detail` never holds report text or ids."""
 
     def __init__(self, reason: str, detail: str = ""):
         super().__init__(reason)
@@ -28,7 +34,14 @@ class Rejected(Exception):
 
 
 class NotSelected(Exception):
-    """A sound row that the settings leave out; the message is the reason's key."""
+    """A sound row that the settings leave out, or that lacks what they ask for; the message is the reason's key."""
+
+
+class Where(NamedTuple):
+    """The place of a row, by which its owner finds it again; it tells nothing to anybody else."""
+
+    table: str  # relative to the source; or a folder
+    row: int  # its line, the first being 1; of a folder, its place among the names in order
 
 
 class Candidate(NamedTuple):
@@ -42,6 +55,20 @@ class Candidate(NamedTuple):
     labels: tuple[str, ...]
     image: str  # its path
     known: Mapping[str, str]  # values for prompts; empty where unknown
+    where: Where = Where("", 0)
+
+    def check_words(self) -> None:
+        """Raises Rejected if view or labels, which summaries count by name, are no names: text of a shifted row."""
+        if not _VIEW.fullmatch(self.view):
+            raise Rejected("view_is_no_name")
+        if not all(_LABEL.fullmatch(label) for label in self.labels):
+            raise Rejected("label_is_no_name")
+
+
+def check_ids(form: str, *ids: str) -> None:
+    """Raises Rejected if an id is not of the form, a regular expression: a shifted row has other values there."""
+    if not all(re.fullmatch(form, each, re.ASCII) for each in ids):
+        raise Rejected("id_of_another_form")
 
 
 def inside(root: Path, relative: str) -> Path:
@@ -93,9 +120,12 @@ def make_record(candidate: Candidate, fields: Mapping[str, str], settings: Setti
     """Makes a record of a candidate and the values that its source gives for prompts.
 
     Raises:
-      Rejected: the image is missing or damaged, or no prompt can be made of what is known.
-      NotSelected: every prompt has too few words, or too few or too many tokens.
+      Rejected: the image is missing, damaged or too large, or a text is too long.
+      NotSelected: no prompt can be made of what is known, or every one has too few words, or too few or too many
+        tokens.
     """
+    if any(len(value) > settings.max_report_bytes for value in fields.values()):
+        raise Rejected("report_too_long")
     texts = _prompts(fields, settings, tokenizer)
     image = images.encode_png(_read_image(Path(candidate.image), settings))
     record = {
@@ -113,7 +143,7 @@ def make_record(candidate: Candidate, fields: Mapping[str, str], settings: Setti
 def _prompts(fields: Mapping[str, str], settings: Settings, tokenizer: Any) -> list[str]:
     filled, absent = prompts.fill(settings.prompts, fields)
     if not filled:
-        raise Rejected(_ABSENT.get(absent, f"no_{absent}"))
+        raise NotSelected(_ABSENT.get(absent, f"no {absent}"))
     texts = [text for text in filled if len(text.split()) >= settings.min_words]
     if not texts:
         raise NotSelected("too few words")
@@ -129,9 +159,11 @@ def _prompts(fields: Mapping[str, str], settings: Settings, tokenizer: Any) -> l
 def _read_image(path: Path, settings: Settings) -> np.ndarray:
     try:
         if path.stat().st_size == 0:
-            raise Rejected("empty_image", path.name)
-        return images.load_square(path, settings.size, settings.intensity)
+            raise Rejected("empty_image")
+        return images.load_square(path, settings.size, settings.intensity, settings.max_pixels)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise Rejected("missing_image", path.name) from error
-    except (OSError, images.UnreadableImage) as error:
-        raise Rejected("unreadable_image", f"{path.name}: {error}") from error
+        raise Rejected("missing_image") from error
+    except images.UnreadableImage as error:
+        raise Rejected(error.reason, str(error)) from error
+    except OSError as error:
+        raise Rejected("unreadable_image", error.strerror or type(error).__name__) from error

@@ -5,14 +5,17 @@ authors publish (github.com/MIT-LCP/mimic-cxr, txt/section_parser.py), and the s
 what the literature trains on. Text stripped of its leading spaces is therefore a single section.
 """
 
+import dataclasses
 import difflib
-import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import Self
+from typing import Annotated, Self
 
-from jaxcxr.data.tables import read_table
+import msgspec
+
+from jaxcxr import parsing
+from jaxcxr.data.tables import read_rows, read_table
 from jaxcxr.errors import UserError
 
 _HEADER = re.compile(r"\n ([A-Z ()/,-]+):\s")
@@ -120,7 +123,9 @@ class Exceptions:
           UserError: it cannot be read, or a row has neither a section nor a span.
         """
         sections, spans = {}, {}
-        for row in read_table(Path(file), ("study_id",)) if file else ():
+        for line, row in read_rows(Path(file), ("study_id",)) if file else ():
+            if row is None:
+                raise UserError(f"{file}: line {line} has more or fewer fields than the first line: fix it")
             study = f"s{row['study_id'].removeprefix('s')}"
             start, end = row.get("start", ""), row.get("end", "")
             if row.get("section"):
@@ -128,7 +133,7 @@ class Exceptions:
             elif start.isdecimal() and end.isdecimal():
                 spans[study] = int(start), int(end)
             else:
-                raise UserError(f"{file}: {row['study_id']}: give a section, or start and end")
+                raise UserError(f"{file}: line {line}: give a section, or start and end")
         return cls(sections, spans)
 
     def section(self, study: str, report: str, otherwise: str) -> str:
@@ -177,14 +182,25 @@ def _rows(file: str) -> Iterator[tuple[str, str]]:
         yield row.get("dicom_id") or f"s{row['study_id'].removeprefix('s')}", row["text"]
 
 
+@dataclasses.dataclass(frozen=True)
+class _Turn:
+    value: str | float | None  # null or NaN where there are no findings
+
+
+@dataclasses.dataclass(frozen=True)
+class _Annotated:
+    """An entry of LLaVA-Rad's json, as far as it is read."""
+
+    image: str
+    generate_method: str
+    conversations: Annotated[list[_Turn], msgspec.Meta(min_length=2)]
+
+
 def _llava_rad(file: str) -> Iterator[tuple[str, str]]:
     """(image, findings) of LLaVA-Rad's json; of its two texts of an image GPT-4's comes before the rules'."""
-    try:
-        entries = json.loads(Path(file).read_text(encoding="utf-8"))
-        entries.sort(key=lambda entry: entry["generate_method"] != "gpt4")
-        for entry in entries:
-            said = entry["conversations"][1]["value"]
-            if isinstance(said, str):  # null or NaN where there are no findings
-                yield PurePosixPath(entry["image"]).stem, said
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise UserError(f"{file}: not LLaVA-Rad's annotations ({type(error).__name__}): fetch it again") from error
+    remedy = "these are not LLaVA-Rad's annotations: fetch them again"
+    entries: list[_Annotated] = parsing.read_json(Path(file), list[_Annotated], remedy=remedy, most=2**31, nan=True)
+    for entry in sorted(entries, key=lambda entry: entry.generate_method != "gpt4"):
+        said = entry.conversations[1].value
+        if isinstance(said, str):
+            yield PurePosixPath(entry.image).stem, said.encode("utf-8", "replace").decode()  # no halves of pairs

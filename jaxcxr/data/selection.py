@@ -1,9 +1,11 @@
 """Which images of a source the settings want."""
 
+import re
 import sys
 from pathlib import Path
 
-from jaxcxr.data.records import Candidate, NotSelected
+from jaxcxr import parsing
+from jaxcxr.data.records import ANY_ID, Candidate, NotSelected
 from jaxcxr.data.settings import Settings
 from jaxcxr.errors import UserError
 
@@ -54,7 +56,11 @@ class Selection:
 
 
 def _read_list(file: str) -> set[str]:
+    wanted = "give a text file with one id a line"
     try:
-        return set(Path(file).read_text(encoding="utf-8-sig").split())
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: not a readable list of patients: give a text file with one id a line") from error
+        listed = set(parsing.read_bytes(Path(file)).decode("utf-8-sig").split())
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file}: not a list of patients, as it is not UTF-8: {wanted}") from error
+    if not all(re.fullmatch(ANY_ID, patient) for patient in listed):
+        raise UserError(f"{file}: not a list of patients, as a word of it is too long or no text: {wanted}")
+    return listed

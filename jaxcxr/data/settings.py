@@ -11,6 +11,8 @@ from jaxcxr.errors import UserError
 
 LABEL_TABLES = ("chexpert", "negbio", "test")
 INTENSITIES = ("stored", "equalize", "percentile")
+DEFAULT_PIXELS = 8192 * 8192
+MOST_PIXELS = 178_956_970  # that data.max_pixels may allow; Pillow opens no larger picture
 
 
 def defaults() -> ConfigDict:
@@ -31,13 +33,16 @@ def defaults() -> ConfigDict:
     config.tokens = (0, 0)  # least and most tokens of a prompt, start and end among them; 0: any; needs data.tokenizer
     # The source's own; or p19: MIMIC-CXR's patients p10–p18 as train, p19 as test; or hash: 90, 5, 5 % of the patients.
     config.split = "official"
+    # Share of train's patients that become `validate` where the source has no such split; 0: none.
+    config.validate_share = 0.05
     config.label_table = "chexpert"  # of MIMIC-CXR-JPG; or negbio, or test: the labels radiologists gave in 2.1.0
     config.labels = ()  # images with at least one of these; empty: all
     config.one_per_study = False  # the first that is selected, in the table's order
     config.patients_in = ""  # file of patient ids, one a line: only these
     config.patients_out = ""  # not these
-    # One report in twenty of MIMIC-CXR has neither section, so a sound tree is near 0.05.
-    config.max_bad_share = 0.1
+    config.max_bad_share = 0.1  # of the rows that the settings select; what a sound tree lacks is not selected
+    config.max_pixels = DEFAULT_PIXELS  # of an image; a larger one is bad, and is not decoded
+    config.max_report_bytes = 2**20  # of a report, or of a text in a table; a longer one is bad, and is not read
     config.tokenizer = ""  # folder with CLIPTokenizer files; empty: train one on the train split
     config.tokenizer_vocab = 4096  # at most; a small corpus has fewer words
     return config
@@ -57,12 +62,15 @@ class Settings:
     report_tables: tuple[str, ...]
     tokens: tuple[int, ...]
     split: str
+    validate_share: float
     label_table: str
     labels: tuple[str, ...]
     one_per_study: bool
     patients_in: str
     patients_out: str
     max_bad_share: float
+    max_pixels: int
+    max_report_bytes: int
     tokenizer: str
     tokenizer_vocab: int
 
@@ -75,7 +83,7 @@ class Settings:
                 raise UserError(f"data.{key} is the string {values[key]!r}: give a tuple such as ('{values[key]}',)")
             values[key] = tuple(values[key])
         settings = cls(**values)
-        for key, least in (("size", 8), ("min_words", 0)):
+        for key, least in (("size", 8), ("min_words", 0), ("max_pixels", 1), ("max_report_bytes", 1)):
             if getattr(settings, key) < least:
                 raise UserError(f"data.{key} is {getattr(settings, key)}: give at least {least}")
         if not settings.sections:
@@ -95,8 +103,9 @@ class Settings:
                     f"{name}: no such file; data.patients_in, patients_out, report_exceptions and report_tables "
                     "name files"
                 )
-        if not 0 <= settings.max_bad_share <= 1:
-            raise UserError(f"data.max_bad_share is {settings.max_bad_share}: give a share from 0 to 1")
+        for key, most in (("max_bad_share", 1), ("validate_share", 0.5), ("max_pixels", MOST_PIXELS)):
+            if not 0 <= (value := getattr(settings, key)) <= most:
+                raise UserError(f"data.{key} is {value}: give a number from 0 to {most:,}")
         return settings
 
     def lists(self) -> list[Path]:

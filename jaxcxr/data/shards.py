@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 
 from tqdm.auto import tqdm
 
+from jaxcxr import parsing
 from jaxcxr.data import array_record, tokens
-from jaxcxr.data.ledger import Ledger
+from jaxcxr.data.ledger import Booked, Ledger
 from jaxcxr.data.records import SPLITS, Candidate, NotSelected, Rejected, features, make_record
 from jaxcxr.data.source import Source
 from jaxcxr.errors import UserError
@@ -62,9 +63,10 @@ class Account(NamedTuple):
 
     @classmethod
     def read(cls, file: Path) -> "Account":
-        """Reads what `Maker` has written."""
-        ledger, prompts, labels = json.loads(file.read_text(encoding="utf-8"))
-        return cls(Ledger.from_dict(ledger), prompts, labels)
+        """Reads what `Maker` has written; raises UserError if it is damaged."""
+        kind, remedy = tuple[Booked, list[list[str]], list[list[str]]], "remove the file and run it again"
+        read: tuple[Booked, list[list[str]], list[list[str]]] = parsing.read_json(file, kind, remedy=remedy, most=2**30)
+        return cls(Ledger.from_json(read[0]), *read[1:])
 
 
 class Maker:
@@ -111,7 +113,7 @@ class Maker:
             try:
                 made = make_record(candidate, self.source.fields(candidate), self.source.settings, self._counter)
             except (Rejected, NotSelected) as refusal:
-                account.ledger.refuse(candidate.id, refusal)
+                account.ledger.refuse(candidate.where, refusal)
                 continue
             yield self._features.serialize_example(self._features.encode_example(made.record))
             account.ledger.keep(candidate, made)

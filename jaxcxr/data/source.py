@@ -1,7 +1,6 @@
 """What a source of radiographs is: a class that lists its images and reads their texts; a module each."""
 
 import functools
-import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -9,9 +8,10 @@ from typing import Any, ClassVar
 from tqdm.auto import tqdm
 
 from jaxcxr.data.ledger import Ledger
-from jaxcxr.data.records import SPLITS, Candidate, NotSelected, Rejected, check_patients
+from jaxcxr.data.records import SPLITS, Candidate, NotSelected, Rejected, Where, check_patients
 from jaxcxr.data.selection import Selection
 from jaxcxr.data.settings import Settings
+from jaxcxr.data.splits import by_hash, carve
 from jaxcxr.errors import UserError
 
 
@@ -52,8 +52,12 @@ class Source:
         """The tables that define a source of this kind, or the folders whose listing does; none if it is of another."""
         raise NotImplementedError
 
-    def rows(self) -> Iterator[tuple[str, Any]]:
-        """Yields the name of each row and the row, or a Rejected in its place.
+    def where(self, path: Path, row: int) -> Where:
+        """The place of a row of a table, or of a name in a folder."""
+        return Where(path.relative_to(self.folder).as_posix() if path.is_relative_to(self.folder) else path.name, row)
+
+    def rows(self) -> Iterator[tuple[Where, Any]]:
+        """Yields the place of each row and the row, or a Rejected in its place.
 
         Raises:
           UserError: a table cannot be read or lacks a column, or a prompt asks for what the source does not have.
@@ -61,7 +65,7 @@ class Source:
         raise NotImplementedError
 
     def candidate(self, row: Any) -> Candidate:
-        """What the tables say of a row; raises Rejected if that is nothing useful."""
+        """What the tables say of a row; raises Rejected if that is nothing useful, or ids are of another form."""
         raise NotImplementedError
 
     def fields(self, candidate: Candidate) -> Mapping[str, str]:
@@ -69,16 +73,22 @@ class Source:
         return candidate.known
 
     def candidates(self, ledger: Ledger) -> list[Candidate]:
-        """Lists the selected images and books the others; raises UserError on bad tables."""
+        """Lists the selected images and books the others; raises UserError on bad tables.
+
+        Where no row of the source is in the split `validate`, it is carved out of `train`.
+        """
         found: list[Candidate] = []
         seen: set[str] = set()
+        splits: set[str] = set()
         pairs: set[tuple[str, str]] = set()
         selection = Selection(self.settings)
-        for name, row in tqdm(self.rows(), desc="list", unit="row", disable=None):
+        for where, row in tqdm(self.rows(), desc="list", unit="row", disable=None):
             try:
                 if isinstance(row, Rejected):
                     raise row
-                candidate = self.candidate(row)
+                candidate = self.candidate(row)._replace(where=where)
+                candidate.check_words()
+                splits.add(candidate.split)
                 if candidate.id in seen:
                     raise Rejected("duplicate_id")
                 seen.add(candidate.id)
@@ -88,17 +98,16 @@ class Source:
                 pairs.add((candidate.patient, candidate.split))
                 found.append(candidate)
             except (Rejected, NotSelected) as refusal:
-                ledger.refuse(name, refusal)
+                ledger.refuse(where, refusal)
         selection.finish()
         check_patients(pairs, self.folder)
+        if "validate" not in splits:
+            found, ledger.carved = carve(found, self.settings.validate_share)
         return found
 
     def split_of(self, patient: str, official: str) -> str:
         """A patient's split by `data.split`; `official` is the source's own word for it."""
-        if self.settings.split == "hash":
-            share = int.from_bytes(hashlib.blake2b(patient.encode(), digest_size=4).digest()) / 2**32
-            return "train" if share < 0.9 else "validate" if share < 0.95 else "test"
-        return official
+        return by_hash(patient) if self.settings.split == "hash" else official
 
 
 @functools.cache

@@ -172,7 +172,7 @@ def _runs(page: Page) -> Iterator[str]:
 def _sheet(run: Run) -> bytes:
     """The run's last sheet as PNG bytes, no larger than a screen needs."""
     assert run.sheet is not None
-    with Image.open(run.sheet) as sheet:
+    with Image.open(run.sheet, formats=("PNG",)) as sheet:
         gray = sheet.convert("L")
         gray.thumbnail((_SHEET_SIDE, _SHEET_SIDE), Image.Resampling.LANCZOS)
     return encode_png(np.asarray(gray)[..., None])

@@ -39,8 +39,8 @@ def test_labels_view_age_and_sex_become_prompts(tmp_path):
     config = small_config(prompts=("{age} year old {sex}, {view}. {labels}.",), max_bad_share=0.5)
     summary = prepare(config, tree(tmp_path / "raw"), tmp_path / "out")
     assert summary.splits == {"train": 6, "validate": 1, "test": 0}
-    assert summary.not_selected == {"view LATERAL": 10}
-    assert summary.bad == {"no_sex": 3}
+    assert summary.not_selected == {"view LATERAL": 10, "no sex": 3}
+    assert summary.bad == {}
     found = {r["id"].decode(): r["prompts"][0].decode() for r in open_split(tmp_path / "out", "train")}
     assert found["train/patient00000/study1/view_frontal.jpg"] == "40 year old male, PA. edema, pleural effusion."
     assert found["train/patient00001/study1/view_frontal.jpg"] == "41 year old female, AP. no finding."
@@ -61,7 +61,7 @@ def test_bad_rows_are_listed(tmp_path):
     rows[2][0] = "view1.jpg"
     write(table, [*rows, rows[4]])
     summary = prepare(small_config(prompts=("{labels}, {view}",), max_bad_share=0.5), root, tmp_path / "out")
-    assert summary.bad == {"duplicate_id": 1, "path_of_another_form": 2}
+    assert summary.bad == {"duplicate_id": 1, "id_of_another_form": 2}
 
 
 def test_a_patient_in_two_splits_stops(tmp_path):

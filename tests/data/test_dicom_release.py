@@ -116,13 +116,14 @@ def test_bad_dicoms_are_listed_with_their_reason_and_nothing_of_their_header(tmp
         else:
             reason = broken[fault]
             shutil.copy(fault, path)
-        reasons[row.dicom] = f"{path.name}: {reason}"
+        reasons[row.dicom] = reason
     caplog.clear()
     summary = prepare(small_config(max_bad_share=0.5), tree, tmp_path / "out", workers=1)
-    assert summary.bad == {"unreadable_image": len(reasons)}
+    assert summary.bad == {"unreadable_image": len(reasons) - 1, "image_too_large": 1}
     assert sum(summary.splits.values()) == 48 - len(reasons)
     listed = [json.loads(line) for line in (tmp_path / "out/quarantine.jsonl").read_text().splitlines()]
-    assert {line["id"]: line["detail"] for line in listed} == reasons
+    rows_of_table = {2 + number: row.dicom for number, row in enumerate(members)}
+    assert {rows_of_table[line["row"]]: line["detail"] for line in listed} == reasons
     told = capfd.readouterr()
     written = b"".join(path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file())
     for text in (told.out, told.err, caplog.text, written.decode("latin-1")):

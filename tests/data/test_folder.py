@@ -28,12 +28,10 @@ def test_image_folder_rows(tmp_path):
         file.write(b'{"file_name": \n[1]\n{"file_name": "caf\xe9.png", "text": "x"}\n{"text": "clear"}\n')
     summary = prepare(small_config(max_bad_share=0.7), source, tmp_path / "out")
     assert summary.splits == {"train": 6, "validate": 1, "test": 1}
-    assert summary.not_selected == {"view L": 1}
-    assert quarantine(tmp_path / "out") == [
+    assert summary.not_selected == {"no usable section": 2, "view L": 1}
+    assert quarantine(tmp_path / "out", source) == [
         ("../outside.png", "path_outside_tree"),
         ("images/10.png", "unreadable_image"),
-        ("images/3.png", "no_usable_section"),
-        ("images/4.png", "no_usable_section"),
         ("images/6.png", "unknown_split"),
         ("images/7.png", "labels_not_a_list"),
         ("images/9.png", "duplicate_id"),
@@ -66,8 +64,9 @@ def test_rows_that_cannot_be_written_are_bad(tmp_path):
         file.write('{"file_name": "0.png", "text": "\\ud800"}\n{"file_name": "\\ud800", "text": "a"}\n')
         file.write("[" * 200_000 + "\n")
     summary = prepare(small_config(views=(), max_bad_share=0.5, min_words=0), source, tmp_path / "out")
-    assert summary.bad == {"row_not_json": 1, "row_not_utf8": 2}
-    assert {tuple(record["prompts"]) for record in open_split(tmp_path / "out", "train")} == {(b"Clear. No change.",)}
+    assert summary.bad == {"row_not_json": 3}
+    found = [everything(tmp_path / "out", split).values() for split in ("train", "validate")]
+    assert {tuple(record["prompts"]) for records in found for record in records} == {(b"Clear. No change.",)}
 
 
 def test_image_folder_without_text_names_its_columns(tmp_path):
@@ -95,11 +94,8 @@ def test_image_folder_with_a_csv(tmp_path):
     config = small_config(views=(), prompts=("{report} {side}",), max_bad_share=0.6)
     summary = prepare(config, source, tmp_path / "out")
     assert summary.splits == {"train": 1, "validate": 1, "test": 0}
-    assert quarantine(tmp_path / "out") == [
-        ("2.png", "no_usable_section"),
-        ("4.png", "no_side"),
-        ("metadata.csv:5", "row_without_file_name"),
-    ]
+    assert quarantine(tmp_path / "out", source) == [("metadata.csv:5", "row_without_file_name")]
+    assert summary.not_selected == {"no side": 1, "no usable section": 1}
     assert everything(tmp_path / "out", "train")["0.png"]["prompts"] == [b"Clear, both lungs. left"]
     (record,) = open_split(tmp_path / "out", "validate")
     assert [label.decode() for label in record["labels"]] == ["Effusion", "Edema", "Mass"]
@@ -122,7 +118,7 @@ def test_folders_of_classes(tmp_path):
     config = small_config(views=(), prompts=("Chest radiograph, {label}.",), max_bad_share=0.5)
     summary = prepare(config, source, tmp_path / "out")
     assert summary.splits == {"train": 3, "validate": 1, "test": 0}
-    assert quarantine(tmp_path / "out") == [("train/effusion/1.jpg", "empty_image")]
+    assert quarantine(tmp_path / "out", source) == [("train/effusion/1.jpg", "empty_image")]
     found = everything(tmp_path / "out", "train")
     assert {name: record["prompts"] for name, record in found.items()} == {
         "train/normal/0.png": [b"Chest radiograph, normal."],

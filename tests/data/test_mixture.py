@@ -23,7 +23,7 @@ def prepared(tmp_path_factory):
     lines = [{"file_name": f"{n}.png", "text": "clear lungs", "view": "PA"} for n in range(COMMON + NONE)]
     for number, line in enumerate(lines[:COMMON]):
         line["labels"] = ["Edema", "Fracture"] if number < RARE else ["Edema"]
-    prepare(small_config(), image_folder(root / "raw", lines), root / "out")
+    prepare(small_config(validate_share=0.0), image_folder(root / "raw", lines), root / "out")
     return root / "out"
 
 

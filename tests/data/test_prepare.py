@@ -43,7 +43,7 @@ def test_mimic_tree_becomes_records(tmp_path):
     assert "| AP | 6 | 2 | 2 |" in card
     assert "PhysioNet Credentialed Health Data License" in card
     assert Summary.read(tmp_path / "out") == summary
-    assert quarantine(tmp_path / "out") == []
+    assert quarantine(tmp_path / "out", tree) == []
     train = everything(tmp_path / "out", "train")
     assert train.keys() == {row.dicom for row in members[:12]}
     record = train[members[5].dicom]
@@ -71,7 +71,7 @@ def test_bad_rows_are_listed_with_their_reason_and_the_rest_goes_on(tmp_path):
         ("missing_image", {"write_image": False}),
         ("missing_report", {"write_report": False}),
         ("empty_report", {"text": b" \n"}),
-        ("no_usable_section", {"text": report(None).encode()}),
+        ("no usable section", {"text": report(None).encode()}),
         ("report_not_utf8", {"text": report("Café clear.").encode("latin-1")}),
         ("view LATERAL", {"view": "LATERAL"}),
         ("view empty", {"view": ""}),
@@ -87,9 +87,9 @@ def test_bad_rows_are_listed_with_their_reason_and_the_rest_goes_on(tmp_path):
     tree = mimic_tree(tmp_path / "raw", [*members, members[14]])
     summary = prepare(small_config(max_bad_share=0.5), tree, tmp_path / "out")
     bad = {(row.dicom, reason) for row, (reason, _) in zip(members, faults, strict=False) if " " not in reason}
-    assert set(quarantine(tmp_path / "out")) == bad | {(members[14].dicom, "duplicate_id")}
+    assert set(quarantine(tmp_path / "out", tree)) == bad | {(members[14].dicom, "duplicate_id")}
     assert sum(summary.bad.values()) == len(bad) + 1
-    assert summary.not_selected == {"too few words": 1, "view LATERAL": 1, "view empty": 1}
+    assert summary.not_selected == {"no usable section": 1, "too few words": 1, "view LATERAL": 1, "view empty": 1}
     assert summary.splits == {"train": 8, "validate": 4, "test": 4}
     assert everything(tmp_path / "out", "train")[members[12].dicom]["prompts"][0] == b"Findings stand in."
 
@@ -99,11 +99,12 @@ def test_too_many_bad_rows_stop_and_leave_the_list(tmp_path):
     for row in members[:3]:
         row.write_image = False
     tree = mimic_tree(tmp_path / "raw", members)
-    with pytest.raises(UserError, match=r"15\.0% of the rows are bad \(missing_image 3\).*max_bad_share 14"):
+    expected = r"3 of 20 selected rows are bad, 15\.0% \(missing_image 3\); data\.max_bad_share is 14\.0%; .*out.quaran"
+    with pytest.raises(UserError, match=expected):
         prepare(small_config(max_bad_share=0.14), tree, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     listed = (tmp_path / "out.quarantine.jsonl").read_text().splitlines()
-    assert [json.loads(line)["id"] for line in listed] == [row.dicom for row in members[:3]]
+    assert [json.loads(line)["row"] for line in listed] == [2, 3, 4]
     for row in members[:2]:  # made again is what had bad rows, when they are mended
         row.write_image = True
     mimic_tree(tmp_path / "mended", members)
@@ -138,7 +139,8 @@ def test_selection_follows_the_config(tmp_path):
 
 
 def test_empty_split_is_counted_and_said(tmp_path, capsys):
-    summary = prepare(small_config(), mimic_tree(tmp_path / "raw", rows(validate=0)), tmp_path / "out")
+    tree = mimic_tree(tmp_path / "raw", rows(validate=0))
+    summary = prepare(small_config(validate_share=0.0), tree, tmp_path / "out")
     assert summary.splits == {"train": 12, "validate": 0, "test": 4}
     assert "split validate is empty" in capsys.readouterr().out
     with pytest.raises(UserError, match="'validate'"):
@@ -201,7 +203,7 @@ def test_paths_out_of_the_tree_are_rejected(tmp_path):
     body[0][0] = escape
     write_table(jpg / "mimic-cxr-2.0.0-split.csv.gz", ["dicom_id", "subject_id", "study_id", "split"], body)
     prepare(small_config(), tree, tmp_path / "out")
-    assert quarantine(tmp_path / "out") == [(escape, "path_outside_tree")]
+    assert quarantine(tmp_path / "out", tree) == [(escape, "path_outside_tree")]
 
 
 def test_second_run_is_recognised_and_other_settings_are_refused(tmp_path, capsys):
@@ -277,7 +279,7 @@ def test_reports_that_the_parser_names_are_read_by_the_table(tmp_path):
     train = everything(tmp_path / "by-name", "train")
     assert [train[row.dicom]["prompts"] for row in members[:2]] == [[b"Come again."], [b"Of the chest."]]
     table.write_text("study_id,section\n50000000,\n")
-    with pytest.raises(UserError, match="50000000: give a section, or start and end"):
+    with pytest.raises(UserError, match="exceptions.csv: line 2: give a section, or start and end"):
         prepare(small_config(report_exceptions=str(table)), tmp_path / "raw", tmp_path / "other")
 
 
@@ -345,11 +347,10 @@ def test_real_radiographs_with_planted_faults(tmp_path):
     assert summary.bad == {
         "missing_image": 1,
         "missing_report": 1,
-        "no_usable_section": 1,
         "unreadable_image": 1,
     }
     # The planted three-word impression, and a real one.
-    assert summary.not_selected == {"too few words": 2, "view LATERAL": 1, "view empty": 1}
+    assert summary.not_selected == {"no usable section": 1, "too few words": 2, "view LATERAL": 1, "view empty": 1}
     assert summary.splits == {"train": 39, "validate": 12, "test": 1}
     texts = [r["prompts"][0].decode() for split in summary.splits for r in open_split(tmp_path / "out", split)]
     assert any("38°C" in text for text in texts)

@@ -46,7 +46,7 @@ def test_age_at_the_study_sex_and_race_of_mimic_iv(tmp_path):
     members[2].date = "2190"  # not a date
     tree = hospital(mimic_tree(tmp_path / "raw", members), members)
     summary = prepare(small_config(prompts=(DESCRIBED,)), tree, tmp_path / "out")
-    assert summary.bad == {"no_age": 1}
+    assert (summary.bad, summary.not_selected) == ({}, {"no age": 1})
     found = prompts(tmp_path / "out")
     assert found[members[0].dicom] == ["65 year old male. Image number 0 is clear."]
     assert found[members[3].dicom] == ["55 year old female. Image number 3 is clear."]
@@ -120,6 +120,6 @@ def test_columns_of_an_image_folder_are_fields(tmp_path):
     source = image_folder(tmp_path / "raw", lines)
     summary = prepare(small_config(prompts=("{age} years. {report}",)), source, tmp_path / "out")
     assert prompts(tmp_path / "out")["5.png"] == ["45 years. Clear lungs."]
-    assert summary.bad == {"no_age": 1}
+    assert (summary.bad, summary.not_selected) == ({}, {"no age": 1})
     with pytest.raises(UserError, match="asks for {sex}"):
         prepare(small_config(prompts=("{sex}",)), source, tmp_path / "other")

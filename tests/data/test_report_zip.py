@@ -43,7 +43,7 @@ def test_a_damaged_entry_of_the_zip_is_a_bad_row(tmp_path):
     data[entries[2] + 42 : entries[2] + 46] = b"\xff\xff\xff\x7f"  # lies behind the end
     (texts / "mimic-cxr-reports.zip").write_bytes(data)
     assert prepare(small_config(max_bad_share=0.5), tree, tmp_path / "out").bad.keys() == {"unreadable_report"}
-    assert {detail for _, detail in quarantine(tmp_path / "out")} == {"unreadable_report"}
+    assert [reason for _, reason in quarantine(tmp_path / "out", tree)] == 3 * ["unreadable_report"]
 
 
 def test_a_cut_zip_and_links_in_circles_are_bad_rows(tmp_path):
@@ -60,7 +60,7 @@ def test_a_cut_zip_and_links_in_circles_are_bad_rows(tmp_path):
     image.unlink()
     image.symlink_to(image.name)
     summary = prepare(small_config(), tree, tmp_path / "out")
-    assert quarantine(tmp_path / "out") == [
+    assert quarantine(tmp_path / "out", tree) == [
         (members[0].dicom, "missing_report_and_zip_is_cut"),
         (members[1].dicom, "unreadable_image"),
     ]

@@ -84,7 +84,7 @@ def test_labels_of_each_table(tree, tmp_path):
 def test_one_image_of_a_study(tmp_path):
     lines = [{"file_name": f"{n}.png", "text": "clear lungs", "view": "PA", "study": n // 3} for n in range(24)]
     source = image_folder(tmp_path / "raw", lines)
-    summary = prepare(small_config(one_per_study=True), source, tmp_path / "out")
+    summary = prepare(small_config(one_per_study=True, validate_share=0.0), source, tmp_path / "out")
     assert ids(tmp_path / "out") == {f"{n}.png" for n in range(0, 24, 3)}
     assert summary.not_selected == {"another image of its study": 16}
 
@@ -94,7 +94,7 @@ def test_patients_p19_are_the_test_split(tmp_path):
     for row in members[-6:]:
         row.number += 18_000_000  # subjects 19…
     summary = prepare(small_config(split="p19"), mimic_tree(tmp_path / "raw", members), tmp_path / "out")
-    assert summary.splits == {"train": 14, "validate": 0, "test": 6}
+    assert summary.splits == {"train": 10, "validate": 4, "test": 6}
     source = image_folder(tmp_path / "folder", [{"file_name": "0.png", "text": "clear lungs", "view": "PA"}])
     with pytest.raises(UserError, match="data.split is 'p19': may be official or hash for ImageFolder"):
         prepare(small_config(split="p19"), source, tmp_path / "none")
@@ -108,7 +108,7 @@ def test_reports_of_a_table(tree, tmp_path):
     for path in (tree / "mimic-cxr").rglob("*.txt"):
         path.unlink()
     summary = prepare(small_config(report_tables=(str(table),)), tree, tmp_path / "out")
-    assert summary.bad == {"no_report_in_table": 1}
+    assert (summary.bad, summary.not_selected) == ({}, {"no report in table": 1})
     found = {record["id"].decode(): list(record["prompts"]) for record in open_split(tmp_path / "out", "train")}
     assert found[members[0].dicom] == [b"Of the image."]
     assert found[members[1].dicom] == [b"Text 1 of it."]
@@ -142,10 +142,10 @@ def test_the_selection_of_chexgenbench(tree, tmp_path):
         names.append(str(tmp_path / f"chat_{split}.json"))
         (tmp_path / f"chat_{split}.json").write_text(json.dumps(entries))
     config = configs.load(ROOT / "configs/data/chexgenbench.py", [f"--config.data.report_tables={names}"]).data
-    config.update(size=16, tokenizer_vocab=600, max_bad_share=0.5)
+    config.update(size=16, tokenizer_vocab=600)
     summary = prepare(config, tree, tmp_path / "out")
     assert summary.splits == {"train": 12, "validate": 0, "test": 4}
-    assert summary.bad == {"no_report_in_table": 4}
+    assert (summary.bad, summary.not_selected) == ({}, {"no report in table": 4})
     found = {r["id"].decode(): r["prompts"][0].decode() for r in open_split(tmp_path / "out", "train")}
     assert [found[members[n].dicom] for n in (0, 1, 5, 11)] == [
         "Ruled 0 text.",
@@ -161,9 +161,9 @@ def test_the_selection_of_chexgenbench(tree, tmp_path):
         ("a.csv", "study_id,report\n1,x\n", "no column text; it has none of these in its first line"),
         ("a.csv", "50000000,Clear lungs in Smith\n", "no column text; it has none of these in its first line"),
         ("a.csv", "id,text\n1,x\n", "a row has neither dicom_id nor study_id"),
-        ("a.json", '{"a": 1}', r"not LLaVA-Rad's annotations \(AttributeError\)"),
-        ("a.json", '[{"image": "a.jpg"}]', r"not LLaVA-Rad's annotations \(KeyError\)"),
-        ("a.json", "[{", r"not LLaVA-Rad's annotations \(JSONDecodeError\)"),
+        ("a.json", '{"a": 1}', "Expected `array`, got `object`; these are not LLaVA-Rad's annotations"),
+        ("a.json", '[{"image": "a.jpg"}]', "missing required field `generate_method`, .*not LLaVA-Rad's"),
+        ("a.json", "[{", "line 1 column 3 .*these are not LLaVA-Rad's annotations"),
         (".", "", "no such file; data.patients_in"),
     ],
 )

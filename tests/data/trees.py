@@ -124,10 +124,26 @@ def image_folder(root: Path, lines: list[dict]) -> Path:
     return root
 
 
-def quarantine(out: Path) -> list[tuple[str, str]]:
+def quarantine(out: Path, source: Path) -> list[tuple[str, str]]:
+    """The quarantine as (id, reason), the ids found again in the source as its owner does; in the order of ids."""
     listed = [json.loads(line) for line in (out / "quarantine.jsonl").read_text().splitlines()]
-    assert all(row.keys() == {"id", "reason", "detail"} for row in listed)
-    return [(row["id"], row["reason"]) for row in listed]
+    assert all(row.keys() == {"table", "row", "reason", "detail"} for row in listed)
+    return sorted((_found_again(source / row["table"], row["row"]), row["reason"]) for row in listed)
+
+
+def _found_again(table: Path, row: int) -> str:
+    if table.is_dir():
+        return (table / sorted(path.name for path in table.iterdir())[row - 1]).relative_to(table.parents[1]).as_posix()
+    if table.suffix == ".jsonl":
+        line = table.read_bytes().split(b"\n")[row - 1]
+        try:
+            return json.loads(line)["file_name"]
+        except (ValueError, LookupError, TypeError):
+            return f"{table.name}:{row}"
+    with gzip.open(table, "rt") if table.suffix == ".gz" else table.open() as file:
+        head, *body = csv.reader(file)
+    named = dict(zip(head, body[row - 2], strict=False))
+    return next(named[key] for key in ("dicom_id", "file_name", "Path") if key in named) or f"{table.name}:{row}"
 
 
 def everything(out: Path, split: str) -> dict[str, dict]:
