@@ -19,4 +19,5 @@ def get_config() -> ConfigDict:
     config.data.min_words = 0
     config.data.tokens = (7, 77)
     config.data.split = "p19"
+    config.data.validate_share = 0.01  # of the patients p10 to p18
     return config

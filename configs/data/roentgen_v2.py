@@ -14,5 +14,4 @@ def get_config() -> ConfigDict:
     """Needs `data.tokenizer`."""
     config = roentgen.get_config()
     config.data.prompts = ("{age} year old {race} {sex}. {impression}",)
-    config.data.max_bad_share = 0.3  # not every patient has an admission that tells a race
     return config

@@ -99,8 +99,13 @@ def _fingerprint(source: Source) -> str:
     del chosen["max_bad_share"]  # decides whether there is an output, not what it is
     digest = hashlib.sha256(json.dumps([source.name, chosen], sort_keys=True).encode())
     for path in [*source.tables(source.folder), *source.settings.lists(), *_given_tokenizer(source.settings)]:
-        digest.update(hashlib.sha256(_listing(path, source) if path.is_dir() else path.read_bytes()).digest())
+        digest.update(hashlib.sha256(_listing(path, source)).digest() if path.is_dir() else _digest_of(path))
     return digest.hexdigest()[:16]
+
+
+def _digest_of(file: Path) -> bytes:
+    with file.open("rb") as opened:  # a table may be larger than memory
+        return hashlib.file_digest(opened, "sha256").digest()
 
 
 def _listing(folder: Path, source: Source) -> bytes:

@@ -2,7 +2,7 @@ import io
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image, ImageOps
 
 from jaxcxr.data import images
 
@@ -175,3 +175,63 @@ def test_damaged_exif_is_an_unreadable_image(tmp_path):
         except images.UnreadableImage:
             refused += 1
     assert refused > 0
+
+
+@pytest.mark.parametrize("name", ["x.png", "x.jpg", "x.tif"])
+def test_postscript_under_another_name_never_reaches_ghostscript(tmp_path, name, monkeypatch):
+    (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path}/started\n")
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)
+    text = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 20\n%%EndComments\nshowpage\n%%EOF\n"
+    (tmp_path / name).write_bytes(text)
+    with pytest.raises(images.UnreadableImage, match="neither PNG, JPEG, TIFF, BMP nor WEBP"):
+        images.load_square(tmp_path / name, 16)
+    assert not (tmp_path / "started").exists()
+
+
+@pytest.mark.parametrize("name", ["x.gif", "x.ppm", "x.ico", "x.tga", "x.pdf", "x.jp2", "x.psd"])
+def test_formats_that_are_not_named_are_not_read(tmp_path, name):
+    picture = Image.fromarray(np.full((16, 16), 90, np.uint8))
+    if name == "x.psd":
+        (tmp_path / "x.png").write_bytes(b"8BPS\0\1" + bytes(100))
+    else:
+        picture.save(tmp_path / name)
+        (tmp_path / name).rename(tmp_path / "x.png")
+    with pytest.raises(images.UnreadableImage, match="neither PNG"):
+        images.load_square(tmp_path / "x.png", 16)
+
+
+@pytest.mark.parametrize("name", ["x.png", "x.jpg", "x.tif", "x.bmp", "x.webp"])
+def test_every_format_that_is_named_is_read_and_bounded(tmp_path, name):
+    path = save(tmp_path, np.full((40, 60), 90, np.uint8), name)
+    assert abs(images.load_square(path, 60, most_pixels=2400)[20:-20].astype(int) - 90).max() < 3
+    with pytest.raises(images.UnreadableImage, match="too many pixels") as error:
+        images.load_square(path, 60, most_pixels=2399)
+    assert error.value.reason == "image_too_large"
+
+
+def test_a_long_thin_picture_and_a_long_file_are_too_large(tmp_path):
+    path = save(tmp_path, np.zeros((1, 65_536), np.uint8))
+    with pytest.raises(images.UnreadableImage, match="too many pixels"):
+        images.load_square(path, 16)
+    with path.open("ab") as file:
+        file.truncate(2**20 + 4 * 100 + 1)
+    with pytest.raises(images.UnreadableImage, match="too many bytes"):
+        images.load_square(path, 16, most_pixels=100)
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+@pytest.mark.parametrize("mode", ["L", "RGB", "I;16"])
+def test_every_orientation_is_obeyed_in_every_mode(tmp_path, turn, mode):
+    gray = np.random.default_rng(0).integers(0, 256, (8, 12)).astype(np.uint8)
+    picture = Image.fromarray(gray.astype(np.uint16) * 257) if mode == "I;16" else Image.fromarray(gray).convert(mode)
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    picture.save(tmp_path / "x.png", exif=exif)
+    with Image.open(tmp_path / "x.png") as stored:
+        expected = np.asarray(ImageOps.exif_transpose(stored).convert("L" if mode != "I;16" else "I;16"))
+    expected = expected // 257 if mode == "I;16" else expected
+    out = images.load_square(tmp_path / "x.png", 12)[..., 0]
+    inner = out[2:-2] if expected.shape == (8, 12) else out[:, 2:-2]
+    assert np.array_equal(inner, expected)

@@ -111,6 +111,34 @@ def test_an_interrupted_run_goes_on_from_what_is_finished(tmp_path, small_shards
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "raw", "whole"]
 
 
+def test_what_was_begun_with_other_settings_is_removed_with_a_line(tmp_path, small_shards, monkeypatch, capsys):
+    tree = mimic_tree(tmp_path / "raw", rows())
+    for row in rows()[:3]:
+        next((tree / "mimic-cxr-jpg").rglob(f"{row.dicom}.jpg")).unlink()
+    with pytest.raises(UserError, match=r"out\.quarantine\.jsonl lists the bad rows"):
+        prepare(small_config(max_bad_share=0.1), tree, tmp_path / "out")
+    assert list((tmp_path / ".out.partial/records").iterdir())
+    capsys.readouterr()
+    config = small_config(views=("AP",))
+    summary = prepare(config, tree, tmp_path / "out")
+    told = [line for line in capsys.readouterr().err.splitlines() if "other settings" in line]
+    assert told == [f"{tmp_path}/.out.partial: was begun with other settings; it is removed and made anew"]
+    assert summary == prepare(config, tree, tmp_path / "fresh")
+    assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fresh", "out", "raw"]
+
+
+def test_a_damaged_account_of_a_shard_is_named(tmp_path, small_shards):
+    tree = mimic_tree(tmp_path / "raw", rows())
+    next((tree / "mimic-cxr-jpg").rglob("*.jpg")).unlink()
+    with pytest.raises(UserError, match="data.max_bad_share"):
+        prepare(small_config(max_bad_share=0.0), tree, tmp_path / "out")
+    account = next((tmp_path / ".out.partial").glob("*.json"))
+    account.write_text("[{}, [], []]")
+    with pytest.raises(UserError, match=rf"{account.name}: .*missing required field.*remove the file and run it again"):
+        prepare(small_config(max_bad_share=0.0), tree, tmp_path / "out")
+
+
 def test_a_shard_made_twice_stays(tmp_path, small_shards):
     source = open_source(mimic_tree(tmp_path / "raw", rows()), Settings.from_config(small_config()))
     maker, (shard, *_) = shards.Maker(source, tmp_path / "out"), shards.cut(source.candidates(Ledger()))
