@@ -4,7 +4,7 @@
 
 Frontal views at 512² in the official splits; the prompt is the findings in LLaVA-Rad's annotations, GPT-4's where an
 image has them. FILES is a tuple of the three (physionet.org/content/llava-rad-mimic-cxr-annotation), or is left out
-where they lie in the working directory. Images without findings are counted as no_report_in_table.
+where they lie in the working directory. Images without findings are not selected, and counted.
 
 Not established: which of LLaVA-Rad's two texts CheXGenBench takes for an image, and whether it trains on the dev file.
 Its own tables, LLAVARAD_ANNOTATIONS_TRAIN.csv and _TEST.csv, serve as FILES with `path` and `annotated_prompt` turned

@@ -3,7 +3,7 @@
     jaxcxr prepare --config configs/data/roentgen.py --source MIMIC --out runs/data --config.data.tokenizer=CLIP
 
 PA views whose impression has 7 to 77 tokens of CLIP's tokenizer (a folder `tokenizer/` of Stable Diffusion), at 512²;
-patients p10 to p18 to learn from, p19 to test with.
+patients p10 to p18 to learn from, of which one in a hundred validates, p19 to test with.
 """
 
 from ml_collections import ConfigDict

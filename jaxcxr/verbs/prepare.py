@@ -1,8 +1,11 @@
 """Turn a tree of MIMIC-CXR (JPG or DICOM), CheXpert or Open-i, or an image folder, into ArrayRecord.
 
 Writes OUT whole or not at all: the records by split, the tokenizer, README.md (the data card), summary.json,
-contact_sheet.png and quarantine.jsonl, which lists every bad row with its reason. Safe to run again: an interrupted
-job goes on, a finished one of the same settings and tables is recognised, anything else is refused.
+contact_sheet.png and quarantine.jsonl, which lists every bad row by its number, with the reason. A source without a
+split `validate` gets one, carved out of train by patient (--config.data.validate_share).
+
+It can be run again. An interrupted job resumes. A finished one of the same settings and tables is recognised. Anything
+else in OUT is refused.
 """
 
 import argparse
