@@ -13,6 +13,7 @@ import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
 from jaxcxr import config as configs
+from jaxcxr.data import settings
 from jaxcxr.errors import UserError
 from jaxcxr.files import locked_folder, new_folder, replace_file
 from jaxcxr.interop.orbax import CHECKPOINTS, MODEL, disk_errors, latest_step
@@ -149,4 +150,6 @@ class Checkpoints:
 
 
 def _lasting(config: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in config.items() if key not in MAY_CHANGE}
+    lasting = {key: value for key, value in config.items() if key not in MAY_CHANGE}
+    # A config of before a setting of preparing was there has its default, which need not be off.
+    return lasting | {"data": json.loads(configs.to_json(settings.defaults())) | lasting.get("data", {})}

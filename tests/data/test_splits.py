@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 from trees import everything, image_folder, mimic_tree, picture, rows, small_config
 
+from jaxcxr import config as configs
 from jaxcxr.data.ledger import Ledger
 from jaxcxr.data.loader import open_split
 from jaxcxr.data.prepare import prepare
@@ -17,6 +18,8 @@ from jaxcxr.data.source import open_source
 from jaxcxr.data.splits import carve
 from jaxcxr.data.summary import Summary
 from jaxcxr.errors import UserError
+from jaxcxr.training.checkpoint import check_workdir
+from tests.training.runs import ROOT
 
 
 def candidates(patients, images=2, split="train"):
@@ -129,3 +132,15 @@ def test_a_folder_prepared_before_is_read(tmp_path):
     file.write_text(json.dumps(old))
     assert Summary.require(tmp_path / "out").carved == 0
     assert len(open_split(tmp_path / "out", "validate", 16)) == 4
+
+
+def test_a_run_of_before_these_settings_were_there_resumes(tmp_path):
+    config = configs.load(ROOT / "configs/base.py")
+    old = json.loads(configs.to_json(config))
+    for key in ("validate_share", "max_pixels", "max_report_bytes"):
+        del old["data"][key]
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    check_workdir(tmp_path, config)
+    changed = configs.changed(config, ["--config.data.validate_share=0.1"])
+    with pytest.raises(UserError, match=r"data.validate_share was 0.05, is 0.1"):
+        check_workdir(tmp_path, changed)
