@@ -77,14 +77,17 @@ def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
     Raises:
       UserError: it cannot be read or is larger.
     """
+    data = bytearray()
     try:
         with path.open("rb") as file:
-            data = file.read(most + 1)
+            # In parts, as `read` takes the memory of all that it is asked for beforehand.
+            while len(data) <= most and (part := file.read(2**20)):
+                data += part
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
         raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
     if len(data) > most:
         raise UserError(f"{path}: is larger than {most / 2**20:g} MiB, which no such file is")
-    return data
+    return bytes(data)
 
 
 def _wrong(error: Exception, name: str, remedy: str) -> UserError:

@@ -1,4 +1,9 @@
 import dataclasses
+import json
+import math
+import os
+import threading
+import tracemalloc
 from typing import Annotated
 
 import msgspec
@@ -65,3 +70,31 @@ def test_a_file_that_cannot_be_read_or_is_too_large_is_refused(tmp_path):
     (tmp_path / "big").write_bytes(b"1" * 100)
     with pytest.raises(UserError, match="larger than"):
         parsing.read_bytes(tmp_path / "big", most=99)
+
+
+def test_a_small_file_does_not_take_the_memory_that_a_large_one_may(tmp_path):
+    (tmp_path / "x.json").write_text("[1]")
+    tracemalloc.start()
+    try:
+        assert parsing.read_json(tmp_path / "x.json", list[int], most=2**31) == [1]
+        assert tracemalloc.get_traced_memory()[1] < 2**23
+    finally:
+        tracemalloc.stop()
+    (tmp_path / "x.json").write_text(json.dumps([0] * 2**20))
+    with pytest.raises(UserError, match="is larger than 2 MiB"):
+        parsing.read_json(tmp_path / "x.json", most=2**21)
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=(tmp_path / "pipe").write_text, args=("[2]",))
+    writer.start()
+    assert parsing.read_json(tmp_path / "pipe") == [2]
+    writer.join()
+
+
+def test_nan_is_read_where_it_may_be(tmp_path):
+    (tmp_path / "x.json").write_text('{"a": NaN}')
+    with pytest.raises(UserError, match=r"x\.json: "):
+        parsing.read_json(tmp_path / "x.json", dict[str, float])
+    assert math.isnan(parsing.read_json(tmp_path / "x.json", dict[str, float], nan=True)["a"])
+    (tmp_path / "x.json").write_text('{"a": "NaN"}')
+    with pytest.raises(UserError, match="Expected `float`, got `str`"):
+        parsing.read_json(tmp_path / "x.json", dict[str, float], nan=True)
