@@ -6,7 +6,7 @@ from typing import Any
 
 from jaxcxr.errors import UserError
 from jaxcxr.interop.pipeline import NETWORKS, from_files, network_config_of
-from jaxcxr.interop.tensors import Tensor
+from jaxcxr.interop.tensors import Tensor, is_floating
 from jaxcxr.models.named import count_blocks
 
 TOGETHER = "do config.json and weights belong together?"
@@ -56,9 +56,10 @@ def check(checkpoint: Checkpoint, where: str) -> Checkpoint:
             raise UserError(f"{where}: has tensors of {network}, but no {config}")
         check_blocks(network, checkpoint.files[config], checkpoint.under(network), where)
     check_parameters(from_files(checkpoint.files, only=checkpoint.networks).parameters(), checkpoint.tensors, where)
-    tensors = {
-        name: tensor.require_weights(f"{where}: parameter {name}") for name, tensor in checkpoint.tensors.items()
-    }
+    for name, tensor in checkpoint.tensors.items():
+        if not is_floating(tensor.dtype):
+            raise UserError(f"{where}: parameter {name} is {tensor.dtype}; weights are floating-point numbers")
+    tensors = {name: tensor.require_finite(f"{where}: parameter {name}") for name, tensor in checkpoint.tensors.items()}
     return Checkpoint(checkpoint.files, tensors)
 
 
