@@ -25,8 +25,7 @@ from jaxcxr.interop.tensors import Tensor, require_name
 
 _LARGEST_PICKLE = 64 << 20  # bytes; that of Stable Diffusion's U-Net has 200 000
 _MOST_OPCODES = 4_000_000  # an object or so each; the same U-Net's has 23 000
-_MOST_AXES = 32
-_DEFLATE_RATIO = 1032  # no deflated data is shorter than its contents by more than that
+_MOST_AXES, _DEFLATE_RATIO = 32, 1032  # no deflated data is shorter than its contents by more than that
 _LEGACY_MAGIC, _LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 
 _DTYPES = {
@@ -49,12 +48,10 @@ _INERT = {f"torch.{dtype}" for dtype in _DTYPES.values()}
 def open_pickled(file: Path) -> dict[str, Tensor]:
     """The tensors of a file that `torch.save` wrote, of either of its formats, to be read one by one.
 
-    What is read is a dictionary of tensors by name, or the one under `state_dict` or `string_to_param` where there is
-    one. Other plain values beside the tensors are left aside.
+    What is read is a dictionary of tensors by name, or one in it: under `state_dict`, or `string_to_param`.
 
     Raises:
-      UserError: the file is absent, damaged, says of itself what is not so, has big-endian numbers, holds no such
-        tensors, or refers to anything but tensors and plain containers; that is named.
+      UserError: the file is absent, damaged, big-endian, holds no such tensors, or refers to anything else, by name.
     """
     if not file.is_file():
         raise UserError(f"{file}: no such file; this checkpoint is not complete")
@@ -65,10 +62,9 @@ def _open(file: Path) -> dict[str, Tensor]:
     with file.open("rb") as stream:
         zipped = stream.read(4) == b"PK\x03\x04"
     top, storages = (_open_zip if zipped else _open_legacy)(file)
-    if isinstance(top, dict) and isinstance(top.get("state_dict"), dict):
-        top = top["state_dict"]
-    if isinstance(top, dict) and isinstance(top.get(_EMBEDDING), dict):
-        top = {f"{_EMBEDDING}.{name}": value for name, value in top[_EMBEDDING].items()}
+    for inner in ("state_dict", _EMBEDDING):
+        if isinstance(top, dict) and isinstance(top.get(inner), dict):
+            top = top[inner]
     views = {name: view for name, view in top.items() if isinstance(view, _View)} if isinstance(top, dict) else {}
     if not views:
         raise UserError(f"{file}: holds no dictionary of tensors, nor one under state_dict; is it a checkpoint?")
@@ -268,21 +264,14 @@ class _Program:
     def _refer(self, module: Any, attribute: Any) -> None:
         _require(type(module) is str and type(attribute) is str, "a reference that is no name")
         name = f"{module}.{attribute}"
-        if name not in _DTYPES and name not in _FUNCTIONS and name not in _INERT:
-            if _EMBEDDING in self._strings():
+        if name not in {*_DTYPES, *_FUNCTIONS, *_INERT}:
+            if any(type(item) is str and item == _EMBEDDING for item in self._stack):
                 raise UserError(
-                    f"{self._file}: is a textual-inversion embedding with code in it, not a whole checkpoint; give the"
-                    " checkpoint that it belongs to"
+                    f"{self._file}: is a textual-inversion embedding, not a whole checkpoint; give its base"
                 )
-            raise UserError(
-                f"{self._file}: refers to `{_one_line(name)}`; such a file could run code and is not read; "
-                "where it comes from, save its tensors alone: torch.save(model.state_dict(), …) or safetensors"
-            )
+            what = f"refers to `{_one_line(name)}`; such a file could run code and is not read"
+            raise UserError(f"{self._file}: {what}; save its tensors alone, with torch.save(model.state_dict(), …)")
         self._stack.append(_Global(name))
-
-    def _strings(self) -> set[str]:
-        """The texts on the stack."""
-        return {item for item in self._stack if type(item) is str}
 
     def _call(self, arguments: Any, function: Any) -> None:
         _require(isinstance(function, _Global) and type(arguments) is tuple, "a call of what is no function")

@@ -13,7 +13,6 @@ PIPELINES = frozenset(
         "CycleDiffusionPipeline",
         "SemanticStableDiffusionPipeline",
         "StableDiffusionAttendAndExcitePipeline",
-        "StableDiffusionDiffEditPipeline",
         "StableDiffusionImg2ImgPipeline",
         "StableDiffusionInpaintPipeline",
         "StableDiffusionInpaintPipelineLegacy",
@@ -63,7 +62,7 @@ _ADDED = (
     (r"controlnet_(cond_embedding|down_blocks|mid_block)\.", "a ControlNet"),
     (r"(adapter\.)?body\.\d+\.|adapter\.(conv_in|unshuffle)\.", "a T2I adapter"),
     (r"ip_adapter\.", "an IP adapter"),
-    (r"string_to_param\.|emb_params$", "a textual-inversion embedding"),
+    (r"emb_params$", "a textual-inversion embedding"),
 )
 _NETWORK_FOLDERS = {
     "ControlNetModel": "a ControlNet",

@@ -250,7 +250,7 @@ def open_sharded(index: Path, open_shard: Callable[[Path], Tensors]) -> dict[str
         found: _Index = parsing.read_json(index, _Index, remedy=_COPY)
         weight_map = found.weight_map
         shards = sorted(set(weight_map.values()))
-        if outside := [name for name in shards if Path(name).name != name]:
+        if outside := [name for name in shards if Path(name).name != name or not name.isprintable()]:
             raise UserError(f"{index}: names {outside[0]!r:.200}, which is not a file beside it")
         opened = {name: open_shard(index.with_name(name)) for name in shards}
         return {key: opened[name][key] for key, name in weight_map.items()}

@@ -24,6 +24,7 @@ _Id = Annotated[int, Meta(ge=-1, le=2**31 - 1)]
 _Epsilon = Annotated[float, Meta(ge=0, lt=1)]
 _Factor = Annotated[float, Meta(gt=0, le=1e4)]
 _MOST_BLOCKS = 256
+_short = reprlib.repr  # for a message
 
 
 def _frozen(value: Any) -> Any:
@@ -88,18 +89,12 @@ class _Config:
 
     def _require_few_blocks(self) -> None:
         if self.blocks > _MOST_BLOCKS:
-            raise UserError(
-                f"layers_per_block and the like describe {self.blocks} blocks; at most {_MOST_BLOCKS} are read"
-            )
+            raise UserError(f"layers_per_block and others make {self.blocks} blocks; at most {_MOST_BLOCKS} are read")
 
-    def _divides(self, key: str, channels: tuple[int, ...]) -> None:
-        if any(width % getattr(self, key) for width in channels):
-            self._refuse(key, f"must divide every one of {channels}")
-
-
-def _short(value: Any) -> str:
-    """`repr` for a message of one line."""
-    return reprlib.repr(value)
+    def _divides(self, key: str, widths: str) -> None:
+        value = getattr(self, widths)
+        if any(width % getattr(self, key) for width in (value if isinstance(value, tuple) else (value,))):
+            self._refuse(key, f"must divide {widths}, {value}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,7 +176,7 @@ class UNet2DConditionConfig(_Config):
             value = getattr(self, key)
             if isinstance(value, tuple) and len(value) != levels:
                 self._refuse(key, f"must have as many items as block_out_channels, {levels}")
-        self._divides("norm_num_groups", self.block_out_channels)
+        self._divides("norm_num_groups", "block_out_channels")
         if self.freq_shift >= self.block_out_channels[0] // 2:
             self._refuse("freq_shift", f"must be less than half of the first of {self.block_out_channels}")
         if self.encoder_hid_dim_type is not None and self.encoder_hid_dim is None:
@@ -251,7 +246,7 @@ class AutoencoderKLConfig(_Config):
         for key, known in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
             if getattr(self, key) != (known,) * levels:
                 self._refuse(key, f"is not supported (only {known}, one for each of block_out_channels)")
-        self._divides("norm_num_groups", self.block_out_channels)
+        self._divides("norm_num_groups", "block_out_channels")
         self._require_few_blocks()
 
     @property
@@ -323,7 +318,7 @@ class CLIPTextConfig(_Config):
     ignored: ClassVar[frozenset[str]] = _PRETRAINED
 
     def __post_init__(self) -> None:
-        self._divides("num_attention_heads", (self.hidden_size,))
+        self._divides("num_attention_heads", "hidden_size")
 
     @property
     def blocks(self) -> int:
@@ -385,7 +380,7 @@ class BertConfig(_Config):
         return roberta if config.get("model_type") == "roberta" else {}
 
     def __post_init__(self) -> None:
-        self._divides("num_attention_heads", (self.hidden_size,))
+        self._divides("num_attention_heads", "hidden_size")
         if self.longest < 1:
             self._refuse("max_position_embeddings", "leaves no position for a token; raise it")
         if self.pad_token_id >= self.vocab_size:

@@ -116,7 +116,7 @@ LORAS = {
     "kohya": (
         {
             "lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight": HALF,
-            "lora_unet_down_blocks_0_attentions_0_proj_in.alpha": np.float16(1).reshape(()),
+            "lora_unet_down_blocks_0_attentions_0_proj_in.alpha": np.array(1, np.float16),
             "lora_te_text_model_encoder_layers_0_mlp_fc1.lora_up.weight": HALF,
         },
         "a U-Net and a text encoder",
@@ -224,10 +224,12 @@ def test_what_is_not_finite_is_refused_by_every_reader_in_every_dtype(changed, t
         checkpoint = diffusers.read(changed, only=("unet",))  # unchecked, so that it can be written
         interop.orbax.write(checkpoint, folder / "orbax")
         single_file.write(checkpoint, folder / "x.safetensors")
+        unet = {"unet/config.json": checkpoint.files["unet/config.json"]}
+        interop.pipeline.write_files(folder / "configs", unet)
         for read in (
             lambda: interop.read(changed, only=("unet",)),
             lambda folder=folder: interop.read(folder / "orbax"),
-            lambda folder=folder: interop.read(folder / "x.safetensors", config=changed),
+            lambda folder=folder: interop.read(folder / "x.safetensors", config=folder / "configs"),
         ):
             with pytest.raises(UserError, match=r"unet\.conv_in\.bias: holds NaN or infinity"):
                 read().tensors["unet.conv_in.bias"].read()
