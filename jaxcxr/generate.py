@@ -31,6 +31,7 @@ def make_generate(
       mesh: the devices it runs on.
       attention: as of `models.compute.specialize`.
     """
+    pipeline.require_text_alone()
     pipeline = pipeline.specialized(attention=attention, remat="none", platform=mesh.devices.flat[0].platform)
     empty = tokens.encode(pipeline.tokenizer, [""], tokens.length(pipeline.tokenizer))
 

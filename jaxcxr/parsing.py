@@ -2,6 +2,9 @@
 
 A format is a dataclass whose annotations say what its values may be: `Annotated[int, msgspec.Meta(ge=1)]` is a whole
 number of 1 or more. Every JSON file that this package did not write a moment ago is read through here.
+
+Never put a tuple of fixed length beside a number with bounds, as in `Count | tuple[int, int]`: msgspec 0.22 corrupts
+memory. `Annotated[tuple[int, ...], msgspec.Meta(min_length=2, max_length=2)]` says the same.
 """
 
 import json
@@ -95,6 +98,8 @@ def _wrong(error: Exception, name: str, remedy: str) -> UserError:
         why = "is nested too deeply"
     elif isinstance(error, UnicodeDecodeError):
         why = "is not UTF-8"
+    elif isinstance(error, msgspec.DecodeError) and not isinstance(error, msgspec.ValidationError):
+        why = f"not JSON ({error})"
     else:
         why = str(error).replace(" - at `$.", ", at `").replace(" - at `$", ", at `")
         why = " ".join(why.split())[:300]

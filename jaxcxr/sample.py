@@ -109,6 +109,8 @@ def sample(
     ids = tokens.encode(pipeline.tokenizer, [row["prompt"] for row in prompts], tokens.length(pipeline.tokenizer))
     mesh = meshes.make_mesh({"data": -1, "fsdp": 1, "tensor": 1})
     sampler = ddim(pipeline.schedule, settings.steps, settings.eta)
+    if pipeline.schedule.notice:
+        print(pipeline.schedule.notice)
     generate = jax.jit(make_generate(pipeline, sampler, settings.guidance, mesh))
     batch_size = -(-min(batch_size, len(prompts)) // mesh.size) * mesh.size
     parameters = jax.device_put(pipeline.parameters(), meshes.replicated(mesh))

@@ -1,14 +1,19 @@
 """Tokenizers of prompts: load one, train one of CLIP's kind, encode."""
 
+import contextlib
+import dataclasses
 import hashlib
 import json
+import tempfile
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from msgspec import Meta
 
+from jaxcxr import parsing
 from jaxcxr.errors import UserError
 
 KINDS = ("CLIPTokenizer", "BertTokenizer", "RobertaTokenizer")
@@ -31,6 +36,45 @@ _WORDS = r"""<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|
 _LEAST_VOCAB = 2 * 256 + 2
 
 
+_Id = Annotated[int, Meta(ge=0, lt=2**22)]
+_Token = str | dict[str, str | bool] | None  # a text, or what transformers writes of an AddedToken
+
+
+@dataclasses.dataclass(frozen=True)
+class _Config:
+    """The keys of a `tokenizer_config.json` that are used; others, such as paths of files, are not handed on."""
+
+    tokenizer_class: str | None = None
+    model_max_length: Annotated[int, Meta(ge=2)] | Annotated[float, Meta(ge=2)] | None = None
+    do_lower_case: bool | None = None
+    do_basic_tokenize: bool | None = None
+    strip_accents: bool | None = None
+    tokenize_chinese_chars: bool | None = None
+    add_prefix_space: bool | None = None
+    trim_offsets: bool | None = None
+    clean_up_tokenization_spaces: bool | None = None
+    errors: str | None = None
+    never_split: list[str] | None = None
+    bos_token: _Token = None
+    eos_token: _Token = None
+    unk_token: _Token = None
+    pad_token: _Token = None
+    sep_token: _Token = None
+    cls_token: _Token = None
+    mask_token: _Token = None
+    additional_special_tokens: list[_Token] | None = None
+    added_tokens_decoder: dict[str, dict[str, str | bool]] | None = None
+
+
+_KINDS_OF_JSON: dict[str, Any] = {
+    "vocab.json": dict[str, _Id],
+    "added_tokens.json": dict[str, _Id],
+    "special_tokens_map.json": dict[str, _Token | list[_Token]],
+    "tokenizer.json": dict[str, Any],
+    "tokenizer_config.json": _Config,
+}
+
+
 def load(folder: str | Path) -> Any:
     """Loads a folder of CLIPTokenizer, BertTokenizer or RobertaTokenizer files, offline.
 
@@ -40,36 +84,62 @@ def load(folder: str | Path) -> Any:
     import transformers
 
     folder = Path(folder)
-    present = {file.name for file in folder.iterdir()} if folder.is_dir() else set()
-    if not ({"vocab.json", "merges.txt"} <= present or present & {"tokenizer.json", "vocab.txt"}):
+    files = {name: parsing.read_bytes(folder / name) for name in FILES if (folder / name).is_file()}
+    if not ({"vocab.json", "merges.txt"} <= files.keys() or files.keys() & {"tokenizer.json", "vocab.txt"}):
         raise UserError(f"{folder}: no tokenizer here: give a folder with vocab.json and merges.txt, or vocab.txt")
+    parsed = {
+        name: parsing.parse_json(files[name], kind, str(folder / name), remedy="the file may be damaged")
+        for name, kind in _KINDS_OF_JSON.items()
+        if name in files
+    }
+    config: _Config = parsed.get("tokenizer_config.json", _Config())
+    if "tokenizer_config.json" in files:
+        raw = json.loads(files["tokenizer_config.json"])
+        known = {key: raw[key] for key in raw if hasattr(config, key)}
+        files["tokenizer_config.json"] = json.dumps(known).encode()
+    name = _kind(folder, config, "vocab.txt" in files)
+    # Transformers 4 has a slow tokenizer under the plain name; 5 has one tokenizer under both.
+    kind: Any = getattr(transformers, f"{name}Fast", None) or getattr(transformers, name)
+    with tempfile.TemporaryDirectory() as copy, _named(str(folder)):
+        for name, data in files.items():
+            (Path(copy) / name).write_bytes(data)
+        tokenizer = kind.from_pretrained(copy, local_files_only=True)
+        encode(tokenizer, ["a text, to see that it encodes"], length(tokenizer))
+    return tokenizer
+
+
+@contextlib.contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Raises what a damaged tokenizer provokes, be it of any kind, as a UserError with `name`."""
     try:
-        name = _kind(folder, present)
-        # Transformers 4 has a slow tokenizer under the plain name; 5 has one tokenizer under both.
-        kind: Any = getattr(transformers, f"{name}Fast", None) or getattr(transformers, name)
-        return kind.from_pretrained(str(folder), local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder}: not a tokenizer ({type(error).__name__}): its files may be damaged") from error
+        yield
+    except UserError:
+        raise
+    except BaseException as error:
+        # A panic of the library's Rust code derives from BaseException, as interrupts do.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise UserError(f"{name}: not a tokenizer ({reason}): its files may be damaged") from error
 
 
-def _kind(folder: Path, present: set[str]) -> str:
+def _kind(folder: Path, config: _Config, has_words: bool) -> str:
     """The name of the tokenizer's class: told by its config, or else by the files there are."""
-    config = json.loads((folder / "tokenizer_config.json").read_text()) if "tokenizer_config.json" in present else {}
-    name = str(config.get("tokenizer_class", "BertTokenizer" if "vocab.txt" in present else KINDS[0]))
+    name = config.tokenizer_class or ("BertTokenizer" if has_words else KINDS[0])
     if (name := name.removesuffix("Fast")) not in KINDS:
-        raise UserError(f"{folder}: tokenizer_class {name!r} is not supported (only {', '.join(KINDS)})")
+        raise UserError(f"{folder}: tokenizer_class {name!r:.100} is not supported (only {', '.join(KINDS)})")
     return name
 
 
 def length(tokenizer: Any) -> int:
     """Returns the sequence length of a tokenizer, 77 for one that states none."""
     # A tokenizer without a length carries a huge placeholder.
-    return tokenizer.model_max_length if tokenizer.model_max_length <= 100_000 else LENGTH
+    return int(tokenizer.model_max_length) if tokenizer.model_max_length <= 100_000 else LENGTH
 
 
 def count(tokenizer: Any, text: str) -> int:
     """The number of ids of a text, start and end among them, however long it is."""
-    with _ONE_AT_A_TIME:
+    with _ONE_AT_A_TIME, _named("tokenizer"):
         return len(tokenizer(text, truncation=False, verbose=False)["input_ids"])
 
 
@@ -77,7 +147,7 @@ def encode(tokenizer: Any, texts: Sequence[str], length: int) -> np.ndarray:
     """Returns (len(texts), length) int32 ids: start, words, end, padding; long texts are cut, not their end id."""
     if not texts:
         return np.zeros((0, length), np.int32)
-    with _ONE_AT_A_TIME:
+    with _ONE_AT_A_TIME, _named("tokenizer"):
         coded = tokenizer(list(texts), padding="max_length", truncation=True, max_length=length)
     return np.asarray(coded["input_ids"], np.int32)
 

@@ -78,8 +78,10 @@ def ddim(schedule: Schedule, num_steps: int, eta: float = 0.0) -> Sampler:
     """DDIM (Song et al. 2021, arXiv 2010.02502, eq. 12); `eta` 0 is deterministic, 1 is DDPM's variance.
 
     Raises:
-      UserError: the schedule has no so many steps, or begins where the noise that is predicted tells nothing.
+      UserError: the schedule asks for another sampler, has no so many steps, or begins where the noise that is
+        predicted tells nothing.
     """
+    schedule.require_drawable()
     timesteps = schedule.timesteps(num_steps)
     bar = schedule.alphas_cumprod()
     if schedule.prediction_type == "epsilon" and not bar[timesteps].all():

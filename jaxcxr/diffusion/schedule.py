@@ -6,64 +6,97 @@ Every number here is float32 and is computed once, on the host, with the roundin
 
 import dataclasses
 import math
-from typing import Any
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from msgspec import Meta
 
+from jaxcxr import parsing
+from jaxcxr.diffusion import scheduler_classes
+from jaxcxr.diffusion.scheduler_classes import FILE
 from jaxcxr.errors import UserError
+
+_Beta = Annotated[float, Meta(gt=0, lt=1)]
+_MOST_TIMESTEPS = 10_000
+_CHOICES = {
+    "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"),
+    "prediction_type": ("epsilon", "v_prediction", "sample"),
+    "timestep_spacing": ("leading", "trailing", "linspace"),
+}
+_OURS = ("class_name", "undrawable")
 
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
     """A discrete diffusion: x_t = sqrt(ᾱ_t) x_0 + sqrt(1 − ᾱ_t) ε, t = 0 … T − 1 (Ho et al. 2020, arXiv 2006.11239).
 
-    The fields are those of diffusers' `DDIMScheduler` and so are their defaults.
+    The fields are those of diffusers' `DDIMScheduler` and so are their defaults, but for the last two.
+
+    Attributes:
+      class_name: the class of diffusers that the config file is for.
+      undrawable: why the file asks for a sampler that there is none of here; None if it does not.
     """
 
-    num_train_timesteps: int = 1000
-    beta_start: float = 0.0001
-    beta_end: float = 0.02
+    num_train_timesteps: Annotated[int, Meta(ge=2, le=_MOST_TIMESTEPS)] = 1000
+    beta_start: _Beta = 0.0001
+    beta_end: _Beta = 0.02
     beta_schedule: str = "linear"
-    trained_betas: tuple[float, ...] | None = None
+    trained_betas: tuple[_Beta, ...] | None = None
     clip_sample: bool = True
-    clip_sample_range: float = 1.0
+    clip_sample_range: Annotated[float, Meta(gt=0, le=1e6)] = 1.0
     set_alpha_to_one: bool = True
-    steps_offset: int = 0
+    steps_offset: Annotated[int, Meta(ge=0, le=_MOST_TIMESTEPS)] = 0
     prediction_type: str = "epsilon"
-    thresholding: bool = False
     timestep_spacing: str = "leading"
     rescale_betas_zero_snr: bool = False
+    class_name: str = "DDIMScheduler"
+    undrawable: str | None = None
+
+    def __post_init__(self) -> None:
+        for key, allowed in _CHOICES.items():
+            if getattr(self, key) not in allowed:
+                raise UserError(f"{key}={getattr(self, key)!r:.100} is not supported; it may be {allowed}")
+        if self.trained_betas is not None and len(self.trained_betas) != self.num_train_timesteps:
+            count = len(self.trained_betas)
+            raise UserError(f"trained_betas has {count} values; num_train_timesteps is {self.num_train_timesteps}")
 
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> "Schedule":
-        """Reads a diffusers scheduler config of any class; keys of other samplers are left aside, as diffusers does.
+    def from_config(cls, config: Mapping[str, Any]) -> "Schedule":
+        """Reads a diffusers scheduler config of a known class; keys that the class has not are left aside, as it does.
+
+        A schedule that can be trained with but not drawn is read too: see `require_drawable`.
 
         Raises:
-          UserError: a value asks for something unknown, naming key and value.
+          UserError: the noise process is not supported, or a value is not allowed, naming key and value.
         """
-        known = {field.name for field in dataclasses.fields(cls)}
-        values = {key: value for key, value in config.items() if key in known and value is not None}
-        if "trained_betas" in values:
-            values["trained_betas"] = tuple(values["trained_betas"])
-        schedule = cls(**values)
-        choices = {
-            "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"),
-            "prediction_type": ("epsilon", "v_prediction", "sample"),
-            "timestep_spacing": ("leading", "trailing", "linspace"),
-            "thresholding": (False,),
-        }
-        for key, allowed in choices.items():
-            if getattr(schedule, key) not in allowed:
-                raise UserError(
-                    f"scheduler_config.json: {key}={getattr(schedule, key)!r} is not supported; it may be {allowed}"
-                )
-        return schedule
+        return parsing.convert(scheduler_classes.fields(config), cls, FILE)
+
+    def require_drawable(self) -> None:
+        """Raises UserError if the file asks for a sampler that there is none of here; training needs none."""
+        if self.undrawable:
+            raise UserError(
+                f'{FILE}: {self.undrawable}; to draw by DDIM, write "_class_name": "DDIMScheduler", "clip_sample":'
+                " false and this base's betas there"
+            )
+
+    def for_previews(self) -> "Schedule":
+        """The schedule to draw a run's pictures by: DDIM's, whatever sampler the file asks for."""
+        return dataclasses.replace(self, class_name="DDIMScheduler", undrawable=None) if self.undrawable else self
+
+    @property
+    def notice(self) -> str | None:
+        """A line that says so where another sampler draws than the file's; None if it is the same."""
+        if self.class_name == "DDIMScheduler":
+            return None
+        return f"scheduler: {self.class_name} in {FILE}; DDIM draws here, with its betas and settings"
 
     def to_config(self) -> dict[str, Any]:
         """The `scheduler_config.json` from which diffusers builds the same `DDIMScheduler`."""
-        return {"_class_name": "DDIMScheduler", "_diffusers_version": "0.35.0", **dataclasses.asdict(self)}
+        ours = {key: value for key, value in dataclasses.asdict(self).items() if key not in _OURS}
+        return {"_class_name": "DDIMScheduler", "_diffusers_version": "0.35.0", **ours, "thresholding": False}
 
     def betas(self) -> np.ndarray:
         """β_t, float32 (T,)."""
@@ -80,8 +113,17 @@ class Schedule:
         return _zero_terminal_snr(betas) if self.rescale_betas_zero_snr else betas
 
     def alphas_cumprod(self) -> np.ndarray:
-        """ᾱ_t, float32 (T,)."""
-        return _cumprod(np.float32(1) - self.betas())
+        """ᾱ_t, float32 (T,).
+
+        Raises:
+          UserError: the betas leave nothing of an image before the last timestep.
+        """
+        bar = _cumprod(np.float32(1) - self.betas())
+        if not (np.isfinite(bar).all() and (bar[:-1] > 0).all()):
+            raise UserError(
+                f"{FILE}: beta_start, beta_end or trained_betas are too large; noise alone is left too early"
+            )
+        return bar
 
     def timesteps(self, num_steps: int) -> np.ndarray:
         """The timesteps that a sampler of `num_steps` visits, int32 (num_steps,), from noise to image."""
@@ -102,6 +144,32 @@ class Schedule:
                 f" would begin at timestep {steps[0]} of {total}; ask for fewer"
             )
         return steps.astype(np.int32)
+
+
+def changed_config(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A `scheduler_config.json` with some keys changed: of its own class, or of DDIM's where that has no such key.
+
+    Args:
+      config: the file; empty for DDIM's defaults.
+      changes: the keys to change.
+
+    Raises:
+      UserError: a key is unknown, or its value is not allowed.
+    """
+    schedule = Schedule.from_config(config)
+    if config and changes.keys() <= scheduler_classes.known_keys(schedule.class_name):
+        changed = scheduler_classes.given(config) | dict(changes)
+        Schedule.from_config(changed)
+        return changed
+    schedule.require_drawable()
+    known = scheduler_classes.known_keys("DDIMScheduler")
+    if unknown := sorted(map(str, changes.keys() - known)):
+        raise UserError(f"{FILE}: unknown key {unknown[0]!r:.100}; it may be {', '.join(sorted(known))}")
+    updated = Schedule.from_config(
+        {key: getattr(schedule, key) for key in known if hasattr(schedule, key)} | dict(changes)
+    )
+    updated.require_drawable()
+    return updated.to_config()
 
 
 def add_noise(alphas_cumprod: jax.Array, sample: jax.Array, noise: jax.Array, timesteps: jax.Array) -> jax.Array:

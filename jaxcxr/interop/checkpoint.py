@@ -5,8 +5,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from jaxcxr.errors import UserError
-from jaxcxr.interop.pipeline import NETWORKS, from_files
-from jaxcxr.interop.tensors import Tensor
+from jaxcxr.interop.pipeline import NETWORKS, from_files, network_config_of
+from jaxcxr.interop.tensors import Tensor, is_floating
+from jaxcxr.models.named import count_blocks
 
 TOGETHER = "do config.json and weights belong together?"
 
@@ -48,11 +49,30 @@ def check(checkpoint: Checkpoint, where: str) -> Checkpoint:
     """The checkpoint, if its tensors are those that its configs describe; each is looked at for NaN when read.
 
     Raises:
-      UserError: a tensor is missing, unexpected or misshapen, with its name.
+      UserError: a tensor is missing, unexpected, misshapen or not floating-point, with its name.
     """
+    for network in checkpoint.networks:
+        if (config := f"{network}/config.json") not in checkpoint.files:
+            raise UserError(f"{where}: has tensors of {network}, but no {config}")
+        check_blocks(network, checkpoint.files[config], checkpoint.under(network), where)
     check_parameters(from_files(checkpoint.files, only=checkpoint.networks).parameters(), checkpoint.tensors, where)
+    for name, tensor in checkpoint.tensors.items():
+        if not is_floating(tensor.dtype):
+            raise UserError(f"{where}: parameter {name} is {tensor.dtype}; weights are floating-point numbers")
     tensors = {name: tensor.require_finite(f"{where}: parameter {name}") for name, tensor in checkpoint.tensors.items()}
     return Checkpoint(checkpoint.files, tensors)
+
+
+def check_blocks(network: str, config: bytes, names: Iterable[str], where: str) -> None:
+    """Raises UserError unless the config describes as many blocks as there are tensors of.
+
+    That is quick, where describing a network takes seconds.
+    """
+    described, found = network_config_of(network, config).blocks, count_blocks(names)
+    if described != found:
+        raise UserError(
+            f"{where}: {network}/config.json describes {described} blocks, the tensors are of {found}; {TOGETHER}"
+        )
 
 
 def check_parameters(expected: Mapping[str, Any], found: Mapping[str, Any], where: str) -> None:

@@ -5,13 +5,16 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from jaxcxr import parsing
 from jaxcxr.data import tokens
 from jaxcxr.errors import UserError
 from jaxcxr.files import new_folder
+from jaxcxr.interop import refused
 from jaxcxr.interop.checkpoint import TOGETHER, Checkpoint
+from jaxcxr.interop.folder import has_file, read_carried
 from jaxcxr.interop.layout import from_torch, to_torch
 from jaxcxr.interop.pickled import open_pickled
-from jaxcxr.interop.pipeline import NETWORKS, model_index, network_class, write_files
+from jaxcxr.interop.pipeline import NETWORKS, model_index, network_class, parse_index, parse_object, write_files
 from jaxcxr.interop.tensors import Tensor, open_safetensors, open_sharded, write_safetensors
 
 WEIGHTS = {
@@ -19,8 +22,6 @@ WEIGHTS = {
     "vae": "diffusion_pytorch_model.safetensors",
     "text_encoder": "model.safetensors",
 }
-_FOLDERS = (*NETWORKS, "tokenizer", "scheduler")
-_WEIGHT_SUFFIXES = {".safetensors", ".bin", ".ckpt", ".pt", ".msgpack", ".h5", ".onnx"}
 # What old transformers versions saved beside the parameters: 0 … 76, and the heads BERT was trained with.
 _STRAYS = ("text_model.embeddings.position_ids", "embeddings.position_ids", "cls.", "lm_head.")
 # What diffusers ≤ 0.17 called the projections of the autoencoder's attention.
@@ -42,8 +43,9 @@ def read(path: Path, only: Iterable[str] | None = None) -> Checkpoint:
     files = read_files(path)
     tensors: dict[str, Tensor] = {}
     for network in [name for name in NETWORKS if f"{name}/config.json" in files and (only is None or name in only)]:
-        tensors |= _read_network(network, path / network, files)
+        tensors |= _read_network(network, path / network, path, files)
     if not tensors:
+        refused.check_files(path)
         raise UserError(f"{path}: no network here; a diffusers folder has unet/config.json, vae/config.json, …")
     return Checkpoint(_without_absent_pooler(files, tensors), tensors)
 
@@ -64,11 +66,13 @@ def read_encoder(path: Path) -> Checkpoint:
     Raises:
       UserError: as `read`.
     """
-    here = {file.name: file.read_bytes() for file in sorted(path.iterdir()) if file.name in tokens.FILES}
-    files = {f"tokenizer/{name}": data for name, data in here.items()}
-    files["text_encoder/config.json"] = (path / "config.json").read_bytes()
-    _check_json(files, path)
-    tensors = _read_network("text_encoder", path, files)
+    here = {
+        name: parsing.read_bytes(path / name) for name in (*tokens.FILES, "config.json") if has_file(path / name, path)
+    }
+    config = here.pop("config.json")
+    files = {f"tokenizer/{name}": data for name, data in here.items()} | {"text_encoder/config.json": config}
+    refused.check_network(path, parse_object(str(path / "config.json"), config))
+    tensors = _read_network("text_encoder", path, path, files)
     return Checkpoint(_without_absent_pooler(files, tensors), tensors)
 
 
@@ -93,39 +97,28 @@ def write(checkpoint: Checkpoint, path: str | Path, *, dtype: Any = None, max_sh
 
 
 def read_files(path: Path) -> dict[str, bytes]:
-    """Every file of a diffusers folder but the weights, by its path in the folder.
+    """The files of a diffusers folder that are carried, so not the weights, by their path in the folder.
 
     Raises:
-      UserError: `path` is not a folder, or a JSON file in it cannot be read.
+      UserError: `path` is not a folder or another family's pipeline, or a file in it cannot be read or is damaged.
     """
     if not path.is_dir():
         raise UserError(f"{path}: no such folder")
-    candidates = [path / "model_index.json", *(file for part in _FOLDERS for file in sorted((path / part).rglob("*")))]
-    files = {}
-    for file in candidates:
-        if file.is_file() and file.suffix not in _WEIGHT_SUFFIXES and not file.name.endswith(".index.json"):
-            files[file.relative_to(path).as_posix()] = file.read_bytes()
-    _check_json(files, path)
+    files = read_carried(path)
+    index = parse_index(str(path / "model_index.json"), files.get("model_index.json", b"{}"))
+    refused.check_pipeline(path, index)
+    for name, data in files.items():
+        if name.endswith("config.json"):
+            parse_object(str(path / name), data)
     return files
 
 
-def _check_json(files: Mapping[str, bytes], path: Path) -> None:
-    for name, data in files.items():
-        if name.endswith("config.json") or name == "model_index.json":
-            try:
-                content = json.loads(data)
-            except ValueError as error:
-                raise UserError(f"{path / name}: not JSON ({error}); copy the file again") from error
-            if not isinstance(content, dict):
-                raise UserError(f"{path / name}: is not a JSON object; copy the file again")
-
-
-def _read_network(network: str, folder: Path, files: Mapping[str, bytes]) -> dict[str, Tensor]:
+def _read_network(network: str, folder: Path, root: Path, files: Mapping[str, bytes]) -> dict[str, Tensor]:
     """The tensors of one network under their full names here."""
-    config = json.loads(files[f"{network}/config.json"])
+    config = parse_object(f"{network}/config.json", files[f"{network}/config.json"])
     tensors: dict[str, Tensor] = {}
     network_class(network, config)  # another family is told by its name, rather than by its first tensor's
-    for key, tensor in _open_weights(folder, WEIGHTS[network]).items():
+    for key, tensor in _open_weights(folder, WEIGHTS[network], root).items():
         key = _modern(network, config, key)
         if key.startswith(_STRAYS):
             continue
@@ -137,20 +130,21 @@ def _read_network(network: str, folder: Path, files: Mapping[str, bytes]) -> dic
     return tensors
 
 
-def _open_weights(folder: Path, name: str) -> dict[str, Tensor]:
+def _open_weights(folder: Path, name: str, root: Path) -> dict[str, Tensor]:
     """The tensors of a network's folder, from the first there is of: whole precision, half, PyTorch's pickles."""
     stem = name.removesuffix(".safetensors")
     pickle = "pytorch_model" if stem == "model" else stem
-    for variant in ("", ".fp16"):
-        if (file := folder / f"{stem}{variant}.safetensors").is_file():
-            return open_safetensors(file)
-        if (file := folder / f"{stem}.safetensors.index{variant}.json").is_file():
-            return open_sharded(file, open_safetensors)
-    for variant in ("", ".fp16"):
-        if (file := folder / f"{pickle}{variant}.bin").is_file():
-            return open_pickled(file)
-        if (file := folder / f"{pickle}.bin.index{variant}.json").is_file():
-            return open_sharded(file, open_pickled)
+    for kind, suffix, open_file in ((stem, "safetensors", open_safetensors), (pickle, "bin", open_pickled)):
+
+        def open_here(file: Path, open_file: Any = open_file) -> dict[str, Tensor]:
+            has_file(file, root)  # or it links elsewhere; one that is absent is named by its reader
+            return open_file(file)
+
+        for variant in ("", ".fp16"):
+            if has_file(file := folder / f"{kind}{variant}.{suffix}", root):
+                return open_file(file)
+            if has_file(file := folder / f"{kind}.{suffix}.index{variant}.json", root):
+                return open_sharded(file, open_here)
     raise UserError(f"{folder / name}: no such file; this checkpoint is not complete")
 
 
@@ -178,7 +172,7 @@ def _without_absent_pooler(files: dict[str, bytes], tensors: Mapping[str, Tensor
         or "text_encoder.pooler.dense.kernel" in tensors
     ):
         return files
-    config = json.loads(files[name]) | {"add_pooling_layer": False}
+    config = parse_object(name, files[name]) | {"add_pooling_layer": False}
     return files | {name: (json.dumps(config, indent=2) + "\n").encode()}
 
 
@@ -186,8 +180,9 @@ def _index(files: Mapping[str, bytes]) -> bytes:
     """The folder's own index, less the parts that are not carried: safety checker and feature extractor."""
     if "model_index.json" not in files:
         return model_index(files)
-    index = json.loads(files["model_index.json"])
-    dropped = {part: [None, None] for part in ("safety_checker", "feature_extractor") if index.get(part, [None])[0]}
+    index = parse_index("model_index.json", files["model_index.json"])
+    unused = ("safety_checker", "feature_extractor")
+    dropped = {part: [None, None] for part in unused if (index.get(part) or [None])[0]}
     if not dropped:
         return files["model_index.json"]
     return (json.dumps(index | dropped | {"requires_safety_checker": False}, indent=2) + "\n").encode()

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from jaxcxr.errors import UserError
-from jaxcxr.interop.checkpoint import Checkpoint, check_parameters
+from jaxcxr.interop.checkpoint import Checkpoint, check_blocks, check_parameters
 from jaxcxr.interop.diffusers import read_files
-from jaxcxr.interop.pipeline import from_files
-from jaxcxr.interop.tensors import Tensor
+from jaxcxr.interop.folder import has_file
+from jaxcxr.interop.pipeline import NETWORKS, from_files
+from jaxcxr.interop.tensors import Tensor, require_name
 
 WEIGHTS = {
     "unet": "diffusion_flax_model.msgpack",
@@ -57,17 +58,19 @@ def read(path: Path) -> Checkpoint:
       UserError: a file is absent or damaged, or a tensor is missing, unexpected or misshapen, with its name.
     """
     files = {name: _for_pytorch(name, content) for name, content in read_files(path).items()}
-    pipeline = from_files(files)
-    if not pipeline.networks:
+    networks = [network for network in NETWORKS if f"{network}/config.json" in files]
+    if not networks:
         raise UserError(f"{path}: no network here; such a folder has unet/config.json, vae/config.json, …")
-    expected = pipeline.parameters()
+    legacy: dict[str, np.ndarray] = {}
+    for network in networks:
+        arrays = dict(_read_arrays(path / network / WEIGHTS[network], path))
+        # Without the old names of a list's items, which its blocks are counted by.
+        modern = [re.sub(r"_(\d+)(?=\.)", r".\1", name) for name in arrays]
+        check_blocks(network, files[f"{network}/config.json"], modern, str(path))
+        legacy |= {f"{network}.{name}": array for name, array in arrays.items()}
+    expected = from_files(files, only=networks).parameters()
     ours = {_legacy_name(name): name for name in expected}
-    found = {}
-    for network in pipeline.networks:
-        for name, array in _read_arrays(path / network / WEIGHTS[network]):
-            full_name = f"{network}.{name}"
-            if full_name not in _BUFFERS:
-                found[ours.get(full_name, full_name)] = Tensor.of(array)
+    found = {ours.get(name, name): Tensor.of(array) for name, array in legacy.items() if name not in _BUFFERS}
     check_parameters(expected, found, str(path))
     return Checkpoint(files, {name: found[name] for name in expected})
 
@@ -83,11 +86,11 @@ def _legacy_name(name: str) -> str:
     return name
 
 
-def _read_arrays(file: Path) -> Iterator[tuple[str, np.ndarray]]:
+def _read_arrays(file: Path, root: Path) -> Iterator[tuple[str, np.ndarray]]:
     """Every array of a `.msgpack` file, with its path in the tree, dotted."""
     from flax.serialization import msgpack_restore
 
-    if not file.is_file():
+    if not has_file(file, root):
         raise UserError(f"{file}: no such file; this checkpoint is not complete")
     try:
         tree = msgpack_restore(file.read_bytes())
@@ -100,6 +103,7 @@ def _read_arrays(file: Path) -> Iterator[tuple[str, np.ndarray]]:
             raise UserError(
                 f"{file}: {name or 'its content'} is no array but a {type(value).__name__}; copy the file again"
             )
+        require_name(file, name)
         yield name, value
 
 

@@ -21,12 +21,11 @@ import ml_dtypes
 import numpy as np
 
 from jaxcxr.errors import UserError
-from jaxcxr.interop.tensors import Tensor
+from jaxcxr.interop.tensors import Tensor, require_name
 
 _LARGEST_PICKLE = 64 << 20  # bytes; that of Stable Diffusion's U-Net has 200 000
 _MOST_OPCODES = 4_000_000  # an object or so each; the same U-Net's has 23 000
-_MOST_AXES = 32
-_DEFLATE_RATIO = 1032  # no deflated data is shorter than its contents by more than that
+_MOST_AXES, _DEFLATE_RATIO = 32, 1032  # no deflated data is shorter than its contents by more than that
 _LEGACY_MAGIC, _LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 
 _DTYPES = {
@@ -41,6 +40,7 @@ _DTYPES = {
     "torch.ByteStorage": np.dtype(np.uint8),
     "torch.BoolStorage": np.dtype(np.bool_),
 }
+_EMBEDDING = "string_to_param"  # under which textual inversion keeps its tensors
 # Names that a checkpoint may mention beside its tensors; nothing is done with them.
 _INERT = {f"torch.{dtype}" for dtype in _DTYPES.values()}
 
@@ -48,12 +48,10 @@ _INERT = {f"torch.{dtype}" for dtype in _DTYPES.values()}
 def open_pickled(file: Path) -> dict[str, Tensor]:
     """The tensors of a file that `torch.save` wrote, of either of its formats, to be read one by one.
 
-    What is read is a dictionary of tensors by name, or the one under `state_dict` where there is one. Other plain
-    values beside the tensors are left aside.
+    What is read is a dictionary of tensors by name, or one in it: under `state_dict`, or `string_to_param`.
 
     Raises:
-      UserError: the file is absent, damaged, says of itself what is not so, has big-endian numbers, holds no such
-        tensors, or refers to anything but tensors and plain containers; that is named.
+      UserError: the file is absent, damaged, big-endian, holds no such tensors, or refers to anything else, by name.
     """
     if not file.is_file():
         raise UserError(f"{file}: no such file; this checkpoint is not complete")
@@ -64,8 +62,9 @@ def _open(file: Path) -> dict[str, Tensor]:
     with file.open("rb") as stream:
         zipped = stream.read(4) == b"PK\x03\x04"
     top, storages = (_open_zip if zipped else _open_legacy)(file)
-    if isinstance(top, dict) and isinstance(top.get("state_dict"), dict):
-        top = top["state_dict"]
+    for inner in ("state_dict", _EMBEDDING):
+        if isinstance(top, dict) and isinstance(top.get(inner), dict):
+            top = top[inner]
     views = {name: view for name, view in top.items() if isinstance(view, _View)} if isinstance(top, dict) else {}
     if not views:
         raise UserError(f"{file}: holds no dictionary of tensors, nor one under state_dict; is it a checkpoint?")
@@ -265,11 +264,13 @@ class _Program:
     def _refer(self, module: Any, attribute: Any) -> None:
         _require(type(module) is str and type(attribute) is str, "a reference that is no name")
         name = f"{module}.{attribute}"
-        if name not in _DTYPES and name not in _FUNCTIONS and name not in _INERT:
-            raise UserError(
-                f"{self._file}: refers to `{_one_line(name)}`; such a file could run code and is not read; "
-                "where it comes from, save its tensors alone: torch.save(model.state_dict(), …) or safetensors"
-            )
+        if name not in {*_DTYPES, *_FUNCTIONS, *_INERT}:
+            if any(type(item) is str and item == _EMBEDDING for item in self._stack):
+                raise UserError(
+                    f"{self._file}: is a textual-inversion embedding, not a whole checkpoint; give its base"
+                )
+            what = f"refers to `{_one_line(name)}`; such a file could run code and is not read"
+            raise UserError(f"{self._file}: {what}; save its tensors alone, with torch.save(model.state_dict(), …)")
         self._stack.append(_Global(name))
 
     def _call(self, arguments: Any, function: Any) -> None:
@@ -378,7 +379,7 @@ def _require_little_endian(file: Path, little: bool) -> None:
 def _tensor(file: Path, name: str, view: _View, region: _Region) -> Tensor:
     """The tensor `name` as a view of its storage's bytes, none of which it may be beyond."""
     storage, shape, dtype = view.storage, view.shape, view.storage.dtype
-    _require(name.isprintable(), f"a tensor of the name {name!r}")
+    require_name(file, name)
     _require(storage.numel * dtype.itemsize <= region.nbytes, f"tensor {name}: its storage is shorter than it says")
     size = math.prod(max(axis, 1) for axis in shape) * dtype.itemsize
     _require(size <= max(file.stat().st_size, region.nbytes), f"tensor {name}: is larger than the file")

@@ -6,14 +6,17 @@ import json
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from msgspec import Meta
 
+from jaxcxr import parsing
 from jaxcxr.diffusion.schedule import Schedule
 from jaxcxr.errors import UserError
+from jaxcxr.models import config as configs
 from jaxcxr.models.bert import BertModel
 from jaxcxr.models.clip import CLIPTextModel
 from jaxcxr.models.compute import specialize
@@ -33,7 +36,15 @@ _TEXT_ENCODERS: dict[str, tuple[type[nnx.Module], str, str]] = {
 }
 """By `model_type`: the class here, and those of transformers for encoder and tokenizer."""
 
+_CONFIGS: dict[Any, Any] = {
+    UNet2DConditionModel: configs.UNet2DConditionConfig,
+    AutoencoderKL: configs.AutoencoderKLConfig,
+    CLIPTextModel: configs.CLIPTextConfig,
+    BertModel: configs.BertConfig,
+}
 _DIFFUSERS = "0.35.0"  # the version whose configs are written
+_LIBRARIES = ("diffusers", "transformers", "maxdiffusion")
+_Part = Annotated[tuple[str | None, ...], Meta(min_length=2, max_length=2)] | None
 SCHEDULER_CONFIG = "scheduler/scheduler_config.json"
 
 
@@ -69,7 +80,17 @@ class StableDiffusion:
         """The noise schedule and the sampler's settings, from `scheduler/scheduler_config.json`."""
         if SCHEDULER_CONFIG not in self.files:
             raise UserError(f"this checkpoint has no {SCHEDULER_CONFIG}; a whole pipeline is needed here")
-        return Schedule.from_config(json.loads(self.files[SCHEDULER_CONFIG]))
+        config = parse_object(SCHEDULER_CONFIG, self.files[SCHEDULER_CONFIG])
+        loaded_as = scheduler_class(self.files)
+        schedule = Schedule.from_config({"_class_name": loaded_as} | config)
+        if loaded_as == schedule.class_name:
+            return schedule
+        # diffusers would load the file as the index's class, with that class's defaults.
+        other = dataclasses.replace(Schedule.from_config(config | {"_class_name": loaded_as}), class_name="")
+        if other == dataclasses.replace(schedule, class_name=""):
+            return schedule
+        why = f"_class_name is {schedule.class_name}, but {loaded_as} in model_index.json, which draws otherwise"
+        return dataclasses.replace(schedule, undrawable=why)
 
     @functools.cached_property
     def tokenizer(self) -> Any:
@@ -81,7 +102,22 @@ class StableDiffusion:
             raise UserError("this checkpoint has no tokenizer/ folder; a whole pipeline is needed here")
         with tempfile.TemporaryDirectory() as folder:
             write_files(Path(folder), files)
-            return tokens.load(Path(folder) / "tokenizer")
+            tokenizer = tokens.load(Path(folder) / "tokenizer")
+        if "text_encoder/config.json" in self.files:
+            rows = network_config_of("text_encoder", self.files["text_encoder/config.json"]).vocab_size
+            if (last := max(tokenizer.get_vocab().values())) >= rows:
+                raise UserError(
+                    f"tokenizer: has the id {last}, the text encoder's vocab_size is {rows}; copy both again"
+                )
+        return tokenizer
+
+    def require_text_alone(self) -> None:
+        """Raises UserError if the U-Net asks for class labels, which neither training nor sampling has."""
+        if (classes := self.unet.config.num_class_embeds) is not None:
+            raise UserError(
+                f"unet/config.json: num_class_embeds={classes} asks for class labels, which there are none of; give a"
+                " U-Net that is conditioned by text alone"
+            )
 
     def parameters(self) -> dict[str, Any]:
         """Every parameter by its full name, e.g. `unet.conv_in.kernel`."""
@@ -127,8 +163,27 @@ def from_files(
 @functools.lru_cache(maxsize=8)
 def _shapes(name: str, config: bytes, dtype: Any) -> nnx.Module:
     """A network without values; tracing a large one takes seconds, and reading a checkpoint asks more than once."""
-    architecture = json.loads(config)
+    architecture = parse_object(f"{name}/config.json", config)
     return abstract(network_class(name, architecture), architecture, dtype)
+
+
+def parse_object(name: str, data: bytes) -> dict[str, Any]:
+    """The JSON object in a file of a checkpoint.
+
+    Raises:
+      UserError: it is none, with `name`.
+    """
+    return parsing.parse_json(data, dict[str, Any], name, remedy="copy the file again")
+
+
+def network_config_of(name: str, config: bytes) -> Any:
+    """The configuration in the `config.json` of the network `name`, checked.
+
+    Raises:
+      UserError: it is of another family or asks for what is not implemented.
+    """
+    architecture = parse_object(f"{name}/config.json", config)
+    return _CONFIGS[network_class(name, architecture)].from_dict(architecture)
 
 
 def initialize(pipeline: StableDiffusion, key: jax.Array) -> dict[str, jax.Array]:
@@ -149,12 +204,14 @@ def network_class(name: str, config: Mapping[str, Any]) -> type[nnx.Module]:
     """
     if name == "text_encoder":
         family = config.get("model_type", "clip_text_model")
-        if family not in _TEXT_ENCODERS:
-            raise UserError(f"text_encoder: model_type {family!r} is not supported (only {', '.join(_TEXT_ENCODERS)})")
+        if not isinstance(family, str) or family not in _TEXT_ENCODERS:
+            raise UserError(
+                f"text_encoder: model_type {family!r:.100} is not supported (only {', '.join(_TEXT_ENCODERS)})"
+            )
         return _TEXT_ENCODERS[family][0]
     written = config.get("_class_name", _CLASSES[name].__name__)
     if written != _CLASSES[name].__name__:
-        raise UserError(f"{name}: _class_name {written!r} is not supported (only {_CLASSES[name].__name__})")
+        raise UserError(f"{name}: _class_name {written!r:.100} is not supported (only {_CLASSES[name].__name__})")
     return _CLASSES[name]
 
 
@@ -170,10 +227,12 @@ def network_config(name: str, architecture: Mapping[str, Any]) -> bytes:
 
 def model_index(files: Mapping[str, bytes]) -> bytes:
     """The `model_index.json` that lets diffusers load a folder of these files as a pipeline."""
-    text = json.loads(files.get("text_encoder/config.json", b"{}"))
+    text = parse_object("text_encoder/config.json", files.get("text_encoder/config.json", b"{}"))
+    network_class("text_encoder", text)
     _, encoder, tokenizer = _TEXT_ENCODERS[text.get("model_type", "clip_text_model")]
+    scheduler = parse_object(SCHEDULER_CONFIG, files.get(SCHEDULER_CONFIG, b"{}"))
     libraries = {
-        "scheduler": ("diffusers", "DDIMScheduler"),
+        "scheduler": ("diffusers", scheduler.get("_class_name", "DDIMScheduler")),
         "text_encoder": ("transformers", encoder),
         "tokenizer": ("transformers", tokenizer),
         "unet": ("diffusers", "UNet2DConditionModel"),
@@ -191,6 +250,41 @@ def model_index(files: Mapping[str, bytes]) -> bytes:
             **{part: library if part in folders else absent for part, library in libraries.items()},
         }
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Index:
+    """The parts of a pipeline in a `model_index.json`, each a library and a class, or two nulls."""
+
+    scheduler: _Part = None
+    text_encoder: _Part = None
+    tokenizer: _Part = None
+    unet: _Part = None
+    vae: _Part = None
+    safety_checker: _Part = None
+    feature_extractor: _Part = None
+
+
+def parse_index(name: str, data: bytes) -> dict[str, Any]:
+    """A `model_index.json`.
+
+    Raises:
+      UserError: it is damaged, or names a library besides diffusers and transformers.
+    """
+    index = parse_object(name, data)
+    parts: _Index = parsing.convert(index, _Index, name, remedy="copy the file again")
+    for part in ("scheduler", "text_encoder", "tokenizer", "unet", "vae"):
+        library = (getattr(parts, part) or (None,))[0]
+        if library not in (None, *_LIBRARIES):
+            raise UserError(f"{name}: {part} is of the library {library!r:.100}; it may be {' or '.join(_LIBRARIES)}")
+    return index
+
+
+def scheduler_class(files: Mapping[str, bytes]) -> str:
+    """The class that diffusers makes a pipeline's scheduler of: its `model_index.json`'s, or else the file's own."""
+    index = parse_index("model_index.json", files.get("model_index.json", b"{}"))
+    named = (index.get("scheduler") or [None, None])[1]
+    return named or parse_object(SCHEDULER_CONFIG, files[SCHEDULER_CONFIG]).get("_class_name", "DDIMScheduler")
 
 
 def write_files(folder: Path, files: Mapping[str, bytes]) -> None:

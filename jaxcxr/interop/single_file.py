@@ -12,6 +12,7 @@ import numpy as np
 from jaxcxr.diffusion.schedule import Schedule
 from jaxcxr.errors import UserError
 from jaxcxr.files import new_file
+from jaxcxr.interop import refused
 from jaxcxr.interop.checkpoint import Checkpoint, check_parameters
 from jaxcxr.interop.diffusers import read_files
 from jaxcxr.interop.layout import from_torch, to_torch
@@ -25,7 +26,7 @@ from jaxcxr.interop.original_names import (
     other_family,
     place,
 )
-from jaxcxr.interop.pipeline import SCHEDULER_CONFIG, from_files, model_index, network_config
+from jaxcxr.interop.pipeline import SCHEDULER_CONFIG, from_files, model_index, network_config, parse_object
 from jaxcxr.interop.tensors import Tensor, Tensors, open_safetensors, write_safetensors
 
 _PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
@@ -62,6 +63,7 @@ def read(
     if prediction_type not in (None, *_PREDICTION_TYPES):
         raise UserError(f"--prediction-type {prediction_type}: unknown; it may be {', '.join(_PREDICTION_TYPES)}")
     found = _open(path)
+    refused.check_tensors(path, found)
     if family := other_family(found):
         raise UserError(f"{path}: is a {family} file; only Stable Diffusion 1 and 2 can be read")
     if not any(key.startswith(tuple(PREFIXES.values())) for key in found):
@@ -95,14 +97,14 @@ def write(checkpoint: Checkpoint, path: str | Path, *, dtype: Any = None) -> Non
 
 
 def _open(path: Path) -> dict[str, Tensor]:
-    if path.suffix in (".ckpt", ".pt", ".pth"):
+    if path.suffix in (".ckpt", ".pt", ".pth", ".bin"):
         from jaxcxr.interop.pickled import open_pickled
 
         found = open_pickled(path)
     elif path.suffix == ".safetensors":
         found = open_safetensors(path)
     else:
-        raise UserError(f"{path}: is neither .safetensors nor .ckpt, .pt, .pth")
+        raise UserError(f"{path}: is neither .safetensors nor .ckpt, .pt, .pth, .bin")
     # Some writers leave out the name of the text encoder's inner model.
     bare = re.compile(rf"({re.escape(_TEXT)}transformer\.)(?=(embeddings|encoder|final_layer_norm)\.)")
     return {bare.sub(r"\1text_model.", key): tensor for key, tensor in found.items()}
@@ -128,7 +130,8 @@ def _describe(parameters: Mapping[str, Any], configs: Mapping[str, Config]) -> d
 
 def _configs(files: Mapping[str, bytes]) -> dict[str, Config]:
     """The networks' configs, refused here if the layout has no place for the text encoder."""
-    configs = {name: json.loads(files[f"{name}/config.json"]) for name in PREFIXES if f"{name}/config.json" in files}
+    present = {name: file for name in PREFIXES if (file := f"{name}/config.json") in files}
+    configs: dict[str, Config] = {name: parse_object(file, files[file]) for name, file in present.items()}
     if "text_encoder" in configs:
         is_open_clip(configs["text_encoder"])
     return configs
@@ -143,12 +146,13 @@ def _pick(found: Tensors, files: Mapping[str, bytes], path: Path, ema: bool) -> 
         original = parameter.place.key
         used.add(original)
         key = ema_key(original) if averaged and original.startswith(_UNET) else original
-        tensor = _require(found, key, path).map(functools.partial(_take, parameter.place))
-        if tensor.shape != parameter.torch_shape:
+        tensor = _require(found, key, path)
+        if tensor.shape not in (allowed := _original_shapes(parameter)):
             raise UserError(
-                f"{path}: tensor {key} has shape {found[key].shape}, which gives {full_name} {tensor.shape};"
-                f" the config asks for {parameter.torch_shape}; do config and file belong together?"
+                f"{path}: tensor {key} has shape {tensor.shape}; for {full_name} the config asks for"
+                f" {allowed[0]}; do config and file belong together?"
             )
+        tensor = tensor.map(functools.partial(_take, parameter.place))
         picked[full_name] = tensor.map(functools.partial(_from_torch, parameter.torch_name))
     text_config = configs.get("text_encoder")
     for key in sorted(found.keys() - used):
@@ -163,6 +167,16 @@ def _require(found: Tensors, key: str, path: Path) -> Tensor:
     if key not in found:
         raise UserError(f"{path}: tensor {key} is missing; the file is not complete, or the config is not its own")
     return found[key]
+
+
+def _original_shapes(parameter: _Parameter) -> list[tuple[int, ...]]:
+    """The shapes that the tensor with this parameter in it may have in a file."""
+    rows, *rest = parameter.torch_shape
+    if parameter.place.third is not None:
+        return [(3 * rows, *rest)]
+    return [(rows, *rest), (rows, *rest, 1, 1)][:: -1 if parameter.place.pointwise else 1][
+        : 1 + parameter.place.pointwise
+    ]
 
 
 def _take(where: Place, array: np.ndarray) -> np.ndarray:
@@ -207,7 +221,7 @@ def _stack(parts: list[Tensor]) -> Tensor:
 def _with_prediction_type(files: dict[str, bytes], prediction_type: str | None) -> dict[str, bytes]:
     if prediction_type is None:
         return files
-    scheduler = json.loads(files.get(SCHEDULER_CONFIG, b"null")) or _scheduler("epsilon")
+    scheduler = parse_object(SCHEDULER_CONFIG, files.get(SCHEDULER_CONFIG, b"{}")) or _scheduler("epsilon")
     return files | {SCHEDULER_CONFIG: _json(scheduler | {"prediction_type": prediction_type})}
 
 

@@ -4,11 +4,13 @@ import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import ml_dtypes
 import numpy as np
+from msgspec import Meta
 
+from jaxcxr import parsing
 from jaxcxr.errors import UserError
 
 
@@ -70,10 +72,15 @@ Tensors = Mapping[str, Tensor]
 
 
 def is_floating(dtype: np.dtype) -> bool:
-    """Whether `dtype` is a float of NumPy's or bfloat16, whose kind is V."""
-    return dtype.kind in "fV"
+    """Whether `dtype` is a float of NumPy's, bfloat16 or one of eight bits."""
+    try:
+        return dtype.kind != "c" and bool(ml_dtypes.finfo(dtype))
+    except ValueError:
+        return False
 
 
+_COPY = "copy the file again"
+_LONGEST_NAME = 500
 # By the names that safetensors files use.
 _DTYPES = {
     "F64": np.dtype(np.float64),
@@ -105,17 +112,39 @@ def open_safetensors(file: Path) -> dict[str, Tensor]:
             pass
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
-            header = json.loads(stream.read(length))
-    except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{file}: cannot be read ({error}); copy the file again") from error
-    header.pop("__metadata__", None)
-    if unknown := [name for name, entry in header.items() if entry["dtype"] not in _DTYPES]:
-        raise UserError(f"{file}: tensor {unknown[0]} has dtype {header[unknown[0]]['dtype']}, which is not supported")
-    return {name: _view(file, entry, 8 + length) for name, entry in header.items()}
+            header = stream.read(length)
+    except (SafetensorError, OSError, ValueError, UnicodeError) as error:
+        reason = " ".join(f"{error}".split())[:200]
+        raise UserError(f"{file}: cannot be read ({reason}); copy the file again") from error
+    entries: dict[str, Any] = parsing.parse_json(header, dict[str, Any], str(file), remedy=_COPY)
+    entries.pop("__metadata__", None)
+    for name in entries:
+        require_name(file, name)
+    tensors: dict[str, _Entry] = parsing.convert(entries, dict[str, _Entry], str(file), remedy=_COPY)
+    if unknown := [name for name, entry in tensors.items() if entry.dtype not in _DTYPES]:
+        raise UserError(
+            f"{file}: tensor {unknown[0]} has dtype {tensors[unknown[0]].dtype!r:.100}, which is not supported"
+        )
+    return {name: _view(file, entry, 8 + length) for name, entry in tensors.items()}
 
 
-def _view(file: Path, entry: Mapping[str, Any], start: int) -> Tensor:
-    shape, dtype, offset = tuple(entry["shape"]), _DTYPES[entry["dtype"]], start + entry["data_offsets"][0]
+def require_name(file: Path, name: str) -> None:
+    """Raises UserError if a tensor's name cannot stand in a message of one line."""
+    if not (name.isprintable() and len(name) <= _LONGEST_NAME):
+        raise UserError(f"{file}: has a tensor of the name {name!r:.100}; copy the file again")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Entry:
+    """What the header of a safetensors file says of a tensor; `data_offsets` are its first byte and the one after."""
+
+    dtype: str
+    shape: tuple[Annotated[int, Meta(ge=0)], ...]
+    data_offsets: Annotated[tuple[Annotated[int, Meta(ge=0)], ...], Meta(min_length=2, max_length=2)]
+
+
+def _view(file: Path, entry: _Entry, start: int) -> Tensor:
+    shape, dtype, offset = entry.shape, _DTYPES[entry.dtype], start + entry.data_offsets[0]
 
     def read() -> np.ndarray:
         if 0 in shape:
@@ -218,13 +247,23 @@ def open_sharded(index: Path, open_shard: Callable[[Path], Tensors]) -> dict[str
       UserError: the index is damaged, names a file that is absent or not beside it, or a tensor that the file lacks.
     """
     try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        found: _Index = parsing.read_json(index, _Index, remedy=_COPY)
+        weight_map = found.weight_map
         shards = sorted(set(weight_map.values()))
-        if outside := [name for name in shards if Path(name).name != name]:
-            raise UserError(f"{index}: names {outside[0]!r}, which is not a file beside it")
+        if outside := [name for name in shards if Path(name).name != name or not name.isprintable()]:
+            raise UserError(f"{index}: names {outside[0]!r:.200}, which is not a file beside it")
         opened = {name: open_shard(index.with_name(name)) for name in shards}
         return {key: opened[name][key] for key, name in weight_map.items()}
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError) as error:  # a name that is none
         raise UserError(f"{index}: cannot be read ({error}); copy the file again") from error
     except KeyError as error:
-        raise UserError(f"{index}: names the tensor {error}, which is not there; copy the folder again") from error
+        raise UserError(
+            f"{index}: names the tensor {error.args[0]!r:.200}, which is not there; copy the folder again"
+        ) from error
+
+
+@dataclasses.dataclass(frozen=True)
+class _Index:
+    """An `.index.json`: the file of each tensor, by the tensor's name."""
+
+    weight_map: dict[str, str]

@@ -3,10 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
+import reprlib
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self, TypeVar
 
+from msgspec import Meta
+
+from jaxcxr import parsing
 from jaxcxr.errors import UserError
+
+# What a field may hold. The bounds lie far beyond every published network; within them a network is described quickly.
+_T = TypeVar("_T")
+_PerLevel = Annotated[tuple[_T, ...], Meta(min_length=1, max_length=8)]
+_Width = Annotated[int, Meta(ge=1, le=2**15)]
+_Rows = Annotated[int, Meta(ge=1, le=2**22)]
+_Layers = Annotated[int, Meta(ge=1, le=64)]
+_Kernel = Annotated[int, Meta(ge=1, le=15)]
+_Pair = Annotated[tuple[_Width, ...], Meta(min_length=2, max_length=2)]  # tuple[int, int] crashes msgspec 0.22 here
+_Id = Annotated[int, Meta(ge=-1, le=2**31 - 1)]
+_Epsilon = Annotated[float, Meta(ge=0, lt=1)]
+_Factor = Annotated[float, Meta(gt=0, le=1e4)]
+_MOST_BLOCKS = 256
+_short = reprlib.repr  # for a message
 
 
 def _frozen(value: Any) -> Any:
@@ -30,23 +48,30 @@ class _Config:
         """Reads a `config.json`; absent keys take the library's default, keys with a leading `_` are ignored.
 
         Raises:
-            UserError: a key is unknown, or its value asks for something that is not implemented.
+            UserError: a key is unknown, or its value is not allowed or asks for something that is not implemented.
         """
         if isinstance(config, cls):
             return config
         if isinstance(config, _Config):
             raise UserError(f"{type(config).__name__} was given where a {cls.__name__} is needed")
         names = {field.name for field in dataclasses.fields(cls)}
-        kept = {}
+        kept = cls._defaults(config)
         for key, raw in config.items():
             value = _frozen(raw)
             if key in cls.only and value not in cls.only[key]:
-                raise UserError(f"{cls.__name__}: {key} = {raw!r} is not supported (only {cls.only[key]})")
+                raise UserError(f"{cls.__name__}: {key} = {_short(raw)} is not supported (only {cls.only[key]})")
             if key in names:
                 kept[key] = value
             elif not (key.startswith("_") or key in cls.only or key in cls.ignored):
-                raise UserError(f"{cls.__name__}: unknown key {key} = {raw!r}; remove it or check its spelling")
-        return cls(**kept)
+                raise UserError(
+                    f"{cls.__name__}: unknown key {_short(key)} = {_short(raw)}; remove it or check its spelling"
+                )
+        return parsing.convert(kept, cls, cls.__name__)
+
+    @classmethod
+    def _defaults(cls, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Defaults that depend on another key of the file."""
+        return {}
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain values, ready for `config.json`."""
@@ -54,48 +79,57 @@ class _Config:
             key: list(value) if isinstance(value, tuple) else value for key, value in dataclasses.asdict(self).items()
         }
 
-    def _refuse(self, key: str, why: str) -> None:
-        raise UserError(f"{type(self).__name__}: {key} = {getattr(self, key)!r} {why}")
+    @property
+    def blocks(self) -> int:
+        """How many residual and transformer blocks the network has."""
+        raise NotImplementedError
 
-    def _divides(self, key: str, channels: tuple[int, ...]) -> None:
-        divisor = getattr(self, key)
-        if not isinstance(divisor, int) or divisor < 1 or any(width % divisor for width in channels):
-            self._refuse(key, f"must be a whole number that divides every one of {channels}")
+    def _refuse(self, key: str, why: str) -> None:
+        raise UserError(f"{key} = {_short(getattr(self, key))} {why}")
+
+    def _require_few_blocks(self) -> None:
+        if self.blocks > _MOST_BLOCKS:
+            raise UserError(f"layers_per_block and others make {self.blocks} blocks; at most {_MOST_BLOCKS} are read")
+
+    def _divides(self, key: str, widths: str) -> None:
+        value = getattr(self, widths)
+        if any(width % getattr(self, key) for width in (value if isinstance(value, tuple) else (value,))):
+            self._refuse(key, f"must divide {widths}, {value}")
 
 
 @dataclasses.dataclass(frozen=True)
 class UNet2DConditionConfig(_Config):
     """Configuration of `UNet2DConditionModel`, with the defaults of diffusers."""
 
-    sample_size: int | tuple[int, int] | None = None
-    in_channels: int = 4
-    out_channels: int = 4
+    sample_size: _Width | _Pair | None = None
+    in_channels: _Width = 4
+    out_channels: _Width = 4
     center_input_sample: bool = False
     flip_sin_to_cos: bool = True
-    freq_shift: int = 0
-    down_block_types: tuple[str, ...] = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
+    freq_shift: Annotated[int, Meta(ge=0, le=1024)] = 0
+    down_block_types: _PerLevel[str] = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
     mid_block_type: str = "UNetMidBlock2DCrossAttn"
-    up_block_types: tuple[str, ...] = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
-    only_cross_attention: bool | tuple[bool, ...] = False
-    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
-    layers_per_block: int | tuple[int, ...] = 2
+    up_block_types: _PerLevel[str] = ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
+    only_cross_attention: bool | _PerLevel[bool] = False
+    block_out_channels: _PerLevel[_Width] = (320, 640, 1280, 1280)
+    layers_per_block: _Layers | _PerLevel[_Layers] = 2
     downsample_padding: int = 1
-    mid_block_scale_factor: float = 1.0
+    mid_block_scale_factor: _Factor = 1.0
     act_fn: str = "silu"
-    norm_num_groups: int = 32
-    norm_eps: float = 1e-5
-    cross_attention_dim: int | tuple[int, ...] = 1280
-    transformer_layers_per_block: int | tuple[int, ...] = 1
-    encoder_hid_dim: int | None = None
+    norm_num_groups: _Width = 32
+    norm_eps: _Epsilon = 1e-5
+    cross_attention_dim: _Width | _PerLevel[_Width] = 1280
+    transformer_layers_per_block: _Layers | _PerLevel[_Layers] = 1
+    encoder_hid_dim: _Width | None = None
     encoder_hid_dim_type: str | None = None
-    attention_head_dim: int | tuple[int, ...] = 8
+    attention_head_dim: _Width | _PerLevel[_Width] = 8
     use_linear_projection: bool = False
-    num_class_embeds: int | None = None
+    num_class_embeds: _Rows | None = None
     upcast_attention: bool = False
     resnet_time_scale_shift: str = "default"
-    time_embedding_dim: int | None = None
-    conv_in_kernel: int = 3
-    conv_out_kernel: int = 3
+    time_embedding_dim: _Width | None = None
+    conv_in_kernel: _Kernel = 3
+    conv_out_kernel: _Kernel = 3
 
     only: ClassVar[dict[str, tuple]] = {
         "mid_block_type": ("UNetMidBlock2DCrossAttn", "UNetMidBlock2D"),
@@ -142,9 +176,31 @@ class UNet2DConditionConfig(_Config):
             value = getattr(self, key)
             if isinstance(value, tuple) and len(value) != levels:
                 self._refuse(key, f"must have as many items as block_out_channels, {levels}")
-            if value is None or (isinstance(value, tuple) and any(isinstance(v, tuple | None) for v in value)):
-                self._refuse(key, "is not supported (only one value, or one per block)")
-        self._divides("norm_num_groups", self.block_out_channels)
+        self._divides("norm_num_groups", "block_out_channels")
+        if self.freq_shift >= self.block_out_channels[0] // 2:
+            self._refuse("freq_shift", f"must be less than half of the first of {self.block_out_channels}")
+        if self.encoder_hid_dim_type is not None and self.encoder_hid_dim is None:
+            self._refuse("encoder_hid_dim_type", "needs encoder_hid_dim")
+        heads = self.per_block("attention_head_dim")
+        if any(count > width for count, width in zip(heads, self.block_out_channels, strict=True)):
+            self._refuse("attention_head_dim", f"must be at most the width of its block in {self.block_out_channels}")
+        self._require_few_blocks()
+
+    @property
+    def blocks(self) -> int:
+        """How many residual and transformer blocks the network has."""
+        counts, depths = self.per_block("layers_per_block"), self.per_block("transformer_layers_per_block")
+        total = 1
+        if self.mid_block_type == "UNetMidBlock2DCrossAttn":
+            total += 1 + depths[-1]
+        sides = (
+            (self.down_block_types, counts, depths),
+            (self.up_block_types, [n + 1 for n in counts[::-1]], depths[::-1]),
+        )
+        for types, layers, depth_of in sides:
+            for block_type, count, depth in zip(types, layers, depth_of, strict=True):
+                total += count * (1 + depth * block_type.startswith("CrossAttn"))
+        return total
 
     def per_block(self, key: str) -> tuple:
         """The values of `key` for every down block, from the outermost inwards."""
@@ -161,33 +217,42 @@ class UNet2DConditionConfig(_Config):
 class AutoencoderKLConfig(_Config):
     """Configuration of `AutoencoderKL`, with the defaults of diffusers."""
 
-    in_channels: int = 3
-    out_channels: int = 3
-    down_block_types: tuple[str, ...] = ("DownEncoderBlock2D",)
-    up_block_types: tuple[str, ...] = ("UpDecoderBlock2D",)
-    block_out_channels: tuple[int, ...] = (64,)
-    layers_per_block: int = 1
+    in_channels: _Width = 3
+    out_channels: _Width = 3
+    down_block_types: _PerLevel[str] = ("DownEncoderBlock2D",)
+    up_block_types: _PerLevel[str] = ("UpDecoderBlock2D",)
+    block_out_channels: _PerLevel[_Width] = (64,)
+    layers_per_block: _Layers = 1
     act_fn: str = "silu"
-    latent_channels: int = 4
-    norm_num_groups: int = 32
-    sample_size: int | tuple[int, int] = 32
-    scaling_factor: float = 0.18215
-    shift_factor: float | None = None
-    latents_mean: tuple[float, ...] | None = None
-    latents_std: tuple[float, ...] | None = None
+    latent_channels: _Width = 4
+    norm_num_groups: _Width = 32
+    sample_size: _Width | _Pair = 32
+    scaling_factor: _Factor = 0.18215
     force_upcast: bool = True
     use_quant_conv: bool = True
     use_post_quant_conv: bool = True
     mid_block_add_attention: bool = True
 
-    only: ClassVar[dict[str, tuple]] = {"act_fn": ("silu", "swish")}
+    only: ClassVar[dict[str, tuple]] = {
+        "act_fn": ("silu", "swish"),
+        # Stable Diffusion's pipelines apply none of these: latents that are shifted are of another family's.
+        "shift_factor": (None, 0),
+        "latents_mean": (None,),
+        "latents_std": (None,),
+    }
 
     def __post_init__(self) -> None:
         levels = len(self.block_out_channels)
         for key, known in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
             if getattr(self, key) != (known,) * levels:
                 self._refuse(key, f"is not supported (only {known}, one for each of block_out_channels)")
-        self._divides("norm_num_groups", self.block_out_channels)
+        self._divides("norm_num_groups", "block_out_channels")
+        self._require_few_blocks()
+
+    @property
+    def blocks(self) -> int:
+        """How many residual blocks the network has."""
+        return len(self.block_out_channels) * (2 * self.layers_per_block + 1) + 4
 
 
 def layers_kept(num_hidden_layers: int, clip_skip: int) -> int:
@@ -226,20 +291,20 @@ _PRETRAINED = frozenset(
 class CLIPTextConfig(_Config):
     """Configuration of `CLIPTextModel`, with the defaults of transformers."""
 
-    vocab_size: int = 49408
-    hidden_size: int = 512
-    intermediate_size: int = 2048
-    projection_dim: int | None = 512
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 8
-    max_position_embeddings: int = 77
+    vocab_size: _Rows = 49408
+    hidden_size: _Width = 512
+    intermediate_size: _Width = 2048
+    projection_dim: _Width | None = 512
+    num_hidden_layers: _Layers = 12
+    num_attention_heads: _Width = 8
+    max_position_embeddings: _Rows = 77
     hidden_act: str = "quick_gelu"
-    layer_norm_eps: float = 1e-5
-    initializer_range: float = 0.02
-    initializer_factor: float = 1.0
-    pad_token_id: int | None = 1
-    bos_token_id: int | None = 49406
-    eos_token_id: int | None = 49407
+    layer_norm_eps: _Epsilon = 1e-5
+    initializer_range: _Factor = 0.02
+    initializer_factor: _Factor = 1.0
+    pad_token_id: _Id | None = 1
+    bos_token_id: _Id | None = 49406
+    eos_token_id: _Id | None = 49407
 
     only: ClassVar[dict[str, tuple]] = {
         "hidden_act": ("quick_gelu", "gelu"),
@@ -253,7 +318,12 @@ class CLIPTextConfig(_Config):
     ignored: ClassVar[frozenset[str]] = _PRETRAINED
 
     def __post_init__(self) -> None:
-        self._divides("num_attention_heads", (self.hidden_size,))
+        self._divides("num_attention_heads", "hidden_size")
+
+    @property
+    def blocks(self) -> int:
+        """How many transformer blocks the network has."""
+        return self.num_hidden_layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -265,17 +335,17 @@ class BertConfig(_Config):
     """
 
     model_type: str = "bert"
-    vocab_size: int = 30522
-    hidden_size: int = 768
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    intermediate_size: int = 3072
+    vocab_size: _Rows = 30522
+    hidden_size: _Width = 768
+    num_hidden_layers: _Layers = 12
+    num_attention_heads: _Width = 12
+    intermediate_size: _Width = 3072
     hidden_act: str = "gelu"
-    max_position_embeddings: int = 512
-    type_vocab_size: int = 2
-    initializer_range: float = 0.02
-    layer_norm_eps: float = 1e-12
-    pad_token_id: int = 0
+    max_position_embeddings: _Rows = 512
+    type_vocab_size: _Rows = 2
+    initializer_range: _Factor = 0.02
+    layer_norm_eps: _Epsilon = 1e-12
+    pad_token_id: Annotated[int, Meta(ge=0, le=2**31 - 1)] = 0
     use_attention_mask: bool = False
     add_pooling_layer: bool = True
 
@@ -304,8 +374,22 @@ class BertConfig(_Config):
         "pooler_type",
     }
 
+    @classmethod
+    def _defaults(cls, config: Mapping[str, Any]) -> dict[str, Any]:
+        roberta = {"vocab_size": 50265, "pad_token_id": 1}
+        return roberta if config.get("model_type") == "roberta" else {}
+
     def __post_init__(self) -> None:
-        self._divides("num_attention_heads", (self.hidden_size,))
+        self._divides("num_attention_heads", "hidden_size")
+        if self.longest < 1:
+            self._refuse("max_position_embeddings", "leaves no position for a token; raise it")
+        if self.pad_token_id >= self.vocab_size:
+            self._refuse("pad_token_id", f"must be less than vocab_size, {self.vocab_size}")
+
+    @property
+    def blocks(self) -> int:
+        """How many transformer blocks the network has."""
+        return self.num_hidden_layers
 
     @property
     def longest(self) -> int:

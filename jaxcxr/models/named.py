@@ -6,7 +6,8 @@ The name is the path through the module, dotted, with Flax's name for the leaf:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 import jax
@@ -17,6 +18,12 @@ from jax.typing import DTypeLike
 from jaxcxr.errors import UserError
 
 M = TypeVar("M", bound=nnx.Module)
+_BLOCK = re.compile(r"(?:^|.*\.)(?:resnets|transformer_blocks|layers?)\.\d+(?=\.)")
+
+
+def count_blocks(names: Iterable[str]) -> int:
+    """How many residual and transformer blocks parameters of these names belong to; a config's `blocks` is the same."""
+    return len({match[0] for name in names if (match := _BLOCK.match(name))})
 
 
 def _named(state: nnx.State) -> dict[str, nnx.Variable]:

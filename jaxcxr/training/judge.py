@@ -67,7 +67,9 @@ def tile(pictures: np.ndarray, columns: int) -> np.ndarray:
 def _prompted(pipeline: StableDiffusion, config: ConfigDict, mesh: Mesh):
     """Pictures of the fixed prompts, a row a prompt, the same noise in every row."""
     samples = config.samples
-    sampler = ddim(pipeline.schedule, samples.steps)
+    if pipeline.schedule.undrawable and jax.process_index() == 0:
+        print(f"samples: drawn by DDIM, as {pipeline.schedule.undrawable}")
+    sampler = ddim(pipeline.schedule.for_previews(), samples.steps)
     generate = make_generate(pipeline, sampler, samples.guidance, mesh, config.attention)
     generate = jax.jit(generate, out_shardings=meshes.replicated(mesh))
     shape = latent_shape(pipeline, config.data.size)

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from jaxcxr import interop
 from jaxcxr.data import tokens
+from jaxcxr.diffusion.schedule import changed_config
 from jaxcxr.errors import UserError
 from jaxcxr.interop.pipeline import (
     NETWORKS,
@@ -20,6 +21,7 @@ from jaxcxr.interop.pipeline import (
     initialize,
     model_index,
     network_config,
+    parse_object,
 )
 from jaxcxr.training.feed import tokenizer_folder
 
@@ -75,8 +77,9 @@ def assemble(config: ConfigDict, base: Mapping[str, bytes], tokenizer: Callable[
     }
     if config.objective.name == "diffusion":
         if model.scheduler:
-            told = json.loads(base.get(SCHEDULER_CONFIG, b"{}"))
-            files[SCHEDULER_CONFIG] = _scheduler_config(told | model.scheduler.to_dict())
+            told = parse_object(SCHEDULER_CONFIG, base.get(SCHEDULER_CONFIG, b"{}"))
+            changed = changed_config(told, model.scheduler.to_dict())
+            files[SCHEDULER_CONFIG] = (json.dumps(changed, indent=2) + "\n").encode()
         if "text_encoder" in described:
             folder = tokenizer()
             described["text_encoder"] |= _vocabulary(tokens.load(folder))
@@ -111,7 +114,8 @@ def with_text_encoder(files: Mapping[str, bytes], encoder: Mapping[str, bytes]) 
 
 
 def _check_fit(pipeline: StableDiffusion) -> None:
-    """Raises UserError where two networks do not fit together."""
+    """Raises UserError where two networks do not fit together, or the U-Net asks for more than text."""
+    pipeline.require_text_alone()
     unet, latents = pipeline.unet.config, pipeline.vae.config.latent_channels
     width = pipeline.text_encoder.config.hidden_size
     if unet.in_channels != latents:
@@ -146,9 +150,3 @@ def _vocabulary(tokenizer: Any) -> dict[str, int]:
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
-
-
-def _scheduler_config(settings: dict[str, Any]) -> bytes:
-    from jaxcxr.diffusion.schedule import Schedule
-
-    return (json.dumps(Schedule.from_config(settings).to_config(), indent=2) + "\n").encode()

@@ -1,10 +1,15 @@
+import inspect
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 
-from jaxcxr.diffusion.schedule import Schedule, add_noise, velocity
+from jaxcxr.diffusion import scheduler_classes
+from jaxcxr.diffusion.sampling import ddim
+from jaxcxr.diffusion.schedule import Schedule, add_noise, changed_config, velocity
 from jaxcxr.errors import UserError
 
 SD1 = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "clip_sample": False}
@@ -69,11 +74,103 @@ def test_every_number_of_steps_has_so_many_timesteps(spacing):
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("beta_schedule", "sigmoid"), ("prediction_type", "score"), ("thresholding", True)]
+    ("key", "value"),
+    [
+        ("beta_schedule", "sigmoid"),
+        ("prediction_type", "score"),
+        ("timestep_spacing", "karras"),
+        ("_class_name", "FlowMatchEulerDiscreteScheduler"),
+        ("_class_name", "EDMEulerScheduler"),
+        ("_class_name", ["DDIMScheduler"]),
+    ],
 )
 def test_what_is_not_supported_is_named(key, value):
-    with pytest.raises(UserError, match=f"{key}={value!r}"):
+    with pytest.raises(UserError, match=rf"scheduler_config.json: {key}.{re.escape(repr(value))}"):
         Schedule.from_config({key: value})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("beta_start", value) for value in (float("nan"), float("inf"), 0.0, 1.0, -0.1, True, "x", 10**400)),
+        *(("beta_end", value) for value in (float("nan"), 0, 1, None)),
+        *(("num_train_timesteps", value) for value in (0, 1, -1, 10**6, 1000.5, None)),
+        ("trained_betas", [0.1, float("nan")]),
+        ("trained_betas", [0.1] * 999),
+        ("steps_offset", -1),
+        ("clip_sample", "no"),
+        ("clip_sample_range", float("nan")),
+    ],
+)
+def test_numbers_that_make_no_noise_are_refused_by_key(key, value):
+    with pytest.raises(
+        UserError, match=rf"scheduler_config\.json: .*{key}|scheduler_config\.json: Number out of range"
+    ):
+        Schedule.from_config({key: value})
+
+
+def test_betas_that_leave_noise_alone_are_refused():
+    schedule = Schedule.from_config({"trained_betas": [0.999] * 50, "num_train_timesteps": 50})
+    with pytest.raises(UserError, match="too large"):
+        schedule.alphas_cumprod()
+
+
+@pytest.mark.parametrize(
+    ("config", "part"),
+    [
+        ({"thresholding": True}, "thresholding=True"),
+        ({"_class_name": "DDPMScheduler", "variance_type": "learned"}, "variance_type='learned'"),
+        ({"_class_name": "PNDMScheduler", "prediction_type": "sample"}, "prediction_type='sample'"),
+        ({"_class_name": "EulerDiscreteScheduler"}, "EulerDiscreteScheduler"),
+        ({"_class_name": "LCMScheduler"}, "LCMScheduler"),
+    ],
+)
+def test_what_cannot_be_drawn_can_be_trained_with(config, part):
+    schedule = Schedule.from_config(config)
+    assert np.isfinite(schedule.alphas_cumprod()).all()
+    with pytest.raises(UserError, match=re.escape(part)):
+        ddim(schedule, 10)
+    assert len(ddim(schedule.for_previews(), 10).timesteps) == 10
+
+
+def test_flow_matching_is_refused_by_its_key():
+    with pytest.raises(UserError, match="use_flow_sigmas=True"):
+        Schedule.from_config({"_class_name": "DPMSolverMultistepScheduler", "use_flow_sigmas": True})
+
+
+def test_a_class_has_its_own_defaults_and_leaves_other_classes_keys_aside():
+    assert Schedule.from_config({"_class_name": "PNDMScheduler", "clip_sample": True}).clip_sample is False
+    assert Schedule.from_config({"_class_name": "DDPMScheduler", "set_alpha_to_one": False}).set_alpha_to_one
+    assert Schedule.from_config({"_class_name": "HeunDiscreteScheduler"}).beta_end == 0.012
+    assert Schedule.from_config({"clip_sample": False, "_use_default_values": ["clip_sample"]}).clip_sample
+
+
+@pytest.mark.parametrize("name", scheduler_classes.CLASSES)
+def test_betas_of_every_class_are_those_of_diffusers(name):
+    diffusers = pytest.importorskip("diffusers")
+    if name == "DPMSolverSDEScheduler":
+        pytest.importorskip("torchsde")
+    cls = getattr(diffusers, name)
+    keys = scheduler_classes.known_keys(name) & inspect.signature(cls.__init__).parameters.keys()
+    assert keys == scheduler_classes.known_keys(name)
+    theirs = cls()
+    np.testing.assert_array_equal(Schedule.from_config({"_class_name": name}).betas(), theirs.betas.numpy())
+    np.testing.assert_array_equal(Schedule.from_config(dict(theirs.config, _class_name=name)).betas(), theirs.betas)
+    for key, other in {"beta_end": 0.01, "beta_schedule": "scaled_linear", "num_train_timesteps": 500}.items():
+        ours = Schedule.from_config({"_class_name": name, key: other})
+        np.testing.assert_array_equal(ours.betas(), cls(**{key: other}).betas.numpy(), err_msg=key)
+
+
+def test_changed_keys_keep_the_files_class_where_it_has_them():
+    euler = {"_class_name": "EulerDiscreteScheduler", "use_karras_sigmas": True}
+    assert changed_config(euler, {"prediction_type": "v_prediction"}) == euler | {"prediction_type": "v_prediction"}
+    pndm = {"_class_name": "PNDMScheduler", "steps_offset": 1, "beta_end": 0.012}
+    changed = changed_config(pndm, {"rescale_betas_zero_snr": True})
+    assert changed["_class_name"] == "DDIMScheduler"
+    assert (changed["steps_offset"], changed["beta_end"], changed["clip_sample"]) == (1, 0.012, False)
+    assert changed["set_alpha_to_one"] is False
+    with pytest.raises(UserError, match="betas_start"):
+        changed_config({}, {"betas_start": 0.1})
 
 
 def test_config_round_trip_through_diffusers():

@@ -125,7 +125,7 @@ def test_a_file_of_something_else_is_told(tmp_path):
     with pytest.raises(UserError, match="no such file"):
         single_file.read(tmp_path / "y.safetensors")
     with pytest.raises(UserError, match="is neither .safetensors nor"):
-        single_file.read(tmp_path / "y.bin")
+        single_file.read(tmp_path / "y.onnx")
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,7 @@ def test_an_index_that_names_what_is_not_there_is_told(tmp_path):
     with pytest.raises(UserError, match="is not a file beside it"):
         open_sharded(rewritten({"z": "../model.safetensors"}), open_safetensors)
     index.write_text("[]")
-    with pytest.raises(UserError, match="index.json: cannot be read"):
+    with pytest.raises(UserError, match="index.json: Expected `object`, got `array`; copy the file again"):
         open_sharded(index, open_safetensors)
 
 
