@@ -10,6 +10,7 @@ from typing import Any, Self
 from jaxcxr.data.records import Candidate, Made, NotSelected, Rejected
 from jaxcxr.data.settings import Settings
 from jaxcxr.errors import UserError
+from jaxcxr.files import replace_file
 
 
 @dataclasses.dataclass
@@ -104,4 +105,5 @@ class Ledger:
     def write_quarantine(self, path: Path) -> None:
         """Writes one JSON line {id, reason, detail} per bad row, in the order of ids."""
         rows = sorted(self.bad, key=lambda row: (row["id"], row["reason"], row["detail"]))
-        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        replace_file(path, lines.encode(), private=True)
