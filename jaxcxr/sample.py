@@ -26,6 +26,7 @@ from jaxcxr.interop.pipeline import StableDiffusion
 from jaxcxr.parallel import mesh as meshes
 
 MANIFEST = "manifest.jsonl"
+MOST_BYTES = 2**30  # of a manifest or of prompts; all reports of MIMIC-CXR have a tenth of it
 NOTICE = "Synthetic image made by a generative model. Not a patient, not for diagnosis."
 
 
@@ -58,7 +59,9 @@ class Settings:
         """
         if not (out / MANIFEST).is_file():
             return False
-        rows: list[dict[str, Any]] = list(parsing.read_lines(out / MANIFEST, dict, remedy="name another --out"))
+        rows: list[dict[str, Any]] = list(
+            parsing.read_lines(out / MANIFEST, dict, remedy="name another --out", most=MOST_BYTES)
+        )
         wanted = [json.loads(json.dumps(self.row(index, prompt))) for index, prompt in enumerate(prompts)]
         if any("size" in row and row["size"] is None for row in rows):  # of an older version: any size may be it
             wanted = [{**row, "size": None} for row in wanted]
@@ -82,13 +85,13 @@ def read_prompts(file: Path) -> list[dict[str, Any]]:
     """
     if file.suffix == ".jsonl":
         remedy = 'each line is a JSON object with a `prompt` string, such as {"prompt": "No acute process."}'
-        prompts: list[dict[str, Any]] = list(parsing.read_lines(file, dict, remedy=remedy))
+        prompts: list[dict[str, Any]] = list(parsing.read_lines(file, dict, remedy=remedy, most=MOST_BYTES))
         for number, row in enumerate(prompts, 1):
             if not isinstance(row.get("prompt"), str):
                 raise UserError(f"{file}: line {number} has no `prompt` string; {remedy}")
     else:
         try:
-            text = parsing.read_bytes(file).decode("utf-8-sig")
+            text = parsing.read_bytes(file, MOST_BYTES).decode("utf-8-sig")
         except UnicodeDecodeError as error:
             raise UserError(f"{file}: is not UTF-8; give a UTF-8 text file of prompts") from error
         prompts = [{"prompt": line.strip()} for line in text.split("\n") if line.strip()]

@@ -165,11 +165,7 @@ def test_what_is_in_the_way_of_a_begun_folder_is_neither_followed_nor_changed(tm
         (partial / ".identity").symlink_to(elsewhere / "mine")
     with pytest.raises(UserError, match=r"\.out\.partial: is in the way"), begun_folder(tmp_path / "out", "a"):
         pass
-    assert [path.read_text() for path in tmp_path.rglob("*") if path.is_file()] in (
-        ["keep"],
-        ["keep"] * 2,
-        ["keep"] * 3,
-    )
+    assert {path.read_text() for path in tmp_path.rglob("*") if path.is_file()} == {"keep"}
     assert not (tmp_path / "nowhere").exists()
     assert [path.name for path in elsewhere.iterdir()] == ["mine"]
 

@@ -13,7 +13,7 @@ from jaxcxr.data.phantom import Finding
 from jaxcxr.data.phantom_tree import SETTINGS, TRUTH, read_settings
 from jaxcxr.errors import UserError
 from jaxcxr.files import inside
-from jaxcxr.sample import MANIFEST
+from jaxcxr.sample import MANIFEST, MOST_BYTES
 
 EFFUSIONS = ("none", "left", "right", "both")
 """The sides that an effusion is asked for and seen on."""
@@ -62,7 +62,8 @@ def read_generated(folder: Path, size: int) -> list[Picture]:
     """
     manifest = folder / MANIFEST
     pictures = []
-    rows: Iterable[_Generated] = parsing.read_lines(manifest, _Generated, remedy="give a folder of `jaxcxr sample`")
+    remedy = "give a folder of `jaxcxr sample`"
+    rows: Iterable[_Generated] = parsing.read_lines(manifest, _Generated, remedy=remedy, most=MOST_BYTES)
     for number, row in enumerate(rows, 1):
         if row.file_name is None:
             raise UserError(f"{manifest}: image {number} has no file_name; sample again")
@@ -99,7 +100,7 @@ def read_phantoms(folder: Path, size: int, limit: int) -> list[Picture]:
       UserError: the truth or an image is missing or damaged.
     """
     truth = folder / TRUTH
-    rows: Iterable[_Truth] = parsing.read_lines(truth, _Truth, remedy="write the phantoms again")
+    rows: Iterable[_Truth] = parsing.read_lines(truth, _Truth, remedy="write the phantoms again", most=MOST_BYTES)
     pictures = []
     for row in itertools.islice((row for row in rows if row.split != "train"), limit):
         study = f"p{str(row.subject_id)[:2]}/p{row.subject_id}/s{row.study_id}"
