@@ -144,8 +144,7 @@ def test_what_is_not_finite_is_a_gap_in_the_curves(tmp_path):
         svg = loss_svg(run)
         assert speed_svg(run) == ""
     assert "nan" not in svg.lower()
-    faint = next(path for path in re.findall(r'<path d="([^"]*)"[^>]*style="[^"]*var\(--faint\)', svg) if "L" in path)
-    assert faint.count("M") == 2
+    assert [path.count("M") for path in re.findall(r' d="([^"]*)"', svg) if path.count("L") > 20] == [2, 2]
 
 
 def test_a_run_whose_loss_was_never_finite_has_no_curve(tmp_path):
@@ -243,7 +242,7 @@ def test_verb_keeps_patients_off_the_page(tmp_path):
 
 
 def _everything_in(folder):
-    return b"".join(file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()).decode()
+    return b"".join(file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()).decode("latin-1")
 
 
 @pytest.mark.parametrize("phantoms", [False, True])

@@ -1,8 +1,6 @@
 """What an evaluation reads beside pictures: phantom trees, the classifier's file, the metrics of runs."""
 
-import functools
 import json
-import shutil
 import struct
 
 import pytest
@@ -27,14 +25,14 @@ def lines(rows):
     return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
 
-@functools.cache
+@pytest.fixture(scope="module")
 def tree(tmp_path_factory):
     return write_tree(tmp_path_factory.mktemp("phantoms") / "tree", patients=4, size=64, seed=3).out
 
 
-@functools.cache
+@pytest.fixture(scope="module")
 def classifier(tmp_path_factory):
-    """A small classifier's file, untrained: the length of its header, the header as JSON, and the rest."""
+    """A small classifier's file: its header, the length before it, and the rest."""
     file = tmp_path_factory.mktemp("classifier") / "classifier.safetensors"
     findings.cached_classifier(file, findings.Settings(seed=1, patients=2, held_out=2, steps=1, batch_size=2))
     data = file.read_bytes()
@@ -42,30 +40,33 @@ def classifier(tmp_path_factory):
     return data[: 8 + length], data[8 + length :]
 
 
-@given(
-    value=json_variants({"settings": {"seed": 3, "patients": 4, "size": 64, "shares": {"train": 0.8}}, "written": {}})
-)
-def test_mutated_settings_of_phantoms(tmp_path_factory, value):
-    whole = json.loads((tree(tmp_path_factory) / SETTINGS).read_text())
-    read_tree(tmp_path_factory, SETTINGS, json.dumps(whole | value if isinstance(value, dict) else value).encode())
-
-
-@given(data=byte_variants(b'{"settings": {"seed": 3}, "written": {"patients": 4, "studies": 6, "images": 6}}'))
-def test_mutated_bytes_of_settings_of_phantoms(tmp_path_factory, data):
-    read_tree(tmp_path_factory, SETTINGS, data)
-
-
-def read_tree(tmp_path_factory, name, data):
-    copy = tmp_path_factory.mktemp("copy") / "tree"
-    shutil.copytree(tree(tmp_path_factory), copy)
-    (copy / name).write_bytes(data)
-    one_line_or_fine(read_settings, copy)
-    one_line_or_fine(write_tree, copy, patients=4, size=64, seed=3)
-    seed = one_line_or_fine(pictures.phantom_seed, copy)
+def read_tree(tree, name, data):
+    before = (tree / name).read_bytes()
+    (tree / name).write_bytes(data)
+    one_line_or_fine(read_settings, tree)
+    one_line_or_fine(write_tree, tree, patients=4, size=64, seed=3)
+    seed = one_line_or_fine(pictures.phantom_seed, tree)
     assert isinstance(seed, Exception) or seed >= 0
-    found = one_line_or_fine(pictures.read_phantoms, copy, 64, 10)
+    found = one_line_or_fine(pictures.read_phantoms, tree, 64, 10)
     assert isinstance(found, Exception) or all(picture.effusion in EFFUSIONS for picture in found)
-    shutil.rmtree(copy)
+    (tree / name).write_bytes(before)
+
+
+SETTINGS_OF_PHANTOMS = {
+    "comment": "synthetic phantom, not a patient",
+    "settings": {"seed": 3, "patients": 4, "size": 64, "film": None, "shares": {"train": 0.8}, "findings": ["nodule"]},
+    "written": {"patients": 4, "studies": 6, "images": 6},
+}
+
+
+@given(value=json_variants(SETTINGS_OF_PHANTOMS))
+def test_mutated_settings_of_phantoms(tree, value):
+    read_tree(tree, SETTINGS, json.dumps(value).encode())
+
+
+@given(data=byte_variants(json.dumps(SETTINGS_OF_PHANTOMS).encode()))
+def test_mutated_bytes_of_settings_of_phantoms(tree, data):
+    read_tree(tree, SETTINGS, data)
 
 
 def truth_rows():
@@ -84,14 +85,14 @@ def truth_rows():
 
 
 @given(rows=json_variants(truth_rows()))
-def test_mutated_truth_of_phantoms(tmp_path_factory, rows):
-    real = (tree(tmp_path_factory) / TRUTH).read_text().splitlines()[-1]
-    read_tree(tmp_path_factory, TRUTH, lines(rows) + real.encode())
+def test_mutated_truth_of_phantoms(tree, rows):
+    real = (tree / TRUTH).read_text().splitlines()[-1]
+    read_tree(tree, TRUTH, lines(rows) + real.encode())
 
 
 @given(data=byte_variants(lines(truth_rows())))
-def test_mutated_bytes_of_truth_of_phantoms(tmp_path_factory, data):
-    read_tree(tmp_path_factory, TRUTH, data)
+def test_mutated_bytes_of_truth_of_phantoms(tree, data):
+    read_tree(tree, TRUTH, data)
 
 
 def read_classifier(tmp_path, data):
@@ -101,8 +102,8 @@ def read_classifier(tmp_path, data):
 
 @settings(max_examples=50)
 @given(change=byte_variants(bytes(400)))
-def test_mutated_bytes_of_classifiers(tmp_path_factory, tmp_path, change):
-    header, rest = classifier(tmp_path_factory)
+def test_mutated_bytes_of_classifiers(classifier, tmp_path, change):
+    header, rest = classifier
     changed = bytes(a ^ b for a, b in zip(header, change.ljust(len(header), b"\0"), strict=False))
     read_classifier(tmp_path, changed + rest)
 
@@ -113,8 +114,8 @@ def about():
 
 
 @given(value=json_variants(about()))
-def test_mutated_metadata_of_classifiers(tmp_path_factory, tmp_path, value):
-    header, rest = classifier(tmp_path_factory)
+def test_mutated_metadata_of_classifiers(classifier, tmp_path, value):
+    header, rest = classifier
     described = json.loads(header[8:])
     described["__metadata__"] = {findings._MARK: json.dumps(value)}
     text = json.dumps(described).encode()
@@ -122,8 +123,8 @@ def test_mutated_metadata_of_classifiers(tmp_path_factory, tmp_path, value):
 
 
 @given(value=json_variants({"dtype": "F32", "shape": [16, 2], "data_offsets": [0, 128]}))
-def test_mutated_tensors_of_classifiers(tmp_path_factory, tmp_path, value):
-    header, rest = classifier(tmp_path_factory)
+def test_mutated_tensors_of_classifiers(classifier, tmp_path, value):
+    header, rest = classifier
     described = json.loads(header[8:])
     described["out.kernel"] = value
     text = json.dumps(described).encode()
@@ -140,12 +141,14 @@ def plot(workdir, metrics, config):
 
 
 @pytest.mark.filterwarnings("error")
+@settings(max_examples=40)
 @given(rows=json_variants(RUN))
 def test_mutated_metrics(tmp_path, rows):
     plot(tmp_path, lines(rows), json.dumps(CONFIG).encode())
 
 
 @pytest.mark.filterwarnings("error")
+@settings(max_examples=40)
 @given(data=byte_variants(lines(RUN)))
 def test_mutated_bytes_of_metrics(tmp_path, data):
     plot(tmp_path, data, json.dumps(CONFIG).encode())
