@@ -158,7 +158,8 @@ def sample(
 
 def _differ(rows: Sequence[Mapping[str, Any]], wanted: Sequence[Mapping[str, Any]]) -> str:
     step = "checkpoint_step"
-    if [{**row, step: None} for row in rows] != [{**row, step: None} for row in wanted]:
+    same = [{**row, step: None} for row in rows] == [{**row, step: None} for row in wanted]
+    if not same or not isinstance(rows[0].get(step), int | None):
         return "of other prompts or settings"
     return f"of step {rows[0].get(step)} of {rows[0]['checkpoint']}, which is at {wanted[0][step]}"
 
@@ -250,15 +251,22 @@ def _read_latents(file: Path, count: int, shape: tuple[int, int, int]) -> np.nda
     Raises:
       UserError: the file is not an array of N×C×H×W, or has a number that is not finite.
     """
+    wanted = (count, shape[2], shape[0], shape[1])
     try:
-        # Mapped: a header may claim more than there is, or than fits the memory; objects cannot be mapped.
-        latents = np.lib.format.open_memmap(file, mode="r")
+        with file.open("rb") as opened:
+            readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+            found, fortran, dtype = readers[np.lib.format.read_magic(opened)](opened)
+            # Before there is an array: a header may claim any size, and numpy divides by that of an element.
+            if dtype != np.float32 or found != wanted:
+                said = f"{dtype} {found}"[:200]
+                raise UserError(f"{file}: is {said}; float32 {wanted} (N×C×H×W) is wanted here")
+            # Mapped, so that no more is read than is drawn.
+            latents = np.memmap(file, dtype, "r", opened.tell(), wanted, "F" if fortran else "C")
+    except UserError:
+        raise
     except Exception as error:  # numpy's reader of headers raises almost anything on damaged ones
         said = " ".join(str(error).split())[:200]
         raise UserError(f"{file}: cannot be read as .npy ({said}); write it with numpy.save") from error
-    wanted = (count, shape[2], shape[0], shape[1])
-    if latents.dtype != np.float32 or latents.shape != wanted:
-        raise UserError(f"{file}: is {latents.dtype} {latents.shape}; float32 {wanted} (N×C×H×W) is wanted here")
     for index, each in enumerate(latents):
         if not np.isfinite(each).all():
             raise UserError(f"{file}: picture {index + 1} of {count} has NaN or infinity; draw the noise again")

@@ -225,8 +225,8 @@ def test_a_broken_picture_is_told_from_its_neighbours(pipeline, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["noise.npy"]
 
 
-def _without_header(shape):
-    return b"\x93NUMPY\x01\x00" + len(shape).to_bytes(2, "little") + shape
+def _npy(header):
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
 
 
 @pytest.mark.parametrize(
@@ -236,13 +236,15 @@ def _without_header(shape):
         (np.zeros((3, 4, 8, 8)), "is float64"),
         (np.zeros((3, 8, 8, 4), np.float32), r"is float32 \(3, 8, 8, 4\); float32 \(3, 4, 8, 8\) \(N×C×H×W\)"),
         (np.zeros((2, 4, 8, 8), np.float32), "is float32"),
-        (np.array([{}] * 3), "cannot be read as .npy"),
+        (np.array([{}] * 3), "is object"),
         (b"", "cannot be read as .npy"),
         (b"PK\x03\x04", "cannot be read as .npy"),
         (
-            _without_header(b"{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000, 4, 8, 8), }\n"),
-            "cannot be read as .npy",
+            _npy(b"{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000, 4, 8, 8), }\n"),
+            r"is float32 \(1000000000000, 4, 8, 8\)",
         ),
+        (_npy(b"{'descr': '<f4', 'fortran_order': False, 'shape': (3, 4, 8, 8), }\n"), "cannot be read"),
+        (_npy(b"{'descr': '|V0', 'fortran_order': False, 'shape': (3, 4, 8, 8), }\n"), r"is \|V0"),
     ],
 )
 def test_latents_that_cannot_be_are_refused(pipeline, tmp_path, latents, message):

@@ -4,7 +4,7 @@ import io
 import json
 
 import numpy as np
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -63,6 +63,7 @@ def read_manifest(tmp_path, data):
 
 
 @given(rows=json_variants(ROWS))
+@example(rows=[ROWS[0] | {"checkpoint_step": "a\nb"}, ROWS[1]])
 def test_mutated_manifests(tmp_path, rows):
     read_manifest(tmp_path, lines(rows if isinstance(rows, list) else [rows]))
 
@@ -86,7 +87,7 @@ def test_mutated_latents(tmp_path, data):
 
 
 @given(
-    descr=st.sampled_from(["<f4", ">f4", "<f8", "|O", "<U9", "V0", "", "x" * 99, "[('a', '<f4')]", "f4,f4"]),
+    descr=st.sampled_from(["<f4", ">f4", "<f8", "|O", "<U9", "<U0", "|V0", "", "x" * 99, "[('a', '<f4')]", "f4,f4"]),
     order=st.sampled_from(["True", "False", "3", "None"]),
     shape=st.one_of(
         st.lists(st.one_of(st.integers(-2, 4), st.integers(-(2**70), 2**70)), max_size=40).map(tuple).map(repr),
@@ -94,6 +95,7 @@ def test_mutated_latents(tmp_path, data):
     ),
     version=st.sampled_from([1, 2, 3, 9]),
 )
+@example(descr="|V0", order="False", shape="(2, 4, 2, 2)", version=1)
 def test_mutated_headers_of_latents(tmp_path, descr, order, shape, version):
     header = f"{{'descr': {descr!r}, 'fortran_order': {order}, 'shape': {shape}, }}\n".encode()
     length = len(header).to_bytes(2 if version == 1 else 4, "little")
