@@ -18,7 +18,7 @@ from jaxcxr.data.moments import PER_SHARD, Card, Origin, pack, write_shard
 from jaxcxr.data.records import SPLITS
 from jaxcxr.data.summary import Summary
 from jaxcxr.errors import UserError
-from jaxcxr.files import locked_folder
+from jaxcxr.files import locked_folder, remove_unfinished
 from jaxcxr.interop.pipeline import StableDiffusion
 from jaxcxr.models.vae import split_moments
 from jaxcxr.parallel import processes
@@ -172,8 +172,7 @@ def _claim(out: Path, card: Card, held: contextlib.ExitStack) -> None:
         if begun != card:
             held_as = f"moments in {begun.dtype}" if begun.dtype != card.dtype else "ids of another tokenizer"
             raise UserError(f"{out}: holds {held_as}; name another --out")
-    held.enter_context(locked_folder(out))
-    for unfinished in out.glob(".*.partial-*"):  # of processes that were killed
-        unfinished.unlink()
+    held.enter_context(locked_folder(out, private=True))
+    remove_unfinished(out)
     if begun is None:
         card.write(out)

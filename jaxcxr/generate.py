@@ -16,7 +16,10 @@ from jaxcxr.interop.pipeline import StableDiffusion
 from jaxcxr.parallel import mesh as meshes
 
 Generate = Callable[[Any, jax.Array | np.ndarray, jax.Array | np.ndarray, jax.Array], jax.Array]
-"""(parameters, input_ids (B, L), noise (B, h, w, C), keys (B,)) -> pictures, float32 (B, H, W, C) in [0, 1]."""
+"""(parameters, input_ids (B, L), noise (B, h, w, C), keys (B,)) -> pictures, float32 (B, H, W, C) in [0, 1].
+
+A picture that has a value that is not finite, itself or its latents, is NaN throughout.
+"""
 
 
 def make_generate(
@@ -42,7 +45,9 @@ def make_generate(
         denoise = classifier_free(networks.unet, states, nothing, guidance)
         latents = sample(denoise, sampler, noise, keys)
         image = networks.vae.decode(latents / networks.vae.config.scaling_factor).astype(jnp.float32)
-        return jnp.clip(image / 2 + 0.5, 0, 1)
+        # Clipping would make black and white of what is infinite.
+        finite = jnp.isfinite(latents).all((1, 2, 3)) & jnp.isfinite(image).all((1, 2, 3))
+        return jnp.where(finite[:, None, None, None], jnp.clip(image / 2 + 0.5, 0, 1), jnp.nan)
 
     return meshes.within(mesh, generate)
 
@@ -51,12 +56,38 @@ def latent_shape(pipeline: StableDiffusion, size: int) -> tuple[int, int, int]:
     """(h, w, C) of the latents of pictures of side `size`.
 
     Raises:
-      UserError: the autoencoder draws none of that side.
+      UserError: the autoencoder draws none of that side, or the U-Net does not denoise its latents alone.
     """
-    factor = 2 ** (len(pipeline.vae.config.block_out_channels) - 1)
+    latents = pipeline.vae.config.latent_channels
+    for name in ("in_channels", "out_channels"):
+        if (channels := getattr(pipeline.unet.config, name)) != latents:
+            what = {9: " (inpainting)", 8: " (editing)"}.get(channels, "") if name == "in_channels" else ""
+            raise UserError(
+                f"unet/config.json: {name} {channels}{what} is not supported; the autoencoder's latent_channels are"
+                f" {latents}, and text-to-image needs the same number; give a text-to-image checkpoint"
+            )
+    factor = vae_factor(pipeline)
     if size < 1 or size % factor:
         raise UserError(f"pictures of {size} pixels: this autoencoder wants a multiple of {factor}")
-    return size // factor, size // factor, pipeline.unet.config.in_channels
+    return size // factor, size // factor, latents
+
+
+def default_size(pipeline: StableDiffusion) -> int:
+    """Pixels of a side that the U-Net was trained for.
+
+    Raises:
+      UserError: its config does not say, or says that pictures are not square.
+    """
+    latents = pipeline.unet.config.sample_size
+    sides = {latents} if isinstance(latents, int) else set(latents or ())
+    if len(sides) != 1:
+        raise UserError(f"unet/config.json: sample_size {latents} is not one number; give --size")
+    return sides.pop() * vae_factor(pipeline)
+
+
+def vae_factor(pipeline: StableDiffusion) -> int:
+    """Pixels of a picture's side for each of its latents' side."""
+    return 2 ** (len(pipeline.vae.config.block_out_channels) - 1)
 
 
 def initial_noise(seed: int, index: int, shape: tuple[int, int, int]) -> np.ndarray:
@@ -65,5 +96,8 @@ def initial_noise(seed: int, index: int, shape: tuple[int, int, int]) -> np.ndar
 
 
 def to_gray(pictures: jax.Array | np.ndarray) -> np.ndarray:
-    """uint8 (B, H, W) of pictures (B, H, W, C) in [0, 1]; the channels of a gray picture agree and are averaged."""
-    return np.round(np.asarray(pictures, np.float32).mean(axis=-1) * 255).astype(np.uint8)
+    """uint8 (B, H, W) of pictures (B, H, W, C) in [0, 1]; the channels of a gray picture agree and are averaged.
+
+    NaN is black.
+    """
+    return np.round(np.nan_to_num(np.asarray(pictures, np.float32)).mean(axis=-1) * 255).astype(np.uint8)

@@ -61,15 +61,15 @@ def convert(value: Any, kind: type[T] | Any, name: str, *, remedy: str = "") -> 
         raise _wrong(error, name, remedy) from error
 
 
-def read_lines(path: Path, kind: type[T] | Any = Any, *, remedy: str = "") -> Iterator[T]:
-    """Yields the values of a JSON Lines file; blank lines are skipped, a byte order mark is too.
+def read_lines(path: Path, kind: type[T] | Any = Any, *, remedy: str = "", most: int = MOST_BYTES) -> Iterator[T]:
+    """Yields the values of a JSON Lines file of at most so many bytes; blank lines and a byte order mark are skipped.
 
     A line ends at a line feed alone: U+2028 and form feeds may stand inside a JSON string.
 
     Raises:
       UserError: as `read_json`, with the number of the line.
     """
-    for number, line in enumerate(read_bytes(path).removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
+    for number, line in enumerate(read_bytes(path, most).removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
         if line.strip():
             yield parse_json(line, kind, f"{path}: line {number}", remedy=remedy)
 

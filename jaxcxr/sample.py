@@ -1,8 +1,10 @@
 """A sampling job: prompts to PNGs with a manifest."""
 
 import dataclasses
+import hashlib
 import json
 import math
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,15 +16,17 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from tqdm.auto import tqdm
 
+from jaxcxr import parsing
 from jaxcxr.data import tokens
-from jaxcxr.diffusion.sampling import ddim
+from jaxcxr.diffusion.sampling import Sampler, ddim
 from jaxcxr.errors import UserError
-from jaxcxr.files import new_folder
-from jaxcxr.generate import initial_noise, latent_shape, make_generate, to_gray
+from jaxcxr.files import begun_folder
+from jaxcxr.generate import default_size, initial_noise, latent_shape, make_generate, to_gray
 from jaxcxr.interop.pipeline import StableDiffusion
 from jaxcxr.parallel import mesh as meshes
 
 MANIFEST = "manifest.jsonl"
+MOST_BYTES = 2**30  # of a manifest or of prompts; all reports of MIMIC-CXR have a tenth of it
 NOTICE = "Synthetic image made by a generative model. Not a patient, not for diagnosis."
 
 
@@ -30,7 +34,8 @@ NOTICE = "Synthetic image made by a generative model. Not a patient, not for dia
 class Settings:
     """What decides the images, besides the prompts; fields as the options of `jaxcxr sample`.
 
-    `checkpoint_step` is how far a workdir was trained, None for a folder that does not say.
+    `checkpoint_step` is how far a workdir was trained, None for a folder that does not say. `size` is None until it is
+    known what the U-Net was trained for; manifests of older versions have it so.
     """
 
     checkpoint: str
@@ -47,15 +52,19 @@ class Settings:
     gray: bool = False
 
     def already_done(self, out: Path, prompts: Sequence[Mapping[str, Any]]) -> bool:
-        """Whether `out` is a finished job of these settings and prompts.
+        """Whether `out` is a finished job of these settings, `size` known, and prompts.
 
         Raises:
-          UserError: it is a finished job of others.
+          UserError: it is a finished job of others, or its manifest is damaged.
         """
         if not (out / MANIFEST).is_file():
             return False
-        rows = [json.loads(line) for line in (out / MANIFEST).read_text().splitlines()]
+        rows: list[dict[str, Any]] = list(
+            parsing.read_lines(out / MANIFEST, dict, remedy="name another --out", most=MOST_BYTES)
+        )
         wanted = [json.loads(json.dumps(self.row(index, prompt))) for index, prompt in enumerate(prompts)]
+        if any("size" in row and row["size"] is None for row in rows):  # of an older version: any size may be it
+            wanted = [{**row, "size": None} for row in wanted]
         if rows != wanted:
             raise UserError(f"{out}: holds samples {_differ(rows, wanted)}; name another --out")
         return True
@@ -69,25 +78,25 @@ class Settings:
 def read_prompts(file: Path) -> list[dict[str, Any]]:
     """Reads prompts: a text file with one a line, or JSON lines with a `prompt` field.
 
+    A line ends at a line feed, with or without a carriage return before it, and at nothing else.
+
     Raises:
       UserError: the file cannot be read, has no prompt, or a line of it is not as it should be.
     """
-    try:
-        lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: cannot be read ({error}); give a UTF-8 text file of prompts") from error
-    if not lines:
-        raise UserError(f"{file}: has no prompts")
-    if file.suffix != ".jsonl":
-        return [{"prompt": line.strip()} for line in lines]
-    prompts = []
-    for number, line in enumerate(lines, 1):
+    if file.suffix == ".jsonl":
+        remedy = 'each line is a JSON object with a `prompt` string, such as {"prompt": "No acute process."}'
+        prompts: list[dict[str, Any]] = list(parsing.read_lines(file, dict, remedy=remedy, most=MOST_BYTES))
+        for number, row in enumerate(prompts, 1):
+            if not isinstance(row.get("prompt"), str):
+                raise UserError(f"{file}: line {number} has no `prompt` string; {remedy}")
+    else:
         try:
-            prompt = json.loads(line)
-            assert isinstance(prompt["prompt"], str)
-        except (ValueError, KeyError, TypeError, AssertionError) as error:
-            raise UserError(f"{file}: line {number} is not a JSON object with a `prompt` string") from error
-        prompts.append(prompt)
+            text = parsing.read_bytes(file, MOST_BYTES).decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{file}: is not UTF-8; give a UTF-8 text file of prompts") from error
+        prompts = [{"prompt": line.strip()} for line in text.split("\n") if line.strip()]
+    if not prompts:
+        raise UserError(f"{file}: has no prompts")
     return prompts
 
 
@@ -98,41 +107,61 @@ def sample(
     out: Path,
     batch_size: int = 16,
 ) -> None:
-    """Draws a picture of each prompt into the new folder `out`; all of them or nothing.
+    """Draws a picture of each prompt into the new folder `out`, which appears when all are there.
+
+    What an interrupted job of the same settings and prompts has drawn is kept.
 
     Raises:
-      UserError: the settings do not fit the checkpoint, or `out` exists or cannot be written.
+      UserError: the settings do not fit the checkpoint, its configs or the latents are damaged, or `out` exists or
+        cannot be written.
+      FloatingPointError: a picture is not finite, or blank; nothing is left then.
     """
+    settings = dataclasses.replace(settings, size=default_size(pipeline) if settings.size is None else settings.size)
+    assert settings.size is not None
     _check(settings, batch_size)
-    shape = latent_shape(pipeline, _trained_size(pipeline) if settings.size is None else settings.size)
-    noise = _initial_noises(settings, len(prompts), shape)
-    ids = tokens.encode(pipeline.tokenizer, [row["prompt"] for row in prompts], tokens.length(pipeline.tokenizer))
-    mesh = meshes.make_mesh({"data": -1, "fsdp": 1, "tensor": 1})
+    shape = latent_shape(pipeline, settings.size)
     sampler = ddim(pipeline.schedule, settings.steps, settings.eta)
+    latents = None if settings.latents is None else _read_latents(Path(settings.latents), len(prompts), shape)
+    ids = tokens.encode(pipeline.tokenizer, [_text(row) for row in prompts], tokens.length(pipeline.tokenizer))
+    rows = [settings.row(index, prompt) for index, prompt in enumerate(prompts)]
+    mesh = meshes.make_mesh({"data": -1, "fsdp": 1, "tensor": 1})
     if pipeline.schedule.notice:
         print(pipeline.schedule.notice)
     generate = jax.jit(make_generate(pipeline, sampler, settings.guidance, mesh))
     batch_size = -(-min(batch_size, len(prompts)) // mesh.size) * mesh.size
     parameters = jax.device_put(pipeline.parameters(), meshes.replicated(mesh))
-    started = time.perf_counter()
-    with new_folder(out) as folder, tqdm(total=len(prompts), desc="sample", unit="img") as bar:
-        for first in range(0, len(prompts), batch_size):
-            # A short last batch is filled up, so that one program serves them all.
-            rows = np.minimum(np.arange(first, first + batch_size), len(prompts) - 1)
-            batch = meshes.to_global({"ids": ids[rows], "noise": noise[rows]}, mesh, batch_size)
-            pictures = np.asarray(generate(parameters, batch["ids"], batch["noise"], _keys(settings.seed, rows)))
-            for index, picture in zip(range(first, len(prompts)), pictures, strict=False):
-                _write(folder, settings.row(index, prompts[index]), picture, settings.gray)
-                bar.update()
-        manifest = (json.dumps(settings.row(index, prompt)) for index, prompt in enumerate(prompts))
-        (folder / MANIFEST).write_text("".join(f"{line}\n" for line in manifest))
-    rate = len(prompts) / (time.perf_counter() - started)
+
+    def draw(first: int) -> np.ndarray:
+        """The pictures from number `first` on, a batch of them."""
+        # A short last batch is filled up, so that one program serves them all.
+        places = np.minimum(np.arange(first, first + batch_size), len(prompts) - 1)
+        noise = np.stack([initial_noise(settings.seed, i, shape) if latents is None else latents[i] for i in places])
+        batch = meshes.to_global({"ids": ids[places], "noise": noise}, mesh, batch_size)
+        return np.asarray(generate(parameters, batch["ids"], batch["noise"], _keys(settings.seed, places)))
+
+    started, drawn = time.perf_counter(), 0
+    with begun_folder(out, _identity(rows), private=True) as folder:
+        firsts = range(0, len(prompts), batch_size)
+        missing = [first for first in firsts if not _all_there(folder, rows[first : first + batch_size])]
+        count = sum(len(rows[first : first + batch_size]) for first in missing)
+        with tqdm(total=len(prompts), initial=len(prompts) - count, desc="sample", unit="img") as bar:
+            for first in missing:
+                some = rows[first : first + batch_size]
+                pictures = draw(first)[: len(some)]
+                _require_pictures(pictures, first, settings, folder)
+                for row, picture in zip(some, pictures, strict=True):
+                    _write(folder, row, picture, settings.gray)
+                    bar.update()
+                drawn += len(some)
+        (folder / MANIFEST).write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    rate = drawn / (time.perf_counter() - started)
     print(f"{out}: {len(prompts)} images of {settings.steps} steps, {rate:.2f} images/s")
 
 
 def _differ(rows: Sequence[Mapping[str, Any]], wanted: Sequence[Mapping[str, Any]]) -> str:
     step = "checkpoint_step"
-    if [{**row, step: None} for row in rows] != [{**row, step: None} for row in wanted]:
+    same = [{**row, step: None} for row in rows] == [{**row, step: None} for row in wanted]
+    if not same or not isinstance(rows[0].get(step), int | None):
         return "of other prompts or settings"
     return f"of step {rows[0].get(step)} of {rows[0]['checkpoint']}, which is at {wanted[0][step]}"
 
@@ -148,8 +177,47 @@ def _check(settings: Settings, batch_size: int) -> None:
             raise UserError(f"--{option} {value}: may be {allowed}")
 
 
+def _text(row: Mapping[str, Any]) -> str:
+    """A prompt's text, as far as it is text: a terminal may hand over bytes that are not UTF-8."""
+    text = str(row["prompt"])
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError("--prompt: has bytes that are not UTF-8; type it again") from error
+    return text
+
+
+def _identity(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A digest of a job; its files are named after nothing, and prompts may be of patients."""
+    return hashlib.blake2b(json.dumps(rows).encode(), digest_size=16).hexdigest()
+
+
+def _all_there(folder: Path, rows: Sequence[Mapping[str, Any]]) -> bool:
+    return all((folder / row["file_name"]).is_file() for row in rows)
+
+
+def _require_pictures(pictures: np.ndarray, first: int, settings: Settings, folder: Path) -> None:
+    """Sees to it that pictures, float32 (B, H, W, C), number `first` and on, show something.
+
+    Raises:
+      FloatingPointError: one does not; `folder` is removed, as the same settings would give the same again.
+    """
+    low, high = pictures.min((1, 2, 3)), pictures.max((1, 2, 3))  # NaN if there is one
+    broken = np.flatnonzero(~(low < high))
+    if not len(broken):
+        return
+    shutil.rmtree(folder)
+    what = "has one gray level throughout" if np.isfinite(low[broken[0]]) else "is not finite"
+    causes = [f"--dtype {settings.dtype}" if settings.dtype != "float32" else "", "weights that are too large"]
+    causes += ["--latents" if settings.latents else "", f"--guidance {settings.guidance:g}"]
+    raise FloatingPointError(
+        f"prompt {first + broken[0] + 1}: its picture {what} ({len(broken)} of {len(pictures)} in its batch);"
+        f" likely causes: {', '.join(filter(None, causes))}; nothing was left"
+    )
+
+
 def _write(folder: Path, row: Mapping[str, Any], picture: np.ndarray, gray: bool) -> None:
-    """Writes one picture, float32 (H, W, C) in [0, 1], with its manifest line in the PNG's metadata."""
+    """Writes one picture, float32 (H, W, C) in [0, 1], with its manifest line in the PNG's metadata; whole or not."""
     if gray or picture.shape[-1] == 1:
         image = Image.fromarray(to_gray(picture[None])[0])
     else:
@@ -157,14 +225,8 @@ def _write(folder: Path, row: Mapping[str, Any], picture: np.ndarray, gray: bool
     about = PngInfo()
     about.add_text("Description", NOTICE)
     about.add_itxt("jaxcxr", json.dumps(row))
-    image.save(folder / row["file_name"], pnginfo=about)
-
-
-def _trained_size(pipeline: StableDiffusion) -> int:
-    latent_size = pipeline.unet.config.sample_size
-    if not isinstance(latent_size, int):
-        raise UserError("unet/config.json: has no sample_size that is a number; give --size")
-    return latent_size * 2 ** (len(pipeline.vae.config.block_out_channels) - 1)
+    image.save(folder / ".next.png", pnginfo=about)
+    (folder / ".next.png").replace(folder / row["file_name"])
 
 
 def _keys(seed: int, indices: np.ndarray) -> jax.Array:
@@ -172,17 +234,29 @@ def _keys(seed: int, indices: np.ndarray) -> jax.Array:
     return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), indices.astype(np.uint32) + np.uint32(2**31))
 
 
-def _initial_noises(settings: Settings, count: int, shape: tuple[int, int, int]) -> np.ndarray:
-    """float32 (count, h, w, C)."""
-    if settings.latents is None:
-        return np.stack([initial_noise(settings.seed, index, shape) for index in range(count)])
-    try:
-        latents = np.load(settings.latents, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{settings.latents}: cannot be read as .npy ({error})") from error
+def _read_latents(file: Path, count: int, shape: tuple[int, int, int]) -> np.ndarray:
+    """The initial noise of `count` pictures, float32 (count, h, w, C), read from the disk when it is asked for.
+
+    Raises:
+      UserError: the file is not an array of N×C×H×W, or has a number that is not finite.
+    """
     wanted = (count, shape[2], shape[0], shape[1])
-    if latents.dtype != np.float32 or latents.shape != wanted:
-        raise UserError(
-            f"{settings.latents}: is {latents.dtype} {latents.shape}; float32 {wanted} (N×C×H×W) is wanted here"
-        )
+    try:
+        with file.open("rb") as opened:
+            readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+            found, fortran, dtype = readers[np.lib.format.read_magic(opened)](opened)
+            # Before there is an array: a header may claim any size, and numpy divides by that of an element.
+            if dtype != np.float32 or found != wanted:
+                said = f"{dtype} {found}"[:200]
+                raise UserError(f"{file}: is {said}; float32 {wanted} (N×C×H×W) is wanted here")
+            # Mapped, so that no more is read than is drawn.
+            latents = np.memmap(file, dtype, "r", opened.tell(), wanted, "F" if fortran else "C")
+    except UserError:
+        raise
+    except Exception as error:  # numpy's reader of headers raises almost anything on damaged ones
+        said = " ".join(str(error).split())[:200]
+        raise UserError(f"{file}: cannot be read as .npy ({said}); write it with numpy.save") from error
+    for index, each in enumerate(latents):
+        if not np.isfinite(each).all():
+            raise UserError(f"{file}: picture {index + 1} of {count} has NaN or infinity; draw the noise again")
     return latents.transpose(0, 2, 3, 1)

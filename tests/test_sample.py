@@ -1,13 +1,18 @@
 import dataclasses
 import json
+import stat
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import jaxcxr.sample
 from jaxcxr import interop
+from jaxcxr.__main__ import main
 from jaxcxr.errors import UserError
-from jaxcxr.sample import Settings, sample
+from jaxcxr.generate import default_size, latent_shape
+from jaxcxr.interop.pipeline import from_files
+from jaxcxr.sample import Settings, read_prompts, sample
 from tests import pipelines
 
 PROMPTS = [{"prompt": text} for text in pipelines.REPORTS[:3]]
@@ -15,8 +20,23 @@ SETTINGS = Settings("base", steps=2, guidance=1.0, eta=1.0)
 
 
 @pytest.fixture(scope="module")
-def pipeline(tmp_path_factory):
-    return interop.load(pipelines.write(tmp_path_factory.mktemp("pipeline") / "base"))
+def pipeline(base):
+    return interop.load(base)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return pipelines.write(tmp_path_factory.mktemp("written") / "base")
+
+
+def manifest(folder):
+    return [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
+
+
+def with_config(pipeline, file, **values):
+    """A pipeline one of whose config files says something else."""
+    changed = json.dumps(json.loads(pipeline.files[file]) | values).encode()
+    return from_files({**pipeline.files, file: changed})
 
 
 def pictures(folder):
@@ -42,7 +62,7 @@ def test_pictures_are_numbered_whatever_the_prompts_say(pipeline, tmp_path):
 
 
 def test_samples_are_of_the_step_that_the_checkpoint_was_at(pipeline, tmp_path):
-    settings = dataclasses.replace(SETTINGS, checkpoint_step=4)
+    settings = dataclasses.replace(SETTINGS, checkpoint_step=4, size=16)
     sample(pipeline, PROMPTS, settings, tmp_path / "out")
     assert settings.already_done(tmp_path / "out", PROMPTS)
     with pytest.raises(UserError, match="holds samples of step 4 of base, which is at 8; name another --out"):
@@ -70,3 +90,221 @@ def test_options_that_cannot_be_are_told(pipeline, tmp_path, change, message):
     with pytest.raises(UserError, match=message):
         sample(pipeline, PROMPTS, dataclasses.replace(SETTINGS, **change), tmp_path / "out", batch_size)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_size_of_the_pictures_is_on_record(pipeline, tmp_path):
+    sample(pipeline, PROMPTS, SETTINGS, tmp_path / "out")
+    assert [row["size"] for row in manifest(tmp_path / "out")] == [16] * 3
+    assert {picture.shape for picture in pictures(tmp_path / "out")} == {(16, 16)}
+    assert default_size(pipeline) == 16
+    assert default_size(with_config(pipeline, "unet/config.json", sample_size=[32, 32])) == 64
+    for sizes in (None, [8, 16]):
+        with pytest.raises(UserError, match="sample_size .* give --size"):
+            default_size(with_config(pipeline, "unet/config.json", sample_size=sizes))
+
+
+def test_a_job_of_before_sizes_were_on_record_is_known_again(pipeline, tmp_path):
+    settings = dataclasses.replace(SETTINGS, size=16)
+    sample(pipeline, PROMPTS, settings, tmp_path / "out")
+    with pytest.raises(UserError, match="other prompts or settings"):
+        dataclasses.replace(settings, size=32).already_done(tmp_path / "out", PROMPTS)
+    rows = [row | {"size": None} for row in manifest(tmp_path / "out")]
+    (tmp_path / "out" / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert settings.already_done(tmp_path / "out", PROMPTS)
+    with pytest.raises(UserError, match="other prompts or settings"):
+        dataclasses.replace(settings, steps=3).already_done(tmp_path / "out", PROMPTS)
+
+
+def test_a_finished_job_is_known_again_by_its_command(base, tmp_path, capsys):
+    command = ["sample", "--checkpoint", str(base), "--prompt", "a", "--steps", "1", "--out", str(tmp_path / "out")]
+    assert main(command) == 0
+    assert manifest(tmp_path / "out")[0]["size"] == 16
+    assert main(command) == 0
+    assert "already sampled, 1 images" in capsys.readouterr().out
+    assert main([*command, "--size", "16"]) == 0
+    assert main([*command, "--size", "32"]) == 2
+    assert "other prompts or settings" in capsys.readouterr().err
+    (tmp_path / "out" / "manifest.jsonl").write_text("{")
+    assert main(command) == 2
+    assert "manifest.jsonl: line 1" in capsys.readouterr().err
+
+
+def test_an_interrupted_job_resumes_at_the_batch_it_was_in(pipeline, tmp_path, monkeypatch):
+    prompts, settings = [{"prompt": text} for text in pipelines.REPORTS], dataclasses.replace(SETTINGS, size=16)
+    sample(pipeline, prompts, settings, tmp_path / "whole", batch_size=2)
+    drawn, write = [], jaxcxr.sample._write
+
+    def interrupt(folder, row, *others):
+        if row["index"] == 3 and not drawn:
+            raise KeyboardInterrupt
+        write(folder, row, *others)
+
+    def count(folder, row, *others):
+        drawn.append(row["index"])
+        write(folder, row, *others)
+
+    monkeypatch.setattr(jaxcxr.sample, "_write", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        sample(pipeline, prompts, settings, tmp_path / "out", batch_size=2)
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(UserError, match="begun with other settings"):
+        sample(pipeline, prompts, dataclasses.replace(settings, seed=1), tmp_path / "out", batch_size=2)
+    monkeypatch.setattr(jaxcxr.sample, "_write", count)
+    sample(pipeline, prompts, settings, tmp_path / "out", batch_size=2)
+    assert drawn == [2, 3]
+    files = [{file.name: file.read_bytes() for file in (tmp_path / name).iterdir()} for name in ("whole", "out")]
+    assert files[0] == files[1]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
+
+
+def test_others_cannot_read_samples(pipeline, tmp_path):
+    sample(pipeline, PROMPTS, SETTINGS, tmp_path / "out")
+    assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == 0o700
+
+
+def test_noise_has_the_channels_of_the_autoencoders_latents(pipeline):
+    assert latent_shape(pipeline, 16) == (8, 8, 4)
+    three = from_files(
+        {
+            **with_config(pipeline, "vae/config.json", latent_channels=3).files,
+            "unet/config.json": with_config(pipeline, "unet/config.json", in_channels=3, out_channels=3).files[
+                "unet/config.json"
+            ],
+        }
+    )
+    assert latent_shape(three, 16) == (8, 8, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "channels", "message"),
+    [
+        ("in_channels", 9, r"in_channels 9 \(inpainting\) is not supported.* latent_channels are 4"),
+        ("in_channels", 8, r"in_channels 8 \(editing\) is not supported"),
+        ("out_channels", 8, "out_channels 8 is not supported"),
+    ],
+)
+def test_a_unet_of_more_than_latents_is_refused_by_name(pipeline, tmp_path, name, channels, message):
+    with pytest.raises(UserError, match=message):
+        sample(with_config(pipeline, "unet/config.json", **{name: channels}), PROMPTS, SETTINGS, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("file", "values", "message"),
+    [
+        ("vae/config.json", {"scaling_factor": 0}, "scaling_factor 0.*must be above 0"),
+        ("vae/config.json", {"scaling_factor": -1.0}, "scaling_factor"),
+        ("vae/config.json", {"scaling_factor": float("nan")}, "config.json"),
+        ("scheduler/scheduler_config.json", {"beta_start": float("nan")}, "config.json"),
+        ("scheduler/scheduler_config.json", {"beta_end": 4.0}, "a beta is not above 0"),
+        ("scheduler/scheduler_config.json", {"trained_betas": [0.0] * 1000}, "a beta is not above 0"),
+    ],
+)
+def test_configs_that_make_every_picture_black_are_refused(pipeline, tmp_path, file, values, message):
+    with pytest.raises(UserError, match=message):
+        sample(with_config(pipeline, file, **values), PROMPTS, SETTINGS, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("factor", "message"), [(1e39, "is not finite"), (0, "has one gray level throughout")])
+def test_a_broken_picture_fails_the_job_and_leaves_nothing(pipeline, tmp_path, factor, message):
+    parameters = pipeline.parameters()
+    parameters |= {name: factor * x for name, x in parameters.items() if name.startswith("vae.decoder.conv_out")}
+    with pytest.raises(FloatingPointError, match=rf"prompt 1: its picture {message} \(2 of 2 in its batch\).*causes"):
+        sample(pipeline.with_parameters(parameters), PROMPTS, SETTINGS, tmp_path / "out", batch_size=2)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_broken_picture_is_told_from_its_neighbours(pipeline, tmp_path):
+    noise = np.random.default_rng(0).standard_normal((3, 4, 8, 8), np.float32)
+    noise[1] = 3e38
+    np.save(tmp_path / "noise.npy", noise)
+    settings = dataclasses.replace(SETTINGS, latents=str(tmp_path / "noise.npy"))
+    with pytest.raises(FloatingPointError, match=r"prompt 2: .*\(1 of 3 in its batch\); likely causes: .*--latents"):
+        sample(pipeline, PROMPTS, settings, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["noise.npy"]
+
+
+def _npy(header):
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+
+
+@pytest.mark.parametrize(
+    ("latents", "message"),
+    [
+        (np.full((3, 4, 8, 8), np.nan, np.float32), "picture 1 of 3 has NaN or infinity"),
+        (np.zeros((3, 4, 8, 8)), "is float64"),
+        (np.zeros((3, 8, 8, 4), np.float32), r"is float32 \(3, 8, 8, 4\); float32 \(3, 4, 8, 8\) \(N×C×H×W\)"),
+        (np.zeros((2, 4, 8, 8), np.float32), "is float32"),
+        (np.array([{}] * 3), "is object"),
+        (b"", "cannot be read as .npy"),
+        (b"PK\x03\x04", "cannot be read as .npy"),
+        (
+            _npy(b"{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000, 4, 8, 8), }\n"),
+            r"is float32 \(1000000000000, 4, 8, 8\)",
+        ),
+        (_npy(b"{'descr': '<f4', 'fortran_order': False, 'shape': (3, 4, 8, 8), }\n"), "cannot be read"),
+        (_npy(b"{'descr': '|V0', 'fortran_order': False, 'shape': (3, 4, 8, 8), }\n"), r"is \|V0"),
+    ],
+)
+def test_latents_that_cannot_be_are_refused(pipeline, tmp_path, latents, message):
+    file = tmp_path / "noise.npy"
+    if isinstance(latents, bytes):
+        file.write_bytes(latents)
+    else:
+        np.save(file, latents, allow_pickle=True)
+    with pytest.raises(UserError, match=message):
+        sample(pipeline, PROMPTS, dataclasses.replace(SETTINGS, latents=str(file)), tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["noise.npy"]
+
+
+def test_latents_in_fortrans_order_are_the_same(pipeline, tmp_path):
+    noise = np.random.default_rng(0).standard_normal((3, 4, 8, 8), np.float32)
+    np.save(tmp_path / "c.npy", noise)
+    np.save(tmp_path / "f.npy", np.asfortranarray(noise))
+    for name in "cf":
+        settings = dataclasses.replace(SETTINGS, latents=str(tmp_path / f"{name}.npy"))
+        sample(pipeline, PROMPTS, settings, tmp_path / name)
+    assert np.array_equal(pictures(tmp_path / "c"), pictures(tmp_path / "f"))
+
+
+@pytest.mark.parametrize(
+    ("data", "prompts"),
+    [
+        ("a\u2028b\x0cc\x85d\n\ne\rf\n", ["a\u2028b\x0cc\x85d", "e\rf"]),
+        ("\ufeffa\r\nb\r\n", ["a", "b"]),
+        (" a \n\t\n", ["a"]),
+    ],
+)
+def test_prompts_of_a_text_file_end_at_line_feeds_alone(tmp_path, data, prompts):
+    (tmp_path / "p.txt").write_bytes(data.encode())
+    assert read_prompts(tmp_path / "p.txt") == [{"prompt": text} for text in prompts]
+
+
+def test_prompts_of_json_lines_keep_their_fields(tmp_path):
+    rows = [{"prompt": "a\u2028b", "effusion": "left"}, {"prompt": "", "n": 1}]
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\r\n" for row in rows)
+    (tmp_path / "p.jsonl").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert read_prompts(tmp_path / "p.jsonl") == rows
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("p.txt", b"\xff", "is not UTF-8"),
+        ("p.txt", b" \n", "has no prompts"),
+        ("p.jsonl", b"", "has no prompts"),
+        ("p.jsonl", b'{"prompt": 3}', "line 1 has no `prompt` string"),
+        ("p.jsonl", b'{"prompt": "a"}\n["b"]', "line 2"),
+        ("p.jsonl", b"[" * 10_000, "line 1"),
+    ],
+)
+def test_prompts_that_cannot_be_read(tmp_path, name, data, message):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(UserError, match=message):
+        read_prompts(tmp_path / name)
+
+
+def test_a_prompt_that_is_not_text_is_refused(pipeline, tmp_path):
+    with pytest.raises(UserError, match="not UTF-8"):
+        sample(pipeline, [{"prompt": "caf\udce9"}], SETTINGS, tmp_path / "out")

@@ -9,6 +9,7 @@ from typing import Self, TypedDict
 from jaxcxr.data.records import Candidate, Made, NotSelected, Rejected, Where
 from jaxcxr.data.settings import Settings
 from jaxcxr.errors import UserError
+from jaxcxr.files import replace_file
 
 
 class Bad(TypedDict):
@@ -129,4 +130,5 @@ class Ledger:
     def write_quarantine(self, path: Path) -> None:
         """Writes one JSON line {table, row, reason, detail} per bad row, in the order of tables and rows."""
         rows = sorted(self.bad, key=lambda row: tuple(row.values()))
-        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        replace_file(path, lines.encode(), private=True)

@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from jaxcxr import parsing
 from jaxcxr.data.phantom import DEVICES, KINDS, MAX_SIZE, MIN_SIZE, Drawing, Finding, Patient, draw
 from jaxcxr.data.phantom_film import enlarge
 from jaxcxr.data.phantom_reports import LABELS, mentioned_labels, report_text, true_labels, write_report
@@ -76,6 +77,32 @@ class Written:
     studies: int
     images: int
     fresh: bool
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How much a tree holds."""
+
+    patients: int
+    studies: int
+    images: int
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """The content of a tree's `phantom.json`: the settings it was drawn by, and how much it holds."""
+
+    settings: dict[str, Any]
+    written: Counts
+
+
+def read_settings(tree: Path) -> Recorded:
+    """Reads a tree's `phantom.json`.
+
+    Raises:
+      UserError: it is absent or damaged.
+    """
+    return parsing.read_json(tree / SETTINGS, Recorded, remedy="write the phantoms again")
 
 
 def sample_findings(
@@ -218,12 +245,12 @@ def _already_there(out: Path, settings: dict[str, Any]) -> Written | None:
         raise UserError(f"{out} exists and is not a phantom tree; choose another --out")
     if not any(out.iterdir()):
         return None
-    recorded = json.loads((out / SETTINGS).read_text())
-    changed = [name for name in settings if recorded["settings"].get(name) != settings[name]]
+    recorded = read_settings(out)
+    changed = [name for name in settings if recorded.settings.get(name) != settings[name]]
     if changed:
         raise UserError(f"{out} holds phantoms with another {', '.join(changed)}; choose another --out or remove it")
-    counts = recorded["written"]
-    return Written(out, counts["patients"], counts["studies"], counts["images"], False)
+    counts = recorded.written
+    return Written(out, counts.patients, counts.studies, counts.images, False)
 
 
 @dataclass

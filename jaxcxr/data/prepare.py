@@ -64,7 +64,7 @@ def prepare(
         raise UserError("the train split is empty, so no tokenizer can be trained: give data.tokenizer a folder")
     failed = out.with_name(f"{out.name}.quarantine.jsonl")
     started = time.perf_counter()
-    with begun_folder(out, fingerprint) as partial:
+    with begun_folder(out, fingerprint, private=True, anew=True) as partial:
         work, maker = shards.cut(listed), shards.Maker(source, partial)
         summary = Summary.read(partial)  # of a job that was interrupted while it cleared up
         if summary is None:

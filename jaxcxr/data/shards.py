@@ -20,7 +20,7 @@ from jaxcxr.data.ledger import Booked, Ledger
 from jaxcxr.data.records import SPLITS, Candidate, NotSelected, Rejected, features, make_record
 from jaxcxr.data.source import Source
 from jaxcxr.errors import UserError
-from jaxcxr.files import new_file
+from jaxcxr.files import new_file, remove_unfinished
 
 PER_SHARD = 256  # images; what a stopped job does again, and what one process works on at a time
 RECORDS = "records"  # the folder of the files
@@ -137,8 +137,8 @@ def make(maker: Maker, shards: Sequence[Shard], *, workers: int | None = None, b
     images = sum(len(shard.members) for shard in shards)
     left = sum(len(shard.members) for shard in todo)
     (maker.folder / RECORDS).mkdir(exist_ok=True)
-    for unfinished in maker.folder.rglob(".*.partial-*"):  # of processes that were killed
-        unfinished.unlink(missing_ok=True)
+    for folder in (maker.folder, maker.folder / RECORDS):
+        remove_unfinished(folder)
     if workers is None:
         workers = min(os.cpu_count() or 1, -(-left // PER_SHARD))
     if beam:

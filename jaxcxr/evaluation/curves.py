@@ -1,20 +1,38 @@
 """A run's curves, drawn as SVG that takes its colours from the page around it."""
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jaxcxr import html
+from jaxcxr import html, parsing
 from jaxcxr.errors import UserError
+from jaxcxr.files import inside
+
+_MOST_BYTES = 2**30  # of metrics, which a run adds to at every `log_every`
+_LARGEST = float(np.finfo(np.float32).max)  # that a metric can be
+
+
+@dataclasses.dataclass(frozen=True)
+class _Objective:
+    name: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Config:
+    """What is read of a run's config."""
+
+    objective: _Objective = _Objective()
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A workdir of `jaxcxr train`: its metrics by name as (steps, values), its config and its last sheet."""
+    """A workdir of `jaxcxr train`: its metrics by name as (steps, values), its config and its last sheet.
+
+    A value is NaN where the run's was not finite.
+    """
 
     name: str
     series: Mapping[str, tuple[np.ndarray, np.ndarray]]
@@ -28,31 +46,46 @@ class Run:
 
 
 def read_run(workdir: Path) -> Run:
-    """Reads a run, going on or finished.
+    """Reads a run, finished or not.
 
     Raises:
       UserError: `workdir` has no metrics or no config, or they are damaged.
     """
-    try:
-        lines = (workdir / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
-        # A run that goes on may be writing its last line.
-        rows = [json.loads(line) for line in lines if line.endswith("\n")]
-        config = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{workdir}: is not a workdir of `jaxcxr train` with metrics.jsonl and config.json") from error
+    files = workdir / "metrics.jsonl", workdir / "config.json"
+    if not all(file.is_file() for file in files):
+        raise UserError(f"{workdir}: is not a workdir of `jaxcxr train` with metrics.jsonl and config.json")
+    rows = _read_metrics(files[0])
+    config: _Config = parsing.read_json(files[1], _Config)
     names = {name for row in rows for name in row if name != "step"}
     series = {}
     for name in sorted(names):
         points = [(row["step"], row[name]) for row in rows if name in row]
-        series[name] = (np.array([step for step, _ in points]), np.array([value for _, value in points]))
+        values = np.array([value for _, value in points], float)  # None, of a value that is not finite, is NaN
+        values[np.abs(values) > _LARGEST] = np.nan
+        series[name] = (np.array([step for step, _ in points]), values)
     sheets = sorted((workdir / "samples").glob("*.png"))
-    return Run(workdir.name, series, config, sheets[-1] if sheets else None)
+    sheet = inside(workdir, f"samples/{sheets[-1].name}") if sheets else None
+    return Run(workdir.name, series, dataclasses.asdict(config), sheet)
+
+
+def _read_metrics(file: Path) -> list[dict[str, float | None]]:
+    """The rows of `metrics.jsonl`, each with its `step`."""
+    # A run may be writing its last line.
+    lines = parsing.read_bytes(file, _MOST_BYTES).split(b"\n")[:-1]
+    rows = []
+    for number, line in enumerate(lines, 1):
+        row: dict[str, float | None] = parsing.parse_json(line, dict[str, float | None], f"{file}: line {number}")
+        if not 0 <= (row.get("step") or 0) < 2**53 or row.get("step") is None:
+            raise UserError(f"{file}: line {number} has no step that is 0 or more; evaluate without this run")
+        rows.append(row)
+    return rows
 
 
 def smooth(values: np.ndarray, window: int) -> np.ndarray:
-    """Centred mean of `values` (N,) over up to `window` of them, fewer at the ends."""
-    ones = np.ones(min(window, len(values)))
-    return np.convolve(values, ones, "same") / np.convolve(np.ones(len(values)), ones, "same")
+    """Centred mean of `values` (N,) over up to `window` of them, fewer at the ends; NaN where a value is."""
+    ones, known = np.ones(min(window, len(values))), np.isfinite(values)
+    sums, counts = (np.convolve(each, ones, "same") for each in (np.where(known, values, 0), known.astype(float)))
+    return np.where(known, sums / np.maximum(counts, 1), np.nan)
 
 
 def loss_svg(run: Run) -> str:
@@ -75,7 +108,7 @@ def speed_svg(run: Run) -> str:
 
 def _svg(name: str, label: str, lines: Sequence[tuple], from_zero: bool) -> str:
     """Lines of (steps, values, colour, width, legend) as an `<svg>` element without addresses of any kind."""
-    if not any(len(steps) for steps, *_ in lines):
+    if not any(np.isfinite(values).any() for _, values, *_ in lines):
         return ""
 
     def paint(axes: Any) -> None:
@@ -93,6 +126,6 @@ def _limit(axes, lines: Sequence[tuple], from_zero: bool) -> None:
         axes.set_ylim(bottom=0)
         return
     values = np.concatenate([values for _, values, *_ in lines])
-    low, high = np.nanpercentile(values, [0, 98])
-    if np.isfinite(high) and high > low:
+    low, high = np.percentile(values[np.isfinite(values)], [0, 98])
+    if high > low:
         axes.set_ylim(low - 0.05 * (high - low), high + 0.1 * (high - low))

@@ -10,10 +10,11 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
+import msgspec
 import numpy as np
 import optax
 from flax import nnx
@@ -22,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from tqdm.auto import tqdm
 
+from jaxcxr import parsing
 from jaxcxr.data.phantom import KINDS, Patient, draw
 from jaxcxr.data.phantom_reports import effusion_prompt
 from jaxcxr.data.phantom_tree import PREVALENCE, sample_findings
@@ -50,7 +52,7 @@ class Settings:
     """
 
     seed: int
-    size: int = SIDE
+    size: Annotated[int, msgspec.Meta(ge=1, le=8192)] = SIDE
     patients: int = 2500
     held_out: int = 800
     steps: int = 800
@@ -68,6 +70,19 @@ class Classifier:
     held_out: "Table"
     held_out_degraded: "Table"
     """The same phantoms blurred, shifted and relit as in training."""
+
+
+_Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+_Four = tuple[_Count, _Count, _Count, _Count]
+
+
+@dataclasses.dataclass(frozen=True)
+class _About:
+    """What a classifier's file says beside the weights; counts as in `Table`."""
+
+    settings: Settings
+    held_out: tuple[_Four, _Four, _Four, _Four]
+    held_out_degraded: tuple[_Four, _Four, _Four, _Four]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,7 +241,7 @@ def write_prompts(path: Path, count: int, seed: int = 0) -> bool:
             raise UserError(f"{path}: holds something else; name another file or remove this one")
         replace_file(path, data)
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); name another file") from error
+        raise UserError(f"{path}: cannot be written ({error.strerror or error}); name another file") from error
     return True
 
 
@@ -259,14 +274,20 @@ def read_classifier(file: Path) -> Classifier:
     Raises:
       UserError: `file` is not one.
     """
+    remedy = "name another file or remove this one"
+    network = nnx.eval_shape(lambda: Network(nnx.Rngs(0)))
+    shapes = {name: tuple(value.shape) for name, value in named_parameters(network).items()}
     try:
         with safe_open(file, "numpy") as tensors:
-            about = json.loads((tensors.metadata() or {})[_MARK])
-            parameters = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
-        tables = [Table(tuple(map(tuple, about[name]))) for name in ("held_out", "held_out_degraded")]
-        return Classifier(Settings(**about["settings"]), parameters, *tables)
+            about = (tensors.metadata() or {})[_MARK]
+            found = {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+            parameters = {name: tensors.get_tensor(name) for name in found} if found == shapes else {}
     except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
-        raise UserError(f"{file}: is not an effusion classifier; name another file or remove this one") from error
+        raise UserError(f"{file}: is not an effusion classifier; {remedy}") from error
+    if not parameters or not all(x.dtype == np.float32 and np.isfinite(x).all() for x in parameters.values()):
+        raise UserError(f"{file}: holds other tensors than an effusion classifier has; {remedy}")
+    described: _About = parsing.parse_json(about, _About, f"{file}: {_MARK}", remedy=remedy)
+    return Classifier(described.settings, parameters, Table(described.held_out), Table(described.held_out_degraded))
 
 
 def _draw_phantoms(settings: Settings, progress: bool) -> Iterator[Picture]:

@@ -10,11 +10,12 @@ from PIL import Image
 
 from jaxcxr import html
 from jaxcxr.data.images import encode_png
+from jaxcxr.errors import UserError
 from jaxcxr.evaluation.curves import Run, loss_svg, speed_svg
 from jaxcxr.evaluation.findings import Classifier, Table
 from jaxcxr.evaluation.pictures import EFFUSIONS, Picture
 
-_SHEET_SIDE = 1024
+_SHEET_SIDE, _SHEET_PIXELS = 1024, 2**27
 _TITLES = {
     "none": "No effusion",
     "left": "Left effusion",
@@ -170,11 +171,22 @@ def _runs(page: Page) -> Iterator[str]:
 
 
 def _sheet(run: Run) -> bytes:
-    """The run's last sheet as PNG bytes, no larger than a screen needs."""
+    """The run's last sheet as PNG bytes, no larger than a screen needs.
+
+    Raises:
+      UserError: it is no PNG, is damaged or has too many pixels.
+    """
     assert run.sheet is not None
-    with Image.open(run.sheet, formats=("PNG",)) as sheet:
-        gray = sheet.convert("L")
-        gray.thumbnail((_SHEET_SIDE, _SHEET_SIDE), Image.Resampling.LANCZOS)
+    try:
+        with Image.open(run.sheet, formats=["PNG"]) as sheet:
+            if sheet.width * sheet.height > _SHEET_PIXELS:
+                raise UserError(f"{run.sheet}: has {sheet.width} × {sheet.height} pixels, too many for a sheet")
+            gray = sheet.convert("L")
+    except UserError:
+        raise
+    except Exception as error:  # Pillow's decoders raise almost anything on damaged files
+        raise UserError(f"{run.sheet}: cannot be decoded ({type(error).__name__}); remove it") from error
+    gray.thumbnail((_SHEET_SIDE, _SHEET_SIDE), Image.Resampling.LANCZOS)
     return encode_png(np.asarray(gray)[..., None])
 
 

@@ -2,17 +2,18 @@
 
 import dataclasses
 import itertools
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from jaxcxr import parsing
 from jaxcxr.data.images import UnreadableImage, load_square
-from jaxcxr.data.phantom_tree import SETTINGS, TRUTH
+from jaxcxr.data.phantom import Finding
+from jaxcxr.data.phantom_tree import SETTINGS, TRUTH, read_settings
 from jaxcxr.errors import UserError
-from jaxcxr.sample import MANIFEST
+from jaxcxr.files import inside
+from jaxcxr.sample import MANIFEST, MOST_BYTES
 
 EFFUSIONS = ("none", "left", "right", "both")
 """The sides that an effusion is asked for and seen on."""
@@ -32,22 +33,45 @@ class Picture:
     effusion: str = ""
 
 
+@dataclasses.dataclass(frozen=True)
+class _Generated:
+    """What is read of a line of `manifest.jsonl`."""
+
+    file_name: str | None = None
+    prompt: str = ""
+    effusion: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Truth:
+    """What is read of a line of a phantom tree's truth."""
+
+    subject_id: int
+    study_id: int
+    dicom_id: str
+    findings: tuple[Finding, ...]
+    split: str = ""
+
+
 def read_generated(folder: Path, size: int) -> list[Picture]:
     """Reads what `jaxcxr sample` wrote, at `size` pixels a side, in the manifest's order.
 
     Raises:
-      UserError: the manifest or an image is missing or damaged, or an `effusion` field is none of `EFFUSIONS`.
+      UserError: the manifest or an image is missing, damaged or outside of the folder, or an `effusion` field is none
+        of `EFFUSIONS`.
     """
     manifest = folder / MANIFEST
     pictures = []
-    for number, row in _json_lines(manifest, "give a folder that `jaxcxr sample` wrote"):
-        if not isinstance(row.get("file_name"), str):
-            raise UserError(f"{manifest}: line {number} has no file_name; sample again")
-        effusion = row.get("effusion", "")
-        if effusion and effusion not in EFFUSIONS:
-            raise UserError(f"{manifest}: line {number} has effusion {effusion!r}; it is one of {', '.join(EFFUSIONS)}")
-        pixels = _pixels(folder / row["file_name"], size)
-        pictures.append(Picture(pixels, str(row.get("prompt", "")), effusion))
+    remedy = "give a folder of `jaxcxr sample`"
+    rows: Iterable[_Generated] = parsing.read_lines(manifest, _Generated, remedy=remedy, most=MOST_BYTES)
+    for number, row in enumerate(rows, 1):
+        if row.file_name is None:
+            raise UserError(f"{manifest}: image {number} has no file_name; sample again")
+        if row.effusion and row.effusion not in EFFUSIONS:
+            said = row.effusion[:20]
+            raise UserError(f"{manifest}: image {number} has effusion {said!r}; it is one of {', '.join(EFFUSIONS)}")
+        pixels = _pixels(inside(folder, row.file_name), size)
+        pictures.append(Picture(pixels, row.prompt, row.effusion or ""))
     if not pictures:
         raise UserError(f"{manifest}: lists no images; sample again")
     return pictures
@@ -63,10 +87,10 @@ def phantom_seed(folder: Path) -> int | None:
         raise UserError(f"{folder}: no such folder; give real images or a tree that `jaxcxr phantoms` wrote")
     if not (folder / TRUTH).is_file():
         return None
-    try:
-        return int(json.loads((folder / SETTINGS).read_text(encoding="utf-8"))["settings"]["seed"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder / SETTINGS}: cannot be read; write the phantoms again") from error
+    seed = read_settings(folder).settings.get("seed")
+    if not isinstance(seed, int) or seed < 0:
+        raise UserError(f"{folder / SETTINGS}: has no seed of 0 or more; write the phantoms again")
+    return seed
 
 
 def read_phantoms(folder: Path, size: int, limit: int) -> list[Picture]:
@@ -76,15 +100,14 @@ def read_phantoms(folder: Path, size: int, limit: int) -> list[Picture]:
       UserError: the truth or an image is missing or damaged.
     """
     truth = folder / TRUTH
-    rows = (row for _, row in _json_lines(truth, "write the phantoms again") if row.get("split") != "train")
+    rows: Iterable[_Truth] = parsing.read_lines(truth, _Truth, remedy="write the phantoms again", most=MOST_BYTES)
     pictures = []
-    try:
-        for row in itertools.islice(rows, limit):
-            patient = f"p{str(row['subject_id'])[:2]}/p{row['subject_id']}"
-            file = folder / "files" / patient / f"s{row['study_id']}" / f"{row['dicom_id']}.jpg"
-            pictures.append(Picture(_pixels(file, size), _findings_text(row), _effusion(row)))
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{truth}: is not as `jaxcxr phantoms` writes it; write the phantoms again") from error
+    for row in itertools.islice((row for row in rows if row.split != "train"), limit):
+        study = f"p{str(row.subject_id)[:2]}/p{row.subject_id}/s{row.study_id}"
+        file = inside(folder, f"files/{study}/{row.dicom_id}.jpg")
+        pictures.append(Picture(_pixels(file, size), _findings_text(row.findings), _effusion(row.findings, truth)))
+    if not pictures:
+        raise UserError(f"{truth}: lists no images but those to train on; write the phantoms again, of more patients")
     return pictures
 
 
@@ -101,42 +124,27 @@ def read_images(folder: Path, size: int, limit: int) -> list[Picture]:
     return pictures
 
 
-def _json_lines(file: Path, mend: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: cannot be read; {mend}") from error
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{file}: line {number} is not JSON; {mend}") from error
-        if not isinstance(row, dict):
-            raise UserError(f"{file}: line {number} is not a JSON object; {mend}")
-        yield number, row
-
-
 def _pixels(file: Path, size: int) -> np.ndarray:
     try:
         return load_square(file, size)[..., 0]
-    except FileNotFoundError as error:
-        raise UserError(f"{file}: no such image, though it is listed; write the folder again") from error
-    except UnreadableImage as error:
+    except (FileNotFoundError, UnreadableImage) as error:
         raise UserError(f"{file}: cannot be decoded ({error}); write the folder again") from error
 
 
-def _effusion(row: Mapping[str, Any]) -> str:
-    """The side of a truth row's effusion."""
-    sides = [finding["side"] for finding in row["findings"] if finding["kind"] == "effusion"]
-    return {"bilateral": "both"}.get(sides[0], sides[0]) if sides else "none"
+def _effusion(findings: Iterable[Finding], truth: Path) -> str:
+    """The side of a phantom's effusion."""
+    sides = [finding.side for finding in findings if finding.kind == "effusion"]
+    effusion = {"bilateral": "both"}.get(sides[0], sides[0]) if sides else "none"
+    if effusion not in EFFUSIONS:
+        raise UserError(f"{truth}: has an effusion on side {effusion[:20]!r}; write the phantoms again")
+    return effusion
 
 
-def _findings_text(row: Mapping[str, Any]) -> str:
-    """A truth row's findings in words: "small left effusion, right mid consolidation"."""
+def _findings_text(findings: Iterable[Finding]) -> str:
+    """A phantom's findings in words: "small left effusion, right mid consolidation"."""
     said = []
-    for finding in row["findings"]:
-        name = finding.get("device") or finding["kind"]
-        millimetres = f"{finding['mm']} mm" if "mm" in finding else ""
-        words = (millimetres, finding.get("size"), finding.get("side"), finding.get("zone"), name)
+    for finding in findings:
+        millimetres = f"{finding.mm} mm" if finding.mm else ""
+        words = (millimetres, finding.size, finding.side, finding.zone, finding.device or finding.kind)
         said.append(" ".join(word for word in words if word))
     return ", ".join(said) or "no finding"

@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import json
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -58,7 +57,7 @@ def opened(workdir: Path, config: ConfigDict) -> Iterator[None]:
 
         def take() -> None:
             check_workdir(workdir, config)
-            held.enter_context(locked_folder(workdir))
+            held.enter_context(locked_folder(workdir, private=True))
 
         on_first(take)
         try:
@@ -97,8 +96,6 @@ def claim(workdir: Path, config: ConfigDict, files: Mapping[str, bytes] | None) 
     """
     replace_file(workdir / CONFIG, configs.to_json(config).encode())
     if files is not None:
-        for unfinished in workdir.glob(f".{MODEL}.partial-*"):
-            shutil.rmtree(unfinished)
         with new_folder(workdir / MODEL) as folder:
             write_files(folder, files)
 

@@ -3,8 +3,8 @@
 Writes OUT/index.html, one file that needs nothing else, and OUT/evaluation.json. Where --real is a tree that
 `jaxcxr phantoms` wrote, a small classifier says whether each image shows the effusion that its prompt asked for
 (write such prompts with `jaxcxr prompts`); it is trained once, in a minute or two, and kept. Other real images,
-report texts and what --runs reconstructed stay off the page unless --show-real is given. Safe to run again: page
-and numbers are replaced.
+report texts, the config's samples.prompts and what --runs reconstructed stay off the page unless --show-real is
+given. Safe to run again: page and numbers are replaced. A new OUT cannot be read by others.
 """
 
 import argparse
@@ -39,18 +39,23 @@ def run(args: argparse.Namespace) -> None:
     from jaxcxr import config as configs
     from jaxcxr.errors import UserError
     from jaxcxr.evaluation import pictures
+    from jaxcxr.evaluation.curves import read_run
 
     config = configs.load(args.config, args.overrides)
+    size = config.data.size
+    if not 1 <= size <= 8192:
+        raise UserError(f"--config.data.size={size}: may be from 1 to 8192")
     if args.out.exists() and not args.out.is_dir():
         raise UserError(f"{args.out}: is a file; name a folder")
-    generated = pictures.read_generated(args.generated, config.data.size)
+    runs = [read_run(workdir) for workdir in args.runs]
+    generated = pictures.read_generated(args.generated, size)
     if pictures.phantom_seed(args.real) is None:
-        _show(args, config, generated)
+        _show(args, config, generated, runs)
     else:
-        _judge(args, config, generated)
+        _judge(args, config, generated, runs)
 
 
-def _judge(args: argparse.Namespace, config: Any, generated: list) -> None:
+def _judge(args: argparse.Namespace, config: Any, generated: list, runs: list) -> None:
     """With phantoms: the numbers, and a page where everything may be seen."""
     import dataclasses
 
@@ -63,7 +68,8 @@ def _judge(args: argparse.Namespace, config: Any, generated: list) -> None:
     seed = pictures.phantom_seed(args.real)
     assert seed is not None
     # Never the tree's own patients, whatever its seed.
-    settings = findings.Settings(seed=seed + 1_000_003, size=config.data.size)
+    settings = findings.Settings(seed=(seed + 1_000_003) % 2**32, size=config.data.size)
+    _make_out(args)
     file = args.classifier or args.out / "classifier.safetensors"
     classifier = findings.cached_classifier(file, settings, progress=True)
     real = pictures.read_phantoms(args.real, config.data.size, limit=500)
@@ -78,7 +84,7 @@ def _judge(args: argparse.Namespace, config: Any, generated: list) -> None:
             "settings": dataclasses.asdict(settings),
         },
     }
-    _write(args, config, numbers, generated, real, "phantoms", judgement)
+    _write(args, config, numbers, generated, real, "phantoms", judgement, runs)
     low, high = table.interval
     print(
         f"{table.correct} of {table.total} images show the effusion asked for: "
@@ -91,7 +97,7 @@ def _judge(args: argparse.Namespace, config: Any, generated: list) -> None:
     print(f"page: {args.out / 'index.html'}")
 
 
-def _show(args: argparse.Namespace, config: Any, generated: list) -> None:
+def _show(args: argparse.Namespace, config: Any, generated: list, runs: list) -> None:
     """Without ground truth: the page alone, with nothing of a patient on it unless that was asked for."""
     import dataclasses
 
@@ -100,19 +106,46 @@ def _show(args: argparse.Namespace, config: Any, generated: list) -> None:
     real = pictures.read_images(args.real, config.data.size, limit=24) if args.show_real else []
     if not args.show_real:  # a prompt may be a report's text
         generated = [dataclasses.replace(picture, text="") for picture in generated]
-    _write(args, config, {"total": len(generated)}, generated, real, "real images", None)
+    _write(args, config, {"total": len(generated)}, generated, real, "real images", None, runs)
     print(f"{len(generated)} images, not judged: {args.real} is not a tree that `jaxcxr phantoms` wrote")
     print(f"page: {args.out / 'index.html'}")
 
 
-def _write(
-    args: argparse.Namespace, config: Any, numbers: dict, generated: list, real: list, name: str, judgement: Any
-) -> None:
+def _make_out(args: argparse.Namespace) -> None:
+    from jaxcxr.errors import UserError
+    from jaxcxr.files import make_folder
+
+    try:
+        make_folder(args.out, private=True)
+    except OSError as error:
+        raise UserError(f"{args.out}: cannot be written ({error.strerror}); name another folder") from error
+
+
+def _config_text(config: Any, show_prompts: bool) -> str:
+    """The config as JSON text, without the prompts of samples where these may be of patients."""
     import json
 
     from jaxcxr import config as configs
+
+    values = json.loads(configs.to_json(config))
+    if not show_prompts and "prompts" in values.get("samples", {}):
+        values["samples"]["prompts"] = "left out; --show-real shows them"
+    return json.dumps(values, indent=2, sort_keys=True) + "\n"
+
+
+def _write(
+    args: argparse.Namespace,
+    config: Any,
+    numbers: dict,
+    generated: list,
+    real: list,
+    name: str,
+    judgement: Any,
+    runs: list,
+) -> None:
+    import json
+
     from jaxcxr.errors import UserError
-    from jaxcxr.evaluation.curves import read_run
     from jaxcxr.evaluation.page import Page, render
     from jaxcxr.files import replace_file
 
@@ -125,10 +158,11 @@ def _write(
         real=real,
         real_name=name,
         judgement=judgement,
-        runs=[read_run(workdir) for workdir in args.runs],
-        settings={"Evaluation": text, "Config": configs.to_json(config)},
+        runs=runs,
+        settings={"Evaluation": text, "Config": _config_text(config, args.show_real)},
         reconstructions=args.show_real,
     )
+    _make_out(args)
     try:
         replace_file(args.out / "evaluation.json", text.encode())
         replace_file(args.out / "index.html", render(page).encode())

@@ -2,7 +2,8 @@
 
 Writes OUT/00000.png … and OUT/manifest.jsonl, a line an image: prompt, seed, settings, checkpoint, and that it
 is synthetic, which every PNG's metadata says too. Image number i depends on the seed, i and its prompt alone.
-The schedule and the sampler's settings are those of the checkpoint.
+The schedule and the sampler's settings are those of the checkpoint. OUT appears when all images are there. An
+interrupted job resumes when it is run again. Others cannot read OUT: a prompt may be a patient's report.
 """
 
 import argparse
@@ -40,9 +41,14 @@ def run(args: argparse.Namespace) -> None:
     import jax.numpy as jnp
 
     from jaxcxr import interop
+    from jaxcxr.generate import default_size
+    from jaxcxr.interop.pipeline import from_files
     from jaxcxr.sample import Settings, read_prompts, sample
 
     prompts = read_prompts(args.prompts) if args.prompts else [{"prompt": prompt} for prompt in args.prompt]
+    size = args.size
+    if size is None:
+        size = default_size(from_files(interop.read(args.checkpoint).files, only=("unet", "vae")))
     settings = Settings(
         checkpoint=str(args.checkpoint),
         checkpoint_step=interop.orbax.latest_step(args.checkpoint),
@@ -52,7 +58,7 @@ def run(args: argparse.Namespace) -> None:
         guidance=args.guidance,
         eta=args.eta,
         seed=args.seed,
-        size=args.size,
+        size=size,
         dtype=args.dtype,
         latents=str(args.latents) if args.latents else None,
         gray=args.gray,

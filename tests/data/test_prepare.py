@@ -1,6 +1,7 @@
 import json
 import os
 import shutil
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -112,6 +113,17 @@ def test_too_many_bad_rows_stop_and_leave_the_list(tmp_path):
         shutil.copy(image, tree / image.relative_to(tmp_path / "mended"))
     assert sum(prepare(small_config(max_bad_share=0.14), tree, tmp_path / "out").splits.values()) == 19
     assert not (tmp_path / "out.quarantine.jsonl").exists()
+
+
+def test_others_cannot_read_what_is_prepared_nor_the_list_of_bad_rows(tmp_path):
+    members = rows()
+    members[0].write_image = False
+    tree, mode = mimic_tree(tmp_path / "raw", members), lambda name: stat.S_IMODE((tmp_path / name).stat().st_mode)
+    with pytest.raises(UserError):
+        prepare(small_config(max_bad_share=0.01), tree, tmp_path / "out")
+    assert (mode(".out.partial"), mode("out.quarantine.jsonl")) == (0o700, 0o600)
+    prepare(small_config(), tree, tmp_path / "out")
+    assert (mode("out"), mode("out/quarantine.jsonl")) == (0o700, 0o600)
 
 
 def test_nothing_left_stops(tmp_path):

@@ -4,6 +4,8 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors import safe_open
+from safetensors.numpy import save
 
 from jaxcxr.data.phantom_tree import write_tree
 from jaxcxr.errors import UserError
@@ -87,6 +89,60 @@ def test_a_file_of_another_kind_is_left_alone(tmp_path):
     assert file.read_bytes() == b"something else"
 
 
+@pytest.mark.parametrize("damage", ["shape", "dtype", "nan", "missing", "settings", "counts", "text"])
+def test_a_damaged_classifier_is_refused(cached, tmp_path, damage):
+    with safe_open(cached[0], "numpy") as tensors:
+        parameters = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
+        about = json.loads(tensors.metadata()[findings._MARK])
+    if damage == "shape":
+        parameters["out.kernel"] = parameters["out.kernel"][:, :1]
+    elif damage == "dtype":
+        parameters["out.kernel"] = parameters["out.kernel"].astype(np.float64)
+    elif damage == "nan":
+        parameters["out.kernel"] = np.full_like(parameters["out.kernel"], np.nan)
+    elif damage == "missing":
+        del parameters["out.kernel"]
+    elif damage == "settings":
+        about["settings"]["size"] = "large"
+    elif damage == "counts":
+        about["held_out"][2] = [1, 2]
+    text = "{" if damage == "text" else json.dumps(about)
+    (tmp_path / "c.safetensors").write_bytes(save(parameters, {findings._MARK: text}))
+    with pytest.raises(UserError, match=r"c\.safetensors: .*name another file or remove this one"):
+        findings.cached_classifier(tmp_path / "c.safetensors", TINY)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "malformed|truncated"),
+        ('{"settings": [], "written": {"patients": 1, "studies": 1, "images": 1}}', "Expected `object`"),
+        ('{"settings": {"seed": 3}}', "written"),
+        ('{"settings": {"seed": -3}, "written": {"patients": 1, "studies": 1, "images": 1}}', "no seed of 0 or more"),
+        ('{"settings": {"seed": "3"}, "written": {"patients": 1, "studies": 1, "images": 1}}', "no seed of 0 or more"),
+    ],
+)
+def test_damaged_settings_of_phantoms_are_refused(tmp_path, text, message):
+    (tmp_path / "phantom-truth.jsonl").write_text("")
+    (tmp_path / "phantom.json").write_text(text)
+    with pytest.raises(UserError, match=rf"phantom\.json: .*({message}).*write the phantoms again"):
+        pictures.phantom_seed(tmp_path)
+    if "seed" not in message:
+        with pytest.raises(UserError, match=rf"phantom\.json: .*({message})"):
+            write_tree(tmp_path, patients=1, size=64)
+
+
+def test_the_truth_of_phantoms_names_no_file_outside_of_its_folder(tmp_path):
+    tree, other = (write_tree(tmp_path / name, patients=4, size=64, seed=3).out for name in ("tree", "other"))
+    rows = [json.loads(line) for line in (tree / "phantom-truth.jsonl").read_text().splitlines()]
+    image = next(other.rglob("*.jpg")).with_suffix("")
+    for row in rows:
+        row["dicom_id"] = f"../../../../../other/{image.relative_to(other)}"
+    (tree / "phantom-truth.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UserError, match="outside"):
+        pictures.read_phantoms(tree, 64, limit=10)
+
+
 def test_degrading_keeps_sides_and_changes_little():
     image = np.zeros((4, 64, 64), np.uint8)
     image[:, 40:60, 36:60] = 255  # the patient's left
@@ -120,7 +176,7 @@ def test_asked_and_shown(tmp_path, cached):
     [
         ([{"prompt": "p"}], "1 of 1 images have no `effusion`"),
         ([{"prompt": "p", "effusion": "bilateral"}], "effusion 'bilateral'"),
-        ([{"prompt": "p", "effusion": "left", "file_name": "gone.png"}], r"gone\.png: no such image"),
+        ([{"prompt": "p", "effusion": "left", "file_name": "gone.png"}], r"has no file 'gone\.png'"),
         ([{"prompt": "p", "effusion": "left", "file_name": None}], "no file_name"),
         ([], "lists no images"),
     ],

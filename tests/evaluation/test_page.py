@@ -2,6 +2,10 @@ import dataclasses
 import html
 import json
 import re
+import stat
+import struct
+import warnings
+import zlib
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -13,7 +17,7 @@ from jaxcxr.__main__ import main
 from jaxcxr.data.phantom_tree import write_tree
 from jaxcxr.errors import UserError
 from jaxcxr.evaluation import findings
-from jaxcxr.evaluation.curves import read_run, smooth
+from jaxcxr.evaluation.curves import loss_svg, read_run, smooth, speed_svg
 from jaxcxr.evaluation.findings import Settings, Table
 from jaxcxr.evaluation.page import Judgement, Page, render
 from jaxcxr.evaluation.pictures import EFFUSIONS, Picture
@@ -125,9 +129,53 @@ def test_smooth_is_a_mean_that_keeps_constants():
     assert smooth(np.array([2.0]), 5) == pytest.approx([2.0])
 
 
+def test_what_is_not_finite_is_a_gap_in_the_curves(tmp_path):
+    rows = [{"step": step, "loss": None if 10 <= step < 20 else float(step)} for step in range(60)]
+    rows += [{"step": 5, "validation_loss": None}, {"step": 6, "images_per_second": None}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "config.json").write_text("{}")
+    run = read_run(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert np.flatnonzero(np.isnan(run.series["loss"][1])).tolist() == list(range(10, 20))
+        smoothed = smooth(run.series["loss"][1], 4)
+        assert np.flatnonzero(np.isnan(smoothed)).tolist() == list(range(10, 20))
+        assert smoothed[[9, 20]] == pytest.approx([8, 20.5])
+        svg = loss_svg(run)
+        assert speed_svg(run) == ""
+    assert "nan" not in svg.lower()
+    assert [path.count("M") for path in re.findall(r' d="([^"]*)"', svg) if path.count("L") > 20] == [2, 2]
+
+
+def test_a_run_whose_loss_was_never_finite_has_no_curve(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": null}\n')
+    (tmp_path / "config.json").write_text("{}")
+    assert loss_svg(read_run(tmp_path)) == ""
+
+
 def test_a_folder_that_is_no_run(tmp_path):
     with pytest.raises(UserError, match="not a workdir"):
         read_run(tmp_path)
+
+
+def test_a_sheet_that_is_no_png_or_lies_elsewhere_is_refused(judged, workdir):
+    sheet = workdir / "samples" / "00000390.png"
+    for data in (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", b"", sheet.read_bytes()[:60]):
+        sheet.write_bytes(data)
+        with pytest.raises(UserError, match=r"00000390\.png: cannot be decoded"):
+            render(judged)
+    sheet.write_bytes(b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", struct.pack(">2I", 100_000_000, 2) + b"\x08\0\0\0\0"))
+    with pytest.raises(UserError, match="cannot be decoded|too many for a sheet"):
+        render(judged)
+    sheet.unlink()
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(workdir.parent / "elsewhere.png")
+    sheet.symlink_to(workdir.parent / "elsewhere.png")
+    with pytest.raises(UserError, match="outside"):
+        read_run(workdir)
+
+
+def _chunk(name, data):
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
 
 def _samples(folder, rows):
@@ -191,6 +239,75 @@ def test_verb_keeps_patients_off_the_page(tmp_path):
     assert "Report of a patient." in page.read_text()
     assert page.read_text().count("<img") == 2
     assert "on this page are of patients" in page.read_text()
+
+
+def _everything_in(folder):
+    return b"".join(file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()).decode("latin-1")
+
+
+@pytest.mark.parametrize("phantoms", [False, True])
+def test_verb_keeps_the_configs_prompts_off_the_page(tmp_path, monkeypatch, phantoms, capsys):
+    table = Table.of(EFFUSIONS, EFFUSIONS)
+    trained = findings.Classifier(
+        Settings(seed=1), findings._fit(Settings(1, steps=1), *_nothing(), False), table, table
+    )
+    monkeypatch.setattr(findings, "train_classifier", lambda *_: trained)
+    if phantoms:
+        write_tree(tmp_path / "real", patients=10, size=64, seed=3)
+    else:
+        (tmp_path / "real").mkdir()
+        Image.fromarray(np.full((64, 64), 200, np.uint8)).save(tmp_path / "real" / "patient.png")
+    _samples(tmp_path / "samples", [{"prompt": "p", "effusion": "left"}])
+    planted = "--config.samples.prompts=('PLANTED report of a patient',)"
+    assert _evaluate(tmp_path, planted) == 0
+    said = capsys.readouterr()
+    assert "PLANTED" not in _everything_in(tmp_path / "out") + said.out + said.err
+    assert _evaluate(tmp_path, planted, "--show-real") == 0
+    assert "PLANTED" in _everything_in(tmp_path / "out")
+
+
+def _nothing():
+    return np.zeros((2, 64, 64), np.uint8), np.zeros((2, 2), np.float32)
+
+
+def test_others_cannot_read_the_page_unless_its_folder_was_opened(tmp_path):
+    (tmp_path / "real").mkdir()
+    _samples(tmp_path / "samples", [{"prompt": "Report of a patient."}])
+    assert _evaluate(tmp_path) == 0
+    assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == 0o700
+    (tmp_path / "out").chmod(0o750)
+    assert _evaluate(tmp_path) == 0
+    assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == 0o750
+    assert stat.S_IMODE((tmp_path / "out" / "index.html").stat().st_mode) & 0o044
+
+
+def test_verb_follows_no_link_to_where_the_page_would_be(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "mine").write_text("keep")
+    (tmp_path / "out").mkdir()
+    for name in ("index.html", ".index.html.partial", "evaluation.json"):
+        (tmp_path / "out" / name).symlink_to(tmp_path / "mine")
+    _samples(tmp_path / "samples", [{"prompt": "p"}])
+    assert _evaluate(tmp_path) == 0
+    assert (tmp_path / "mine").read_text() == "keep"
+
+
+@pytest.mark.parametrize("name", ["../secret.png", "{}/secret.png", "link.png", "images/../../secret.png"])
+def test_a_manifest_names_no_file_outside_of_its_folder(tmp_path, capsys, name):
+    (tmp_path / "real").mkdir()
+    Image.fromarray(np.full((64, 64), 9, np.uint8)).save(tmp_path / "secret.png")
+    folder = _samples(tmp_path / "samples", [{"prompt": "p"}])
+    (folder / "images").mkdir()
+    (folder / "link.png").symlink_to(tmp_path / "secret.png")
+    (folder / "manifest.jsonl").write_text(json.dumps({"file_name": name.format(tmp_path)}) + "\n")
+    assert _evaluate(tmp_path) == 2
+    assert "outside" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_verb_refuses_a_size_that_cannot_be(tmp_path, capsys):
+    assert _evaluate(tmp_path, "--config.data.size=0") == 2
+    assert "--config.data.size=0: may be from 1" in capsys.readouterr().err
 
 
 def test_verb_tells_what_is_missing(tmp_path, capsys):

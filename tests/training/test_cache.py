@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import socket
+import stat
 import subprocess
 import sys
 
@@ -51,6 +52,10 @@ def losses(workdir):
     return [row["loss"] for row in rows if "loss" in row] + [
         row["validation_loss"] for row in rows if "validation_loss" in row
     ]
+
+
+def test_others_cannot_read_it(made):
+    assert stat.S_IMODE(made.stat().st_mode) == 0o700
 
 
 def test_it_holds_the_moments_of_every_record_in_order(base, made):

@@ -2,6 +2,7 @@
 
 import json
 import signal
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -218,6 +219,16 @@ def test_a_workdir_is_trained_in_by_one_job_at_a_time(tmp_path):
                 train(again, tmp_path / "run")
     with opened(tmp_path / "run", autoencoder(seed=1)):  # nothing had been begun
         pass
+
+
+def test_others_cannot_read_a_workdir_unless_it_was_opened(tmp_path):
+    for before, after in ((None, 0o700), (0o750, 0o750)):
+        run = tmp_path / str(before)
+        if before:
+            run.mkdir()
+            run.chmod(before)
+        with opened(run, autoencoder()):
+            assert stat.S_IMODE(run.stat().st_mode) == after
 
 
 def test_what_a_kill_leaves_before_the_first_checkpoint_is_taken_up(tmp_path):

@@ -1,0 +1,166 @@
+"""What an evaluation reads beside pictures: phantom trees, the classifier's file, the metrics of runs."""
+
+import json
+import struct
+
+import pytest
+from hypothesis import given, settings
+
+from jaxcxr.data.phantom_tree import SETTINGS, TRUTH, read_settings, write_tree
+from jaxcxr.evaluation import findings, pictures
+from jaxcxr.evaluation.curves import loss_svg, read_run, speed_svg
+from jaxcxr.evaluation.pictures import EFFUSIONS
+from tests.hostile.mutations import byte_variants, json_variants, one_line_or_fine
+
+RUN = [
+    {"step": 10, "loss": 0.5, "images_per_second": 40.0},
+    {"step": 20, "loss": None, "validation_loss": 0.25, "loss/timesteps_1_of_4": 0.1},
+    {"step": 30, "loss": 0.25, "images_per_second": 41.5},
+]
+CONFIG = {"objective": {"name": "diffusion", "kl_weight": 0.0}, "samples": {"prompts": ["a"]}, "steps": 30}
+
+
+def lines(rows):
+    rows = rows if isinstance(rows, list) else [rows]
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    return write_tree(tmp_path_factory.mktemp("phantoms") / "tree", patients=4, size=64, seed=3).out
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory):
+    """A small classifier's file: its header, the length before it, and the rest."""
+    file = tmp_path_factory.mktemp("classifier") / "classifier.safetensors"
+    findings.cached_classifier(file, findings.Settings(seed=1, patients=2, held_out=2, steps=1, batch_size=2))
+    data = file.read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    return data[: 8 + length], data[8 + length :]
+
+
+def read_tree(tree, name, data):
+    before = (tree / name).read_bytes()
+    (tree / name).write_bytes(data)
+    one_line_or_fine(read_settings, tree)
+    one_line_or_fine(write_tree, tree, patients=4, size=64, seed=3)
+    seed = one_line_or_fine(pictures.phantom_seed, tree)
+    assert isinstance(seed, Exception) or seed >= 0
+    found = one_line_or_fine(pictures.read_phantoms, tree, 64, 10)
+    assert isinstance(found, Exception) or all(picture.effusion in EFFUSIONS for picture in found)
+    (tree / name).write_bytes(before)
+
+
+SETTINGS_OF_PHANTOMS = {
+    "comment": "synthetic phantom, not a patient",
+    "settings": {"seed": 3, "patients": 4, "size": 64, "film": None, "shares": {"train": 0.8}, "findings": ["nodule"]},
+    "written": {"patients": 4, "studies": 6, "images": 6},
+}
+
+
+@given(value=json_variants(SETTINGS_OF_PHANTOMS))
+def test_mutated_settings_of_phantoms(tree, value):
+    read_tree(tree, SETTINGS, json.dumps(value).encode())
+
+
+@given(data=byte_variants(json.dumps(SETTINGS_OF_PHANTOMS).encode()))
+def test_mutated_bytes_of_settings_of_phantoms(tree, data):
+    read_tree(tree, SETTINGS, data)
+
+
+def truth_rows():
+    return [
+        {
+            "dicom_id": "0" * 8,
+            "subject_id": 10_000_032,
+            "study_id": 50_000_032,
+            "split": split,
+            "view": "PA",
+            "findings": [{"kind": "effusion", "side": "left", "size": "small", "box": [1, 2, 3, 4]}],
+            "labels": ["Pleural Effusion"],
+        }
+        for split in ("train", "test")
+    ]
+
+
+@given(rows=json_variants(truth_rows()))
+def test_mutated_truth_of_phantoms(tree, rows):
+    real = (tree / TRUTH).read_text().splitlines()[-1]
+    read_tree(tree, TRUTH, lines(rows) + real.encode())
+
+
+@given(data=byte_variants(lines(truth_rows())))
+def test_mutated_bytes_of_truth_of_phantoms(tree, data):
+    read_tree(tree, TRUTH, data)
+
+
+def read_classifier(tmp_path, data):
+    (tmp_path / "c.safetensors").write_bytes(data)
+    one_line_or_fine(findings.read_classifier, tmp_path / "c.safetensors")
+
+
+@settings(max_examples=50)
+@given(change=byte_variants(bytes(400)))
+def test_mutated_bytes_of_classifiers(classifier, tmp_path, change):
+    header, rest = classifier
+    changed = bytes(a ^ b for a, b in zip(header, change.ljust(len(header), b"\0"), strict=False))
+    read_classifier(tmp_path, changed + rest)
+
+
+def about():
+    table = [[1, 0, 0, 0]] * 4
+    return {"settings": {"seed": 1, "size": 64, "revision": 1}, "held_out": table, "held_out_degraded": table}
+
+
+@given(value=json_variants(about()))
+def test_mutated_metadata_of_classifiers(classifier, tmp_path, value):
+    header, rest = classifier
+    described = json.loads(header[8:])
+    described["__metadata__"] = {findings._MARK: json.dumps(value)}
+    text = json.dumps(described).encode()
+    read_classifier(tmp_path, struct.pack("<Q", len(text)) + text + rest)
+
+
+@given(value=json_variants({"dtype": "F32", "shape": [16, 2], "data_offsets": [0, 128]}))
+def test_mutated_tensors_of_classifiers(classifier, tmp_path, value):
+    header, rest = classifier
+    described = json.loads(header[8:])
+    described["out.kernel"] = value
+    text = json.dumps(described).encode()
+    read_classifier(tmp_path, struct.pack("<Q", len(text)) + text + rest)
+
+
+def plot(workdir, metrics, config):
+    (workdir / "metrics.jsonl").write_bytes(metrics)
+    (workdir / "config.json").write_bytes(config)
+    run = one_line_or_fine(read_run, workdir)
+    if not isinstance(run, Exception):
+        assert isinstance(run.reconstructs, bool)
+        assert "nan" not in loss_svg(run).lower() + speed_svg(run).lower()
+
+
+@pytest.mark.filterwarnings("error")
+@settings(max_examples=40)
+@given(rows=json_variants(RUN))
+def test_mutated_metrics(tmp_path, rows):
+    plot(tmp_path, lines(rows), json.dumps(CONFIG).encode())
+
+
+@pytest.mark.filterwarnings("error")
+@settings(max_examples=40)
+@given(data=byte_variants(lines(RUN)))
+def test_mutated_bytes_of_metrics(tmp_path, data):
+    plot(tmp_path, data, json.dumps(CONFIG).encode())
+
+
+@settings(max_examples=50)
+@given(value=json_variants(CONFIG))
+def test_mutated_configs_of_runs(tmp_path, value):
+    plot(tmp_path, b'{"step": 1}\n', json.dumps(value).encode())
+
+
+@settings(max_examples=50)
+@given(data=byte_variants(json.dumps(CONFIG).encode()))
+def test_mutated_bytes_of_configs_of_runs(tmp_path, data):
+    plot(tmp_path, b'{"step": 1}\n', data)
