@@ -12,9 +12,9 @@ from jaxcxr.errors import UserError
 from jaxcxr.training.feed import folders
 from jaxcxr.workdir import Prepared, read_data
 
-# Not compared: the size always has to be the folder's, the tokenizer is the folder's or the base's, and the share of
-# bad rows decides whether there is a folder, not what it holds.
-_FREE = ("size", "tokenizer", "tokenizer_vocab", "max_bad_share")
+# Not compared: the size always has to be the folder's, the tokenizer is the folder's or the base's, and limits decide
+# whether a row or a folder is damaged, not what it holds.
+_FREE = ("size", "tokenizer", "tokenizer_vocab", "max_bad_share", "max_pixels", "max_report_bytes")
 _FILES = ("patients_in", "patients_out", "report_exceptions", "report_tables")  # are compared by their names
 
 

@@ -1,7 +1,7 @@
 """What a run says while it trains: a banner, a bar with loss and rate, and a line for whatever else it does."""
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,11 @@ class Progress:
     A step's loss is read when the next one is under way, so that the device has work to do meanwhile.
     """
 
-    def __init__(self, workdir: Path, steps: int, start: int):
+    def __init__(self, workdir: Path, steps: int, start: int, banner: Sequence[str] = ()):
+        """Prints the lines of a banner, and draws the bar."""
         self._quiet = jax.process_index() > 0
+        if banner and not self._quiet:
+            print("\n".join(banner), flush=True)
         self._bar = tqdm(
             total=steps,
             initial=start,
@@ -87,7 +90,7 @@ def banner(config: ConfigDict, program: Program, images: Mapping[str, int], star
     """
     params = program.state["params"]
     mesh = next(iter(params.values())).sharding.mesh
-    device, processes = mesh.devices.flat[0], jax.process_count()
+    device, processes = jax.local_devices()[0], jax.process_count()
     axes = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1)
     counts = [
         sum(int(np.prod(params[name].shape, dtype=np.int64)) for name in names) for names in (program.learns, params)

@@ -37,8 +37,8 @@ from jaxcxr.workdir import Command
 _EVERY = ("log", "eval", "sample", "checkpoint")  # what is done every so many steps
 _JUDGED = ("eval", "sample")
 _NO_VALIDATION = (
-    "{}: has no images in split 'validate', so that evaluation during training is off; to have it, run jaxcxr prepare"
-    " into a new folder with --config.data.split=hash, which makes one by patient"
+    "{}: has no images in split 'validate', so evaluation during training is off; to get one, run jaxcxr prepare into a"
+    " new folder, with the share of patients for it: --config.data.validate_share=0.05"
 )
 
 
@@ -120,12 +120,11 @@ def _train(
     judge = None
     if ahead.intersection(_JUDGED):
         judge = Judge(pipeline, program.loss, config, mesh, tokenizer, validation)
-    metrics, progress = Metrics(workdir, start), Progress(workdir, config.steps, start)
-    counts = {"train": batches.images} | ({"validate": validation.images} if validation else {})
-    for line in banner(config, program, counts, start):
-        progress.line(line)
-    if validation is None and config.eval_every:
-        progress.line(_NO_VALIDATION.format(config.data.path))
+    images = {"train": batches.images} | ({"validate": validation.images} if validation else {})
+    lines = banner(config, program, images, start)
+    if every["eval"] != config.eval_every:
+        lines.append(_NO_VALIDATION.format(config.data.path))
+    metrics, progress = Metrics(workdir, start), Progress(workdir, config.steps, start, lines)
     watch = Watch(config.skip_nonfinite, lambda step: open_batches(config, "train", tokenizer).ids(step - 1))
     speed = Speed(
         began,

@@ -42,7 +42,7 @@ def test_without_a_split_to_validate_on_a_run_trains_and_says_so(without_validat
     train(kind(**often, **{"data.path": str(without_validation)}), tmp_path / "run")
     said = [line for line in capfd.readouterr().out.splitlines() if "split 'validate'" in line]
     assert len(said) == 1
-    assert f"{without_validation}: has no images in split 'validate', so that evaluation" in said[0]
+    assert f"{without_validation}: has no images in split 'validate', so evaluation during training is off" in said[0]
     assert "jaxcxr prepare" in said[0]
     assert [step for step, _ in jobs.metrics(tmp_path / "run", "loss")] == [1, 2]
     assert not jobs.metrics(tmp_path / "run", "validation_loss")

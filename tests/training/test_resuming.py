@@ -232,19 +232,17 @@ def test_ctrl_c_through_a_pipe_saves(tmp_path):
     """The terminal sends SIGINT to the whole group, and what reads the pipe dies first."""
     config = jobs.write_config(autoencoder(steps=100_000, checkpoint_every=0), tmp_path / "config.py")
     run = tmp_path / "run"
-    argv = [sys.executable, "-m", "jaxcxr", "train", "--config", str(config), "--workdir", str(run)]
-    read, write = os.pipe()
-    training = subprocess.Popen(argv, stdout=write, stderr=write, env=jobs.environment(), start_new_session=True)
-    os.close(write)
-    tee = subprocess.Popen(
-        ["tee", str(tmp_path / "log")], stdin=read, stdout=subprocess.DEVNULL, process_group=training.pid
+    train = f"{sys.executable} -m jaxcxr train --config {config} --workdir {run}"
+    script = f"trap : INT; {train} 2>&1 | tee {tmp_path / 'log'}; echo ${{PIPESTATUS[0]}} > {tmp_path / 'code'}"
+    shell = subprocess.Popen(
+        ["bash", "-c", script], stdout=subprocess.DEVNULL, env=jobs.environment(), start_new_session=True
     )
-    os.close(read)
-    jobs.until(lambda: jobs.steps_done(run) >= 5, [training])
-    tee.send_signal(signal.SIGINT)
-    tee.wait(30)
-    os.killpg(training.pid, signal.SIGINT)
-    assert training.wait(60) == 0, (tmp_path / "log").read_text()[-3000:]
+    jobs.until(lambda: jobs.steps_done(run) >= 5, [shell])
+    os.killpg(shell.pid, signal.SIGINT)
+    shell.wait(60)
+    log = (tmp_path / "log").read_text()
+    assert (tmp_path / "code").read_text() == "0\n", log[-3000:]
+    assert "run again to go on" not in log, "tee was gone before"
     assert latest_step(run) >= 5
     assert checksums.damage(run / "checkpoints" / str(latest_step(run))) is None
     assert np.isfinite(jobs.weights(run)["vae.decoder.conv_in.kernel"]).all()
