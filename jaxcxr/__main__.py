@@ -2,14 +2,18 @@
 
 import argparse
 import importlib
+import importlib.metadata
 import logging
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxcxr import platforms
+from jaxcxr import __version__, platforms
+from jaxcxr.console import lasting_streams
 from jaxcxr.errors import UserError
+from jaxcxr.files import check_local
 
 VERBS = {
     "phantoms": "draw synthetic chest radiographs with reports, laid out as MIMIC-CXR-JPG",
@@ -26,10 +30,15 @@ VERBS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb; returns 0, 1 (a bug or a failure) or 2 (a user's mistake, told in one line)."""
-    argv = list(sys.argv[1:] if argv is None else argv)
+    with lasting_streams():
+        return _main(list(sys.argv[1:] if argv is None else argv))
+
+
+def _main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="jaxcxr", description="Latent diffusion for chest X-rays and radiology reports, in JAX."
     )
+    parser.add_argument("--version", action="version", version=_versions())
     commands = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for verb, summary in VERBS.items():
         commands.add_parser(verb, help=summary, add_help=False)
@@ -46,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _keep_compiled()
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", str(platforms.GPU_MEMORY))
     # Config overrides are open-ended, so what argparse does not know goes to the config, which is strict.
-    args, overrides = command.parse_known_args(argv[1:])
+    args, overrides = command.parse_known_args(_joined(argv[1:]))
     args.overrides = overrides
     # Orbax says at every read that a file it does not need is absent, and of a full disk, which it raises too, once
     # for each tensor and thread.
@@ -55,6 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if args.overrides and not hasattr(args, "config"):
             raise UserError(f"{args.overrides[0]}: no such option; see jaxcxr {verb} --help")
+        for name, value in vars(args).items():
+            if isinstance(value, Path) or name == "config":
+                check_local(value, f"--{name.replace('_', '-')} ")
         module.run(args)
     except UserError as error:
         print(f"jaxcxr {verb}: {error}", file=sys.stderr)
@@ -66,6 +78,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"\njaxcxr {verb}: interrupted", file=sys.stderr)
         return 1
     return 0
+
+
+def _joined(argv: Sequence[str]) -> list[str]:
+    """The arguments with `--config.a.b VALUE` written as `--config.a.b=VALUE`, as it is for other options."""
+    joined: list[str] = []
+    waiting = False
+    for argument in argv:
+        if waiting and not argument.startswith("--"):
+            joined[-1] += f"={argument}"
+            waiting = False
+        else:
+            joined.append(argument)
+            waiting = re.fullmatch(r"--config\.[^=]+", argument) is not None
+    return joined
+
+
+def _versions() -> str:
+    return f"jaxcxr {__version__}, jax {importlib.metadata.version('jax')}, Python {sys.version.split()[0]}"
 
 
 def _keep_compiled() -> None:

@@ -4,12 +4,14 @@ import ast
 import importlib.util
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from jaxcxr.errors import UserError
+from jaxcxr.files import check_local
 
 _PREFIX = "--config."
 
@@ -35,32 +37,39 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> ConfigDict:
     sys.path[:0] = [str(path.parent), str(path.parent.parent)]
     try:
         spec.loader.exec_module(module)
+    except Exception as error:
+        raise UserError(f"{path}: this config fails: {_in_one_line(error)}") from error
     finally:
         del sys.path[:2]
     if not hasattr(module, "get_config"):
         raise UserError(f"{path}: a config file defines get_config() and returns a ConfigDict; this one does not")
     try:
         config = module.get_config(stage) if stage else module.get_config()
-    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
-        if not stage:
-            raise
-        raise UserError(f"{path}:{stage}: this config has no such stage") from error
+    except UserError:
+        raise
+    except Exception as error:
+        if stage and isinstance(error, LookupError | TypeError | ValueError | ArithmeticError):
+            raise UserError(f"{path}:{stage}: this config has no such stage") from error
+        raise UserError(f"{path}: get_config() fails: {_in_one_line(error)}") from error
     if not isinstance(config, ConfigDict):
         raise UserError(f"{path}: get_config() gives a {type(config).__name__}; a ConfigDict is wanted")
-    for override in overrides:
-        _override(config, override)
-    return config.lock()
+    return changed(config, overrides)
 
 
 def changed(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
     """A copy of a config with overrides such as `--config.data.size=128`.
 
     Raises:
-      UserError: as `load`.
+      UserError: as `load`; or a value is an address such as `gs://bucket`, not a local path.
     """
-    config = ConfigDict(config.to_dict())
-    for override in overrides:
-        _override(config, override)
+    try:
+        config = ConfigDict(config.to_dict())
+        for override in overrides:
+            _override(config, override)
+        for key, value in _leaves(config.to_dict()):
+            check_local(value, f"config.{key}=")
+    except RecursionError as error:
+        raise UserError("the config is nested too deeply") from error
     return config.lock()
 
 
@@ -81,37 +90,62 @@ def first_difference(old: dict, new: dict, prefix: str = "") -> str | None:
             if found:
                 return found
         elif before != after and (before or after or (key in old and key in new)):
-            told = [repr(config[key]) if key in config else "absent" for config in (old, new)]
+            told = [repr(config[key])[:200] if key in config else "absent" for config in (old, new)]
             return f"{prefix}{key} was {told[0]}, is {told[1]}"
     return None
 
 
+def _in_one_line(error: Exception) -> str:
+    return _line(f"{type(error).__name__}: {error}")
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())[:300]
+
+
+def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """The values within nested dicts and sequences, with their dotted keys."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _leaves(inner, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _leaves(inner, name)
+    else:
+        yield name, value
+
+
 def _override(config: ConfigDict, override: str) -> None:
     name, separator, text = override.removeprefix(_PREFIX).partition("=")
-    if not override.startswith(_PREFIX) or not separator:
-        raise UserError(f"{override}: not an option of this verb (a config value is set by {_PREFIX}a.b=value)")
+    if override.startswith(_PREFIX) and not separator:
+        raise UserError(f"{_line(override)}: has no value; give {_line(override)}=VALUE")
+    if not override.startswith(_PREFIX):
+        raise UserError(f"{_line(override)}: not an option of this verb (a config value is set by {_PREFIX}a.b=value)")
     *parents, leaf = name.split(".")
     node = config
     for depth, key in enumerate([*parents, leaf]):
         if not isinstance(node, ConfigDict) or key not in node:
             here = ".".join(parents[:depth]) or "the config"
             known = ", ".join(sorted(node.keys())) if isinstance(node, ConfigDict) else "no keys: it is a value"
-            raise UserError(f"{_PREFIX}{name}: no such key; {here} has {known}")
+            raise UserError(f"{_PREFIX}{_line(name)}: no such key; {here} has {known}")
         if depth < len(parents):
             node = node[key]
     try:
         value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         value = text  # a bare word is a string: --config.data.path=runs/data
     old = node[leaf]
+    if isinstance(old, ConfigDict) and not isinstance(value, dict):
+        raise UserError(f"{_PREFIX}{name}={_line(text)}: is a section; set its keys, as {_PREFIX}{name}.KEY=VALUE")
     if isinstance(old, str):
         value = text
-    elif isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
+    elif isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**1023:
         value = float(value)
-    elif isinstance(old, tuple) and isinstance(value, list):
-        value = tuple(value)
+    elif isinstance(old, tuple | list) and isinstance(value, list | tuple):
+        value = type(old)(value)  # read back from JSON a tuple is a list
     elif isinstance(old, ConfigDict) and isinstance(value, dict):
         value = ConfigDict(value)
     if old is not None and type(value) is not type(old):
-        raise UserError(f"{_PREFIX}{name}={text}: a {type(old).__name__} is wanted, as in {old!r}")
+        wanted = f"a {type(old).__name__} is wanted, as in {repr(old)[:200]}"
+        raise UserError(f"{_PREFIX}{name}={_line(text)}: {wanted}")
     node[leaf] = value

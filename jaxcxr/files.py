@@ -25,6 +25,18 @@ from typing import IO
 from jaxcxr.errors import UserError
 
 _LOCK, _IDENTITY = ".writer", ".identity"
+_URL = re.compile(r"\s*([A-Za-z][A-Za-z0-9+.-]+):(//?)")
+
+
+def check_local(path: object, what: str = "") -> None:
+    """Raises UserError where a path is an address such as `gs://bucket/folder`; `what`, before it, says whose it is."""
+    found = _URL.match(str(path)) if isinstance(path, str | Path) else None
+    if found and (found[2] == "//" or isinstance(path, Path)):  # a Path has made one slash of two
+        rest = str(path)[found.end() :]
+        raise UserError(
+            f"{what}{found[1]}://{rest}: only files and folders of this machine are read and written;"
+            " mount the bucket or download it, and give the local path"
+        )
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from jaxcxr import parsing
 from jaxcxr.data import tokens
-from jaxcxr.diffusion.sampling import Sampler, ddim
+from jaxcxr.diffusion.sampling import ddim
 from jaxcxr.errors import UserError
 from jaxcxr.files import begun_folder
 from jaxcxr.generate import default_size, initial_noise, latent_shape, make_generate, to_gray

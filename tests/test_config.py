@@ -1,9 +1,12 @@
+import json
 import os
+import re
 
 import pytest
+from ml_collections import ConfigDict
 
 from jaxcxr import config as configs
-from jaxcxr.__main__ import main
+from jaxcxr.__main__ import _joined, main
 from jaxcxr.data import settings
 from jaxcxr.errors import UserError
 from jaxcxr.parallel.chips import CHIPS
@@ -43,11 +46,37 @@ def test_overrides_take_the_keys_type():
         ("--config.steps=1.5", "a int is wanted"),
         ("--config.model.measure_scaling_factor=1", "a bool is wanted"),
         ("--stepz=7", "not an option of this verb"),
+        ("--config.steps", "--config.steps: has no value; give --config.steps=VALUE"),
+        ("--config.steps=" + "[" * 500, "a int is wanted"),
+        ("--config.steps=" + "9" * 5000, "a int is wanted"),
+        ("--config.optimizer.learning_rate=1" + "0" * 400, "a float is wanted"),
+        ("--config.data.path=gs://bucket/data", r"config\.data\.path=gs://bucket/data: only files and folders of this"),
+        ("--config.data.mixture=(('s3://more', 0.5),)", r"config\.data\.mixture=s3://more: only files"),
     ],
 )
 def test_a_bad_override_is_told(override, message):
     with pytest.raises(UserError, match=message):
         configs.load(BASE, [override])
+
+
+def test_an_override_of_a_tuple_that_was_read_back_as_a_list_is_taken():
+    kept = ConfigDict(json.loads(configs.to_json(configs.load(BASE))))
+    assert list(configs.changed(kept, ["--config.data.views=('AP',)"]).data.views) == ["AP"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("def get_config(:\n", r"mine\.py: this config fails: SyntaxError"),
+        ("import nothing_such\n", r"mine\.py: this config fails: ModuleNotFoundError"),
+        ("def get_config():\n    return 1 / 0\n", r"mine\.py: get_config\(\) fails: ZeroDivisionError"),
+    ],
+)
+def test_a_config_file_that_fails_is_one_line(tmp_path, content, message):
+    (tmp_path / "mine.py").write_text(content)
+    with pytest.raises(UserError, match=message) as error:
+        configs.load(tmp_path / "mine.py")
+    assert "\n" not in str(error.value)
 
 
 def test_stages():
@@ -118,6 +147,12 @@ def test_every_verb_has_help_with_an_example(verb, capsys):
         (["train", "--config", str(BASE), "--workdir", "w", "--config.stepz=1"], "stepz: no such key"),
         (["phantoms", "--out", "x", "--sizes", "3"], "--sizes: no such option"),
         (["sample", "--checkpoint", "nowhere", "--prompt", "x", "--out", "o"], "nowhere: no such file or folder"),
+        (["train", "--config", str(BASE), "--workdir", "w", "--config.keep", "0"], "config.keep=0: may be 1 or more"),
+        (["train", "--config", str(BASE), "--workdir", "gs://b/w"], "--workdir gs://b/w: only files and folders of"),
+        (["train", "--config", "hf://b/c.py", "--workdir", "w"], "--config hf://b/c.py: only files and folders of"),
+        (["convert", "s3://b/w", "out", "--to", "orbax"], "--source s3://b/w: only files and folders of this machine"),
+        (["prompts", "--out", "gs://b/p.jsonl"], "--out gs://b/p.jsonl: only files and folders of this machine"),
+        (["plan", "--config", str(BASE), "--target", "v5e-16"], "give --target v5e:4x4"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_2(argv, message, capsys, tmp_path, monkeypatch):
@@ -127,6 +162,25 @@ def test_mistakes_are_one_line_and_exit_2(argv, message, capsys, tmp_path, monke
     assert message in error
     assert error.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_an_overrides_value_may_follow_a_space():
+    assert _joined(["--config.a.b", "1e-5", "--config.c", "-1", "--x", "y"]) == [
+        *("--config.a.b=1e-5", "--config.c=-1"),
+        *("--x", "y"),
+    ]
+    assert _joined(["--config.a", "--config.b=2", "--config", "f.py"]) == [
+        *("--config.a", "--config.b=2"),
+        *("--config", "f.py"),
+    ]
+
+
+def test_the_version_names_what_a_report_of_a_bug_needs(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0
+    said = capsys.readouterr().out.strip()
+    assert re.fullmatch(r"jaxcxr \d+\.\d+\.\d+, jax \d+\.\d+\.\d+\S*, Python 3\.\d+\.\d+\S*", said), said
 
 
 def test_what_is_compiled_is_kept_in_the_users_cache_or_where_jax_is_told(monkeypatch):

@@ -44,6 +44,10 @@ class Where(NamedTuple):
     row: int  # its line, the first being 1; of a folder, its place among the names in order
 
 
+class EmptySplit(UserError):
+    """A folder of data has no record in a split."""
+
+
 class Candidate(NamedTuple):
     """A listed image that has passed selection: what the source's tables say of it."""
 

@@ -57,11 +57,13 @@ def parse(name: str) -> Target:
       UserError: there is no such chip, or it does not come in that shape.
     """
     kind, _, shape = name.partition(":")
+    if meant := _counted(name):
+        raise UserError(f"--target {name}: a target is written CHIP:SHAPE; give --target {meant.name}")
     if kind not in CHIPS:
         raise UserError(f"--target {name}: no such chip; there are {', '.join(CHIPS)}, as in v5e:4x4 or h100:8")
     chip = CHIPS[kind]
     example = {3: f"{kind}:2x2x2", 2: f"{kind}:4x4", 0: f"{kind}:8"}[chip.dimensions]
-    found = re.fullmatch(r"(\d+(?:x\d+)*)(?:\*(\d+))?", shape)
+    found = re.fullmatch(r"(\d{1,6}(?:x\d{1,6}){0,3})(?:\*(\d{1,6}))?", shape)
     sizes = tuple(map(int, found[1].split("x"))) if found else ()
     if not found or not all(sizes) or (found[2] is not None and int(found[2]) < 1):
         raise UserError(f"--target {name}: after the colon goes a shape, as in {example}")
@@ -88,6 +90,31 @@ def parse(name: str) -> Target:
         rule = "1x1x1, and sizes that are 2 or multiples of 4, the last also 1"
         raise UserError(f"--target {name}: no such slice; of {kind} there is {rule}: {example}")
     return Target(chip, sizes, slices)
+
+
+_COUNTED = re.compile(r"(v\d+[a-z]*|[a-z]+\d+)-(\d{1,6})")
+_KINDS = {"v5litepod": "v5e", "v5lite": "v5e"}
+_CORES = ("v4", "v5p")  # whose names count cores, two a chip
+
+
+def _counted(name: str) -> Target | None:
+    """The target that a name such as v5e-16, v5p-8 or h100-8 means, as clouds write them; None if it is of no such."""
+    found = _COUNTED.fullmatch(name)
+    kind = _KINDS.get(found[1], found[1]) if found else ""
+    if found is None or kind not in CHIPS:
+        return None
+    count, chip = int(found[2]) // (2 if kind in _CORES else 1), CHIPS[kind]
+    flat = [shape for shape in _FLAT_SLICES if math.prod(shape) == count]
+    if chip.dimensions == 2 and flat:
+        return Target(chip, flat[0])
+    if chip.dimensions == 3 and count in (1, 4):
+        return Target(chip, (1, 1, 1) if count == 1 else (2, 2, 1))
+    several = count % chip.most == 0 and count > chip.most  # nodes, of GPUs
+    if chip.dimensions == 0 and (0 < count <= chip.most or several):
+        return Target(chip, (min(count, chip.most),), max(1, count // chip.most))
+    if chip.dimensions == 3 and 8 <= count <= chip.most and count & (count - 1) == 0:
+        return larger(kind, count)
+    return None
 
 
 def _is_block(sizes: tuple[int, ...]) -> bool:

@@ -7,12 +7,22 @@ from collections.abc import Callable
 from ml_collections import ConfigDict
 
 from jaxcxr.errors import UserError
+from jaxcxr.training import schema
+
+_COUNTED = (
+    *("steps", "log_every", "eval_every", "sample_every", "checkpoint_every", "keep", "skip_nonfinite"),
+    *("profile.steps", "profile.after", "optimizer.warmup_steps"),
+)
+"""Of steps, which are int32."""
 
 RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
     (
         "1 or more",
         lambda value: value >= 1,
-        ("steps", "batch_size", "accumulation", "keep", "samples.per_prompt", "samples.steps", "profile.after"),
+        (
+            *("steps", "batch_size", "accumulation", "keep"),
+            *("samples.per_prompt", "samples.steps", "profile.after", "data.size"),
+        ),
     ),
     (
         "0 or more",
@@ -23,6 +33,15 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
             *("objective.min_snr_gamma", "objective.offset_noise", "objective.input_perturbation"),
             *("objective.kl_weight", "optimizer.learning_rate", "optimizer.warmup_steps", "optimizer.eps"),
             *("optimizer.weight_decay", "optimizer.clip_norm", "samples.guidance"),
+        ),
+    ),
+    ("at most 2^31 - 1", lambda value: value < 2**31, _COUNTED),
+    (
+        "at most 2^20",
+        lambda value: value <= 2**20,
+        (
+            *("batch_size", "accumulation", "eval_batches", "samples.per_prompt", "samples.steps"),
+            *("mesh.data", "mesh.fsdp", "mesh.tensor", "data.size"),
         ),
     ),
     ("from 0 to 2^32 - 1", lambda value: 0 <= value < 2**32, ("seed",)),
@@ -37,7 +56,8 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
 
 
 def check(config: ConfigDict) -> None:
-    """Raises UserError for the first number of a run config that is out of its range."""
+    """Raises UserError for the first value of a run config that is of a wrong type or out of its range."""
+    schema.check(config)
     for allowed, fits, keys in RANGES:
         for key in keys:
             value = operator.attrgetter(key)(config)
@@ -49,5 +69,8 @@ def check(config: ConfigDict) -> None:
         raise UserError("config.eval_batches=0: may be 1 or more, or config.eval_every 0")
     if config.sample_every and config.objective.name == "diffusion" and not config.samples.prompts:
         raise UserError("config.samples.prompts=(): wants a prompt, or config.sample_every 0")
+    for number, prompt in enumerate(config.samples.prompts):
+        if any("\ud800" <= character <= "\udfff" for character in prompt):
+            raise UserError(f"config.samples.prompts[{number}]: has half a character, a lone surrogate")
     if config.optimizer.name == "schedule_free" and not config.optimizer.b1:
         raise UserError("config.optimizer.b1=0.0: is more than 0 for schedule_free, which averages by it")

@@ -56,6 +56,33 @@ def test_a_target_that_does_not_exist_is_one_line(name, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("v5e-16", "v5e:4x4"),
+        ("v5litepod-4", "v5e:2x2"),
+        ("v6e-256", "v6e:16x16"),
+        ("v5p-8", "v5p:2x2x1"),
+        ("v5p-128", "v5p:4x4x4"),
+        ("v4-8", "v4:2x2x1"),
+        ("v4-32", "v4:2x2x4"),
+        ("h100-8", "h100:8"),
+        ("h200-16", "h200:2x8"),
+    ],
+)
+def test_a_clouds_name_for_hardware_names_the_target_to_give(name, meant):
+    with pytest.raises(UserError) as error:
+        targets.parse(name)
+    assert str(error.value) == f"--target {name}: a target is written CHIP:SHAPE; give --target {meant}"
+    assert targets.parse(meant).name == meant
+
+
+@pytest.mark.parametrize("name", ["v5e-0", "v5e-3", "v5p-24", "h100-12", "v2-8", "v5e-" + "9" * 5000])
+def test_a_clouds_name_without_such_a_target_lists_the_chips(name):
+    with pytest.raises(UserError, match="no such chip; there are v4, v5e"):
+        targets.parse(name)
+
+
 @pytest.mark.parametrize("kind", ["v4", "v5e", "v5p", "v6e", "h100", "h200"])
 def test_larger_targets_exist(kind):
     for exponent in range(3, 11):

@@ -1,9 +1,13 @@
+import dataclasses
+import json
+
 import pytest
+from ml_collections import ConfigDict
 
 from jaxcxr import config as configs
 from jaxcxr.__main__ import main
 from jaxcxr.errors import UserError
-from jaxcxr.training import ranges
+from jaxcxr.training import ranges, schema
 from tests.training.runs import ROOT
 
 BASE = ROOT / "configs" / "base.py"
@@ -72,3 +76,49 @@ def test_every_verb_looks_first(verb, capsys, tmp_path, monkeypatch):
     assert main([*verb, "--config", str(BASE), "--config.keep=0"]) == 2
     assert capsys.readouterr().err.endswith("config.keep=0: may be 1 or more\n")
     assert not list(tmp_path.iterdir())
+
+
+def test_the_types_know_every_key_of_base_with_its_default():
+    base, ours = configs.load(BASE).to_dict(), dataclasses.asdict(schema.Run())
+    read_by_training = {field.name for field in dataclasses.fields(schema.Data)}
+    base["data"] = {key: value for key, value in base["data"].items() if key in read_by_training}
+    assert ours == base
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": "many"}, "config: Expected `int`, got `str`, at `steps`"),
+        ({"keep": True}, "config: Expected `int`, got `bool`, at `keep`"),
+        ({"samples.prompts": "one"}, "config: Expected `array`, got `str`, at `samples.prompts`"),
+        ({"samples.prompts": (1,)}, "config: Expected `str`, got `int`, at `samples.prompts"),
+        ({"samples.prompts": ("\ud800",)}, r"config\.samples\.prompts\[0\]: has half a character"),
+        ({"model.vae": ConfigDict({1: 2})}, "config: Expected `str`"),
+        ({"steps": 2**31}, r"config\.steps=2147483648: may be at most 2\^31 - 1"),
+        ({"batch_size": 2**21}, r"config\.batch_size=2097152: may be at most 2\^20"),
+        ({"mesh.data": 10**30}, r"config\.mesh\.data=1000000000000000000000000000000: may be at most 2\^20"),
+    ],
+)
+def test_a_value_of_another_type_or_much_too_large_is_told(changes, message):
+    config = configs.load(BASE)
+    with config.ignore_type(), config.unlocked():
+        config.update_from_flattened_dict(changes)
+    with pytest.raises(UserError, match=message) as error:
+        ranges.check(config)
+    assert "\n" not in str(error.value)
+
+
+def test_a_key_that_is_absent_is_named():
+    config = configs.load(BASE)
+    with config.unlocked():
+        del config.optimizer["rates"]
+    with pytest.raises(UserError, match=r"config\.optimizer\.rates: is absent; a config has every key of configs/base"):
+        ranges.check(config)
+
+
+def test_a_config_of_before_keys_were_there_gets_them():
+    old = json.loads(configs.to_json(configs.load(BASE)))
+    del old["skip_nonfinite"], old["optimizer"]["rates"], old["profile"]
+    config = schema.completed(old, "config.json")
+    ranges.check(config)
+    assert (config.skip_nonfinite, config.optimizer.rates, config.profile.after) == (0, (), 10)

@@ -1,0 +1,82 @@
+"""Checksums of a checkpoint's files, in a file beside its items; neither Orbax nor TensorStore notice a changed bit."""
+
+import dataclasses
+import json
+import os
+import zlib
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from jaxcxr import parsing
+from jaxcxr.errors import UserError
+from jaxcxr.files import replace_file
+
+CHECKSUMS = "checksums.json"
+_THREADS = 8
+_AT_ONCE = 4 * 2**20  # bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """What is known of a file."""
+
+    size: int
+    crc32: int
+
+
+def write(step: Path) -> None:
+    """Writes the checksums of all files of a step's items into its folder.
+
+    What lies beside the items is left out: Orbax writes into it when the step is complete.
+    """
+    names = sorted(file.relative_to(step).as_posix() for file in step.glob("*/**/*") if file.is_file())
+    with ThreadPoolExecutor(_THREADS) as pool:
+        entries = dict(zip(names, pool.map(lambda name: _entry(step / name), names), strict=True))
+    content = {name: dataclasses.asdict(entry) for name, entry in entries.items()}
+    replace_file(step / CHECKSUMS, (json.dumps(content, indent=0) + "\n").encode())
+
+
+def read(step: Path) -> Mapping[str, Entry] | None:
+    """The checksums of a step, by file; None if it has none, as one that was made before there were any.
+
+    Raises:
+      UserError: the file is damaged.
+    """
+    file = step / CHECKSUMS
+    return parsing.read_json(file, dict[str, Entry]) if os.path.lexists(file) else None
+
+
+def first_damaged(step: Path, entries: Mapping[str, Entry], names: Sequence[str]) -> int | None:
+    """The place among `names` of the first file that is not what its entry says; None if all are."""
+
+    def whole(name: str) -> bool:
+        try:
+            return _entry(step / name, entries[name].size) == entries[name]
+        except OSError:
+            return False
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return next((place for place, fine in enumerate(pool.map(whole, names)) if not fine), None)
+
+
+def damage(step: Path, items: Sequence[str] = ()) -> str | None:
+    """What is wrong with the files of a step, or of some of its items; None if nothing is or it has no checksums."""
+    try:
+        entries = read(step)
+    except UserError:
+        return f"{CHECKSUMS} cannot be read"
+    names = [name for name in sorted(entries or ()) if not items or name.split("/")[0] in items]
+    place = first_damaged(step, entries or {}, names)
+    return None if place is None else f"{names[place]} is not as it was written"
+
+
+def _entry(file: Path, expected: int | None = None) -> Entry:
+    """The entry of a file; of one that is not of the expected size without reading it."""
+    size, found = file.stat().st_size, 0
+    if expected not in (None, size):
+        return Entry(size, -1)
+    with file.open("rb") as opened:
+        while data := opened.read(_AT_ONCE):
+            found = zlib.crc32(data, found)
+    return Entry(size, found)

@@ -1,0 +1,169 @@
+"""The types of a run config's keys, with what a key is where an older config does not have it."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from jaxcxr import parsing
+from jaxcxr.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Mesh:
+    """`config.mesh`."""
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Of `config.data` what training reads; what preparing reads is checked by `data.settings`."""
+
+    size: int = 512
+    tokenizer: str = ""
+    path: str = "runs/data"
+    mixture: tuple[Any, ...] = ()
+    rebalance: float = 0.0
+    cache: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """`config.model`; what describes a network is checked by `models.config`."""
+
+    base: str = ""
+    text_encoder_base: str = ""
+    vae: dict[str, Any] = dataclasses.field(default_factory=dict)
+    unet: dict[str, Any] = dataclasses.field(default_factory=dict)
+    text_encoder: dict[str, Any] = dataclasses.field(default_factory=dict)
+    scheduler: dict[str, Any] = dataclasses.field(default_factory=dict)
+    measure_scaling_factor: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """`config.objective`."""
+
+    name: str = "diffusion"
+    error: str = "mse"
+    caption_dropout: float = 0.1
+    min_snr_gamma: float = 0.0
+    offset_noise: float = 0.0
+    input_perturbation: float = 0.0
+    timestep_bias: str = "none"
+    timestep_bias_multiplier: float = 1.0
+    timestep_bias_portion: float = 0.25
+    kl_weight: float = 1e-6
+    perceptual: dict[str, float] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """`config.optimizer`."""
+
+    name: str = "adamw"
+    learning_rate: float = 1e-4
+    rates: tuple[Any, ...] = ()
+    schedule: str = "constant"
+    warmup_steps: int = 100
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+    mu_dtype: str = "float32"
+    clip_norm: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Samples:
+    """`config.samples`."""
+
+    prompts: tuple[str, ...] = ("No acute cardiopulmonary process.",)
+    per_prompt: int = 4
+    steps: int = 50
+    guidance: float = 4.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Profile:
+    """`config.profile`."""
+
+    steps: int = 0
+    after: int = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run config; the keys are described in `configs/base.py`, whose defaults these are."""
+
+    seed: int = 0
+    steps: int = 1000
+    batch_size: int = 32
+    dtype: str = "float32"
+    trainable: str = r"unet\..*"
+    ema_decay: float = 0.9999
+    attention: str = "auto"
+    remat: str = "none"
+    accumulation: int = 1
+    skip_nonfinite: int = 0
+    mesh: Mesh = dataclasses.field(default_factory=Mesh)
+    sharding: str = "replicated"
+    ema_sharding: str = ""
+    ema_memory: str = "device"
+    data: Data = dataclasses.field(default_factory=Data)
+    model: Model = dataclasses.field(default_factory=Model)
+    objective: Objective = dataclasses.field(default_factory=Objective)
+    optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
+    samples: Samples = dataclasses.field(default_factory=Samples)
+    log_every: int = 10
+    eval_every: int = 500
+    eval_batches: int = 4
+    sample_every: int = 1000
+    checkpoint_every: int = 1000
+    keep: int = 2
+    profile: Profile = dataclasses.field(default_factory=Profile)
+
+
+def check(config: ConfigDict) -> None:
+    """Raises UserError for the first key of a run config that is absent or whose value is of another type."""
+    try:
+        values = config.to_dict()
+    except RecursionError as error:
+        raise UserError("config: is nested too deeply") from error
+    parsing.convert(values, Run, "config")
+    if absent := _absent(values, dataclasses.asdict(Run())):
+        raise UserError(f"config.{absent}: is absent; a config has every key of configs/base.py")
+
+
+def completed(values: Mapping[str, Any], name: str) -> ConfigDict:
+    """The config whose nested values are these, read from a file `name`, with the keys that it does not have yet.
+
+    Raises:
+      UserError: a value is of another type than its key's, or a key cannot be one of a config.
+    """
+    parsing.convert(dict(values), Run, name)
+    try:
+        return ConfigDict(_filled(values, dataclasses.asdict(Run())))
+    except (TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise UserError(f"{name}: is no config ({' '.join(str(error).split())[:200]})") from error
+
+
+def _absent(values: Mapping[str, Any], whole: Mapping[str, Any]) -> str:
+    for key, value in whole.items():
+        if key not in values:
+            return key
+        if isinstance(value, dict) and (inner := _absent(values[key], value)):
+            return f"{key}.{inner}"
+    return ""
+
+
+def _filled(values: Mapping[str, Any], whole: Mapping[str, Any]) -> dict[str, Any]:
+    found = {**whole, **values}
+    return {
+        key: _filled(value, whole[key]) if isinstance(value, dict) and isinstance(whole.get(key), dict) else value
+        for key, value in found.items()
+    }
