@@ -93,8 +93,9 @@ def read_metric_lines(workdir: Path) -> list[tuple[str, Row]]:
             continue
         name, remedy = f"{file}: line {number}", f"remove {file} to do without the curves"
         row: Row = parsing.parse_json(line, Row, name, remedy=remedy)
-        if not isinstance(row.get("step"), int) or row["step"] < 0:  # type: ignore[operator]
-            raise UserError(f"{name}: step is {row.get('step')!r}, which is no step; {remedy}")
+        step = row.get("step")
+        if not isinstance(step, int) or not 0 <= step < 2**53:
+            raise UserError(f"{name}: step is {step!r}, which is no step; {remedy}")
         found.append((line.decode() + "\n", row))
     return found
 

@@ -10,8 +10,8 @@ import numpy as np
 from jaxcxr import html, parsing
 from jaxcxr.errors import UserError
 from jaxcxr.files import inside
+from jaxcxr.workdir import CONFIG, METRICS, read_metrics
 
-_MOST_BYTES = 2**30  # of metrics, which a run adds to at every `log_every`
 _LARGEST = float(np.finfo(np.float32).max)  # that a metric can be
 
 
@@ -51,11 +51,10 @@ def read_run(workdir: Path) -> Run:
     Raises:
       UserError: `workdir` has no metrics or no config, or they are damaged.
     """
-    files = workdir / "metrics.jsonl", workdir / "config.json"
-    if not all(file.is_file() for file in files):
-        raise UserError(f"{workdir}: is not a workdir of `jaxcxr train` with metrics.jsonl and config.json")
-    rows = _read_metrics(files[0])
-    config: _Config = parsing.read_json(files[1], _Config)
+    if not all((workdir / name).is_file() for name in (METRICS, CONFIG)):
+        raise UserError(f"{workdir}: is not a workdir of `jaxcxr train` with {METRICS} and {CONFIG}")
+    rows = read_metrics(workdir)
+    config: _Config = parsing.read_json(workdir / CONFIG, _Config)
     names = {name for row in rows for name in row if name != "step"}
     series = {}
     for name in sorted(names):
@@ -66,19 +65,6 @@ def read_run(workdir: Path) -> Run:
     sheets = sorted((workdir / "samples").glob("*.png"))
     sheet = inside(workdir, f"samples/{sheets[-1].name}") if sheets else None
     return Run(workdir.name, series, dataclasses.asdict(config), sheet)
-
-
-def _read_metrics(file: Path) -> list[dict[str, float | None]]:
-    """The rows of `metrics.jsonl`, each with its `step`."""
-    # A run may be writing its last line.
-    lines = parsing.read_bytes(file, _MOST_BYTES).split(b"\n")[:-1]
-    rows = []
-    for number, line in enumerate(lines, 1):
-        row: dict[str, float | None] = parsing.parse_json(line, dict[str, float | None], f"{file}: line {number}")
-        if not 0 <= (row.get("step") or 0) < 2**53 or row.get("step") is None:
-            raise UserError(f"{file}: line {number} has no step that is 0 or more; evaluate without this run")
-        rows.append(row)
-    return rows
 
 
 def smooth(values: np.ndarray, window: int) -> np.ndarray:
