@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from jaxcxr.data.prompts import check_templates
-from jaxcxr.data.records import Candidate, Rejected, Where, check_ids, inside
+from jaxcxr.data.records import Candidate, Rejected, Where, check_ids, joined_below
 from jaxcxr.data.source import Source
 from jaxcxr.data.tables import find_table, in_words, positive, read_rows
 
@@ -54,7 +54,7 @@ class CheXpert(Source):
         parts = PurePosixPath(values["Path"]).parts
         labels = positive(values, _COLUMNS)
         view = values["AP/PA"] if values["Frontal/Lateral"] == "Frontal" else values["Frontal/Lateral"].upper()
-        image = inside(table.parent, "/".join(parts[1:]))
+        image = joined_below(table.parent, "/".join(parts[1:]))
         return Candidate(
             id="/".join(parts[1:]),
             split=self.split_of(parts[2], split),

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from jaxcxr import parsing
 from jaxcxr.data import reports
 from jaxcxr.data.prompts import check_templates
-from jaxcxr.data.records import ANY_ID, SPLITS, Candidate, Rejected, Where, check_ids, inside
+from jaxcxr.data.records import ANY_ID, SPLITS, Candidate, Rejected, Where, check_ids, joined_below
 from jaxcxr.data.source import Source
 from jaxcxr.data.tables import bounded_lines, names_to_print, read_rows
 from jaxcxr.errors import UserError
@@ -126,7 +126,7 @@ class ImageFolder(Source):
             raise Rejected("row_without_file_name")
         _stated(values, _Stated, "value_of_another_type")
         _stated(values.get("labels"), list[str] | None, "labels_not_a_list")
-        image = inside(row.root, values["file_name"])
+        image = joined_below(row.root, values["file_name"])
         name = image.relative_to(self.folder).as_posix()
         check_ids(ANY_ID, name)
         check_ids(_ID, *(said for key in ("patient", "study") if (said := _word(values, key))))

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from jaxcxr.data import reports
 from jaxcxr.data.mimic_iv import TABLES, Patients
 from jaxcxr.data.prompts import check_templates
-from jaxcxr.data.records import Candidate, NotSelected, Rejected, Where, check_ids, inside
+from jaxcxr.data.records import Candidate, NotSelected, Rejected, Where, check_ids, joined_below
 from jaxcxr.data.source import Source
 from jaxcxr.data.tables import find_table, header, in_words, positive, read_rows, read_table
 from jaxcxr.errors import UserError
@@ -233,7 +233,7 @@ class MimicCxr(Source):
         """See the base class."""
         dicom, subject, study = row["dicom_id"], row["subject_id"], row["study_id"]
         folder, suffix = self._images
-        image = inside(folder, _image(row) + suffix)
+        image = joined_below(folder, _image(row) + suffix)
         check_ids(r"[0-9a-f-]{1,64}", dicom)
         check_ids(r"\d{8}", subject, study)
         labels = self._labels.get(study, ())
@@ -266,7 +266,7 @@ class MimicCxr(Source):
             if not candidate.known["report"]:
                 raise NotSelected("no report in table")
             return candidate.known
-        text = self._store.read(str(inside(Path(), f"{_folder(candidate.patient, candidate.study)}.txt")))
+        text = self._store.read(str(joined_below(Path(), f"{_folder(candidate.patient, candidate.study)}.txt")))
         sections = reports.folded(text)
         chosen = next((sections[name] for name in self.settings.sections if name in sections), "")
         return {

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from jaxcxr.data import reports
 from jaxcxr.data.prompts import check_templates
-from jaxcxr.data.records import Candidate, Rejected, Where, check_ids, inside
+from jaxcxr.data.records import Candidate, Rejected, Where, check_ids, joined_below
 from jaxcxr.data.source import Source
 from jaxcxr.data.tables import find_table, in_words, read_table
 
@@ -129,7 +129,7 @@ class OpenI(Source):
         image, report = row
         key, sections = image_key(image), report.sections
         view = self._views.get(key, "")
-        absent = inside(self.folder, f"{_IMAGES[0]}/{image}.png")
+        absent = joined_below(self.folder, f"{_IMAGES[0]}/{image}.png")
         check_ids(r"[\w.-]{1,64}", image, report.patient)
         return Candidate(
             id=image,

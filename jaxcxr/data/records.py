@@ -75,7 +75,7 @@ def check_ids(form: str, *ids: str) -> None:
         raise Rejected("id_of_another_form")
 
 
-def inside(root: Path, relative: str) -> Path:
+def joined_below(root: Path, relative: str) -> Path:
     """Joins a path that a table states to its root; raises Rejected if it leads out of the root.
 
     The check is on the words of the path: links inside a tree, as data stores use them, may lead anywhere.

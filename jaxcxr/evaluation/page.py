@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from jaxcxr import html
-from jaxcxr.data.images import encode_png
+from jaxcxr.data.images import encode_png, open_picture
 from jaxcxr.errors import UserError
 from jaxcxr.evaluation.curves import Run, loss_svg, speed_svg
 from jaxcxr.evaluation.findings import Classifier, Table
@@ -178,14 +178,10 @@ def _sheet(run: Run) -> bytes:
     """
     assert run.sheet is not None
     try:
-        with Image.open(run.sheet, formats=["PNG"]) as sheet:
-            if sheet.width * sheet.height > _SHEET_PIXELS:
-                raise UserError(f"{run.sheet}: has {sheet.width} × {sheet.height} pixels, too many for a sheet")
+        with open_picture(run.sheet, _SHEET_PIXELS) as sheet:
             gray = sheet.convert("L")
-    except UserError:
-        raise
     except Exception as error:  # Pillow's decoders raise almost anything on damaged files
-        raise UserError(f"{run.sheet}: cannot be decoded ({type(error).__name__}); remove it") from error
+        raise UserError(f"{run.sheet}: cannot be decoded ({error or type(error).__name__}); remove it") from error
     gray.thumbnail((_SHEET_SIDE, _SHEET_SIDE), Image.Resampling.LANCZOS)
     return encode_png(np.asarray(gray)[..., None])
 

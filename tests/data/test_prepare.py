@@ -200,9 +200,9 @@ def test_tables_that_are_missing_or_wrong_are_named(tmp_path):
 def test_paths_out_of_the_tree_are_rejected(tmp_path):
     for path in ("../x.jpg", "a/../../x.jpg", "/etc/passwd", "", "a\0b", ".."):
         with pytest.raises(records.Rejected) as caught:
-            records.inside(tmp_path, path)
+            records.joined_below(tmp_path, path)
         assert caught.value.reason == "path_outside_tree"
-    assert records.inside(tmp_path, "a/../b/x.jpg") == tmp_path / "b/x.jpg"
+    assert records.joined_below(tmp_path, "a/../b/x.jpg") == tmp_path / "b/x.jpg"
     members = rows()
     members[3].split = members[2].split
     tree = mimic_tree(tmp_path / "raw", members)
