@@ -54,7 +54,7 @@ class Summary:
     @classmethod
     def require(cls, folder: Path) -> "Summary":
         """Reads a prepared folder's summary; raises UserError if the folder is not one, or its summary is damaged."""
-        file, remedy = folder / "summary.json", "make the folder with jaxcxr prepare"
+        file, remedy = folder / "summary.json", "make one with jaxcxr prepare"
         if not file.is_file():
             raise UserError(f"{folder}: not a prepared folder: {remedy}")
         return parsing.read_json(file, cls, remedy=remedy)
