@@ -19,7 +19,7 @@ from jaxcxr.diffusion import scheduler_classes
 from jaxcxr.diffusion.scheduler_classes import FILE
 from jaxcxr.errors import UserError
 
-_Beta = Annotated[float, Meta(gt=0, lt=1)]
+_Beta = Annotated[float, Meta(ge=1e-7, lt=1)]  # less is lost in float32, beside 1
 _MOST_TIMESTEPS = 10_000
 _CHOICES = {
     "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"),

@@ -92,7 +92,7 @@ def test_what_is_not_supported_is_named(key, value):
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        *(("beta_start", value) for value in (float("nan"), float("inf"), 0.0, 1.0, -0.1, True, "x", 10**400)),
+        *(("beta_start", value) for value in (float("nan"), float("inf"), 0.0, 1e-300, 1.0, -0.1, True, "x", 10**400)),
         *(("beta_end", value) for value in (float("nan"), 0, 1, None)),
         *(("num_train_timesteps", value) for value in (0, 1, -1, 10**6, 1000.5, None)),
         ("trained_betas", [0.1, float("nan")]),

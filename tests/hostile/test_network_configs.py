@@ -16,6 +16,7 @@ from jaxcxr.interop.tensors import Tensor
 from tests import pipelines
 from tests.hostile.mutations import json_variants, one_line_or_fine
 
+HALF = settings(max_examples=settings.default.max_examples // 2)
 WORDS = {"vocab_size": 60, "bos_token_id": 58, "eos_token_id": 59, "pad_token_id": 59}
 BERT = {
     **{"model_type": "bert", "vocab_size": 60, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2},
@@ -62,25 +63,25 @@ def checked(kind, config, tensors):
     return check(interop.Checkpoint(files, tensors[kind]), "here")
 
 
-@settings(max_examples=60)
+@HALF
 @given(config=mutated("unet"))
 def test_a_mutated_unet_is_checked_against_its_tensors(tensors, config):
     one_line_or_fine(checked, "unet", config, tensors)
 
 
-@settings(max_examples=60)
+@HALF
 @given(config=mutated("vae"))
 def test_a_mutated_autoencoder_is_checked_against_its_tensors(tensors, config):
     one_line_or_fine(checked, "vae", config, tensors)
 
 
-@settings(max_examples=60)
+@HALF
 @given(config=mutated("clip"))
 def test_a_mutated_clip_is_checked_against_its_tensors(tensors, config):
     one_line_or_fine(checked, "clip", config, tensors)
 
 
-@settings(max_examples=60)
+@HALF
 @given(config=mutated("bert"))
 def test_a_mutated_bert_is_checked_against_its_tensors(tensors, config):
     one_line_or_fine(checked, "bert", config, tensors)
@@ -112,7 +113,7 @@ def test_the_config_counts_the_blocks_that_there_are(kind, tensors):
     checked(kind, CONFIGS[kind][1], tensors)
 
 
-@settings(max_examples=40)
+@HALF
 @given(
     index=json_variants(
         {"_class_name": "StableDiffusionPipeline", "vae": ["diffusers", "AutoencoderKL"], "unet": [None, None]}

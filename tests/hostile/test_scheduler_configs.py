@@ -3,7 +3,7 @@
 import json
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxcxr.diffusion.sampling import ddim
@@ -31,7 +31,6 @@ def used(data: bytes, index: bytes):
     return ddim(schedule, 5, 0.5)
 
 
-@settings(max_examples=400)
 @given(st.one_of(json_variants(VALID), json_variants(BETAS)), st.sampled_from([None, *CLASSES]))
 def test_mutated_schedulers_are_read_or_refused_in_one_line(config, name):
     if isinstance(config, dict) and name:

@@ -12,7 +12,7 @@ from jaxcxr.data import tokens
 from jaxcxr.errors import UserError
 from tests.hostile.mutations import HOSTILE, byte_variants, json_variants, one_line_or_fine
 
-EXAMPLES = settings(max_examples=25)
+EXAMPLES = settings(max_examples=settings.default.max_examples // 4)
 TEXTS = ["Small left pleural effusion.", ""]
 
 
