@@ -115,6 +115,17 @@ def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         yield name, value
 
 
+def _section(values: dict, name: str) -> ConfigDict:
+    """A nested dict as a section of a config; raises UserError for a key that is not a word."""
+    for key in values:
+        if not isinstance(key, str) or not key or "." in key:
+            raise UserError(f"{_PREFIX}{name}: a key of a section is a text without a dot; this has {_line(repr(key))}")
+    inner = {
+        key: _section(value, f"{name}.{key}") if isinstance(value, dict) else value for key, value in values.items()
+    }
+    return ConfigDict(inner)
+
+
 def _override(config: ConfigDict, override: str) -> None:
     name, separator, text = override.removeprefix(_PREFIX).partition("=")
     if override.startswith(_PREFIX) and not separator:
@@ -144,7 +155,7 @@ def _override(config: ConfigDict, override: str) -> None:
     elif isinstance(old, tuple | list) and isinstance(value, list | tuple):
         value = type(old)(value)  # read back from JSON a tuple is a list
     elif isinstance(old, ConfigDict) and isinstance(value, dict):
-        value = ConfigDict(value)
+        value = _section(value, name)
     if old is not None and type(value) is not type(old):
         wanted = f"a {type(old).__name__} is wanted, as in {repr(old)[:200]}"
         raise UserError(f"{_PREFIX}{name}={_line(text)}: {wanted}")

@@ -310,6 +310,7 @@ def _lasting(config: dict[str, Any], moved: bool) -> dict[str, Any]:
     data = json.loads(configs.to_json(settings.defaults())) | lasting.get("data", {})
     if moved:
         data.pop("path", None)
-        mixture = [[*each[1:2], bool(each[2:3] and each[2])] for each in data.get("mixture", ())]
+        entries = [each if isinstance(each, list) else [each] for each in data.get("mixture", ())]
+        mixture = [[*each[1:2], bool(each[2:3] and each[2])] for each in entries]
         data |= {"cache": bool(data.get("cache")), "mixture": mixture}
     return lasting | {"data": data}
