@@ -1,9 +1,10 @@
-"""What a checkpoint costs a run: how long a save holds it up, how long it takes in all, and restoring.
+"""What a checkpoint costs a run: how long a save holds it up, how long it takes in all, restoring, and checksums.
 
     python benchmarks/checkpoint.py [--gb 2] [--scratch DIR]
 
 A state of weights, two moments and average, as AdamW has it, of so many GB. The holdup is what the train loop waits
-for; the disk is written to behind its back. Writes benchmarks/results/checkpoint-DATE.json.
+for; the disk is written to behind its back, with checksums of all files (`checksums_s` of `written_s`). A restart
+verifies them (`verified_s`) before it restores. Writes benchmarks/results/checkpoint-DATE.json.
 """
 
 import argparse
@@ -22,6 +23,7 @@ import record
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from jaxcxr.interop import checksums  # noqa: E402
 from jaxcxr.training.checkpoint import Checkpoints  # noqa: E402
 from jaxcxr.training.step import init_state  # noqa: E402
 
@@ -46,7 +48,7 @@ def main() -> None:
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / 1e9
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
     scratch = Path(tempfile.mkdtemp(dir=args.scratch))
-    held, written, restored = [], [], []
+    held, written, summed, verified, restored = [], [], [], [], []
     try:
         for turn in range(ROUNDS):
             checkpoints = Checkpoints(scratch / str(turn), keep=1)
@@ -55,6 +57,11 @@ def main() -> None:
             held.append(time.perf_counter() - started)
             checkpoints.close()
             written.append(time.perf_counter() - started)
+            step = next((scratch / str(turn) / "checkpoints").glob("0"))
+            for times, do in ((summed, checksums.write), (verified, checksums.damage)):
+                started = time.perf_counter()
+                assert do(step) is None
+                times.append(time.perf_counter() - started)
             checkpoints = Checkpoints(scratch / str(turn), keep=1)
             started = time.perf_counter()
             jax.block_until_ready(checkpoints.restore(shapes))
@@ -67,6 +74,8 @@ def main() -> None:
         "state_gb": round(size, 2),
         "held_up_s": round(statistics.median(held), 3),
         "written_s": round(statistics.median(written), 2),
+        "checksums_s": round(statistics.median(summed), 2),
+        "verified_s": round(statistics.median(verified), 2),
         "restored_s": round(statistics.median(restored), 2),
     }
     record.write("checkpoint", ("jax", "orbax-checkpoint"), {"median of turns": result})

@@ -21,11 +21,12 @@ from jaxcxr.errors import UserError
 from jaxcxr.files import locked_folder
 from jaxcxr.interop.pipeline import StableDiffusion
 from jaxcxr.models.vae import split_moments
-from jaxcxr.parallel import processes
+from jaxcxr.parallel import processes, rules
 from jaxcxr.training import ranges
 from jaxcxr.training.feed import tokenizer_folder
 from jaxcxr.training.model import compute_dtype, with_text_encoder
 from jaxcxr.training.objectives import normalize
+from jaxcxr.training.prepared import check_settings, describe
 
 
 def cache(config: ConfigDict, out: Path, dtype: str = "bfloat16", *, text: bool = False) -> None:
@@ -44,8 +45,10 @@ def cache(config: ConfigDict, out: Path, dtype: str = "bfloat16", *, text: bool 
       UserError: the data or the base cannot be read, `out` holds something else, or another job is writing it.
     """
     ranges.check(config)
+    check_settings(config, describe(config))
     summary = Summary.require(Path(config.data.path))
     pipeline = _frozen(config, text)
+    _check_frozen(config, pipeline)
     weights = {name: np.asarray(value) for name, value in pipeline.parameters().items()}
     origin = Origin.of(config.data.path, pipeline.files, weights, compute_dtype(config), text=text)
     here = jax.local_devices()
@@ -83,6 +86,20 @@ def _frozen(config: ConfigDict, text: bool) -> StableDiffusion:
     vae = interop.load(base, dtype=dtype, only=("vae",))
     encoder = interop.load(separate, dtype=dtype, only=("text_encoder",))
     return StableDiffusion(vae.networks | encoder.networks, with_text_encoder(vae.files, encoder.files))
+
+
+def _check_frozen(config: ConfigDict, pipeline: StableDiffusion) -> None:
+    """Raises UserError where a training of this config would refuse the cache, since a network of it learns."""
+    if config.objective.name != "diffusion":
+        raise UserError(f"config.objective.name={config.objective.name!r}: trains without a cache; it is for diffusion")
+    for network, remedy in (("vae", "train without a cache"), ("text_encoder", "cache without --text")):
+        if network not in pipeline.networks:
+            continue
+        if config.model[network]:
+            raise UserError(f"config.model.{network}: describes a network that learns from scratch; {remedy}")
+        names = [name for name in pipeline.parameters() if name.startswith(f"{network}.")]
+        if rules.matching(names, config.trainable):
+            raise UserError(f"config.trainable={config.trainable!r}: {network} learns in this training; {remedy}")
 
 
 def _tokenizer(config: ConfigDict, pipeline: StableDiffusion) -> Any:

@@ -90,13 +90,17 @@ def first_difference(old: dict, new: dict, prefix: str = "") -> str | None:
             if found:
                 return found
         elif before != after and (before or after or (key in old and key in new)):
-            told = [repr(config[key]) if key in config else "absent" for config in (old, new)]
+            told = [repr(config[key])[:200] if key in config else "absent" for config in (old, new)]
             return f"{prefix}{key} was {told[0]}, is {told[1]}"
     return None
 
 
 def _in_one_line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    return _line(f"{type(error).__name__}: {error}")
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())[:300]
 
 
 def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
@@ -111,19 +115,30 @@ def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         yield name, value
 
 
+def _section(values: dict, name: str) -> ConfigDict:
+    """A nested dict as a section of a config; raises UserError for a key that is not a word."""
+    for key in values:
+        if not isinstance(key, str) or not key or "." in key:
+            raise UserError(f"{_PREFIX}{name}: a key of a section is a text without a dot; this has {_line(repr(key))}")
+    inner = {
+        key: _section(value, f"{name}.{key}") if isinstance(value, dict) else value for key, value in values.items()
+    }
+    return ConfigDict(inner)
+
+
 def _override(config: ConfigDict, override: str) -> None:
     name, separator, text = override.removeprefix(_PREFIX).partition("=")
     if override.startswith(_PREFIX) and not separator:
-        raise UserError(f"{override}: has no value; give {override}=VALUE")
+        raise UserError(f"{_line(override)}: has no value; give {_line(override)}=VALUE")
     if not override.startswith(_PREFIX):
-        raise UserError(f"{override}: not an option of this verb (a config value is set by {_PREFIX}a.b=value)")
+        raise UserError(f"{_line(override)}: not an option of this verb (a config value is set by {_PREFIX}a.b=value)")
     *parents, leaf = name.split(".")
     node = config
     for depth, key in enumerate([*parents, leaf]):
         if not isinstance(node, ConfigDict) or key not in node:
             here = ".".join(parents[:depth]) or "the config"
             known = ", ".join(sorted(node.keys())) if isinstance(node, ConfigDict) else "no keys: it is a value"
-            raise UserError(f"{_PREFIX}{name}: no such key; {here} has {known}")
+            raise UserError(f"{_PREFIX}{_line(name)}: no such key; {here} has {known}")
         if depth < len(parents):
             node = node[key]
     try:
@@ -131,6 +146,8 @@ def _override(config: ConfigDict, override: str) -> None:
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         value = text  # a bare word is a string: --config.data.path=runs/data
     old = node[leaf]
+    if isinstance(old, ConfigDict) and not isinstance(value, dict):
+        raise UserError(f"{_PREFIX}{name}={_line(text)}: is a section; set its keys, as {_PREFIX}{name}.KEY=VALUE")
     if isinstance(old, str):
         value = text
     elif isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**1023:
@@ -138,7 +155,8 @@ def _override(config: ConfigDict, override: str) -> None:
     elif isinstance(old, tuple | list) and isinstance(value, list | tuple):
         value = type(old)(value)  # read back from JSON a tuple is a list
     elif isinstance(old, ConfigDict) and isinstance(value, dict):
-        value = ConfigDict(value)
+        value = _section(value, name)
     if old is not None and type(value) is not type(old):
-        raise UserError(f"{_PREFIX}{name}={text[:200]}: a {type(old).__name__} is wanted, as in {old!r}")
+        wanted = f"a {type(old).__name__} is wanted, as in {repr(old)[:200]}"
+        raise UserError(f"{_PREFIX}{name}={_line(text)}: {wanted}")
     node[leaf] = value

@@ -36,7 +36,7 @@ class Lasting:
         try:
             do()
         except (OSError, ValueError) as error:
-            # ValueError: of a stream that is closed. Anything else, such as a character that cannot be encoded, is a bug.
+            # ValueError: of a stream that is closed. Others, as of a character that cannot be encoded, are bugs.
             if isinstance(error, OSError) and error.errno not in _GONE:
                 raise
             if isinstance(error, ValueError) and not self._stream.closed:

@@ -12,7 +12,6 @@ from typing import IO
 
 from jaxcxr.errors import UserError
 
-
 _URL = re.compile(r"\s*([A-Za-z][A-Za-z0-9+.-]+):(//?)")
 
 

@@ -33,7 +33,7 @@ class Command:
 
 
 @dataclasses.dataclass(frozen=True)
-class Folder:
+class Prepared:
     """What a folder of data that a run learns from was prepared with. No report text, no patient ids.
 
     Attributes:
@@ -59,7 +59,7 @@ class Folder:
 
 @dataclasses.dataclass(frozen=True)
 class _Data:
-    folders: tuple[Folder, ...]
+    folders: tuple[Prepared, ...]
 
 
 def read_config(workdir: Path) -> dict[str, Any] | None:
@@ -99,7 +99,7 @@ def read_metric_lines(workdir: Path) -> list[tuple[str, Row]]:
     return found
 
 
-def read_data(workdir: Path) -> tuple[Folder, ...] | None:
+def read_data(workdir: Path) -> tuple[Prepared, ...] | None:
     """What the data of a run were prepared with; None if the run was started before that was recorded.
 
     Raises:
@@ -110,7 +110,7 @@ def read_data(workdir: Path) -> tuple[Folder, ...] | None:
     return parsing.read_json(file, _Data, remedy=remedy).folders if file.is_file() else None
 
 
-def write_data(workdir: Path, folders: tuple[Folder, ...]) -> None:
+def write_data(workdir: Path, folders: tuple[Prepared, ...]) -> None:
     """Writes `data.json`."""
     replace_file(workdir / DATA, (json.dumps(dataclasses.asdict(_Data(folders)), indent=2) + "\n").encode())
 

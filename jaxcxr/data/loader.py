@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxcxr.data import array_record, images, tokens
 from jaxcxr.data.mixture import Order, Part
-from jaxcxr.data.records import FIELDS, LISTS
+from jaxcxr.data.records import FIELDS, LISTS, EmptySplit
 from jaxcxr.data.summary import Summary
 from jaxcxr.errors import UserError
 
@@ -27,7 +27,7 @@ class Records(Sequence[dict[str, Any]]):
     """
 
     def __init__(self, folder: Path, split: str):
-        """Raises UserError if the split is empty."""
+        """Raises EmptySplit if the split is empty, UserError if the folder is damaged."""
         import tensorflow_datasets as tfds
         from tensorflow_datasets.proto import tf_example_pb2
 
@@ -36,7 +36,7 @@ class Records(Sequence[dict[str, Any]]):
         except Exception as error:  # whatever TFDS raises on damaged descriptions
             raise UserError(f"{folder}: is damaged ({type(error).__name__}): prepare again") from error
         if split not in splits:
-            raise UserError(f"{folder}: no records in split {split!r}: it has {', '.join(sorted(splits))}")
+            raise EmptySplit(f"{folder}: no records in split {split!r}: it has {', '.join(sorted(splits))}")
         self._parse = tf_example_pb2.Example.FromString
         self._records = array_record.Files(splits[split].file_instructions)
 
@@ -96,6 +96,11 @@ class Batches:
         self._coded: dict[str, np.ndarray] = {}
         self._batch_size = batch_size
         self._rows = np.arange(batch_size) if rows is None else np.asarray(rows)
+
+    @property
+    def images(self) -> int:
+        """Those that batches are drawn from."""
+        return len(self._source)
 
     def _indices(self, step: int) -> np.ndarray:
         """The places of these rows of global batch `step` in the endless order."""

@@ -17,6 +17,7 @@ import numpy as np
 
 from jaxcxr.data import array_record
 from jaxcxr.data.loader import as_text
+from jaxcxr.data.records import EmptySplit
 from jaxcxr.data.summary import Summary
 from jaxcxr.errors import UserError
 from jaxcxr.files import new_file
@@ -172,7 +173,7 @@ class Moments(Sequence[dict[str, Any]]):
         if card is None:
             raise UserError(f"{folder}: not a cache: make one with jaxcxr cache")
         if not card.splits.get(split):
-            raise UserError(f"{folder}: no records in split {split!r}: it has {', '.join(card.splits)}")
+            raise EmptySplit(f"{folder}: no records in split {split!r}: it has {', '.join(card.splits)}")
         shards = card.shards(folder, split)
         if absent := [shard.name for shard in shards if not shard.is_file()]:
             raise UserError(f"{folder}: is not complete, {len(absent)} files are missing: run jaxcxr cache again")

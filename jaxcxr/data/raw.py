@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, SupportsIndex
 
 from jaxcxr.data.ledger import Ledger
-from jaxcxr.data.records import NotSelected, Rejected, make_record
+from jaxcxr.data.records import EmptySplit, NotSelected, Rejected, make_record
 from jaxcxr.data.settings import Settings
 from jaxcxr.data.source import open_source
 from jaxcxr.errors import UserError
@@ -26,7 +26,7 @@ class RawSplit(Sequence[dict[str, Any]]):
         self._source = open_source(folder, settings)
         self._listed = [each for each in self._source.candidates(Ledger()) if each.split == split]
         if not self._listed:
-            raise UserError(f"{folder}: no image in split {split!r} is selected by config.data")
+            raise EmptySplit(f"{folder}: no image in split {split!r} is selected by config.data")
 
     def __len__(self) -> int:
         return len(self._listed)

@@ -31,6 +31,10 @@ class NotSelected(Exception):
     """A sound row that the settings leave out; the message is the reason's key."""
 
 
+class EmptySplit(UserError):
+    """A folder of data has no record in a split."""
+
+
 class Candidate(NamedTuple):
     """A listed image that has passed selection: what the source's tables say of it."""
 

@@ -1,11 +1,42 @@
 """The model card that goes with an exported folder."""
 
+import dataclasses
 import json
+import re
 from pathlib import Path
+from typing import Any
 
+from jaxcxr import parsing
+from jaxcxr.errors import UserError
+from jaxcxr.interop import orbax
 from jaxcxr.interop.checkpoint import Checkpoint
+from jaxcxr.workdir import CONFIG, Prepared, read_config, read_data, read_metrics
 
 CARD = "README.md"
+_LONGEST_LICENCE = 100  # characters
+_YAML = ("null", "true", "false", "yes", "no", "on", "off", "y", "n")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Model:
+    base: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Objective:
+    name: str
+    error: str
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """What a card says of a run's config."""
+
+    objective: _Objective
+    trainable: str
+    steps: int
+    batch_size: int
+    model: _Model = dataclasses.field(default_factory=_Model)
 
 
 def with_card(checkpoint: Checkpoint, source: Path, license: str) -> Checkpoint:
@@ -13,17 +44,29 @@ def with_card(checkpoint: Checkpoint, source: Path, license: str) -> Checkpoint:
 
     Args:
       checkpoint: to be written as a diffusers folder.
-      source: where it was read: a workdir's config and metrics are told.
+      source: where it was read: of a workdir the config, the metrics and what the data were prepared with are told.
       license: for the card's licence field.
+
+    Raises:
+      UserError: the licence is not one line of text, or a file of the workdir is damaged.
     """
-    card = "\n".join([*_header(license), *_body(checkpoint, _json(source / "config.json"), _metrics(source)), ""])
-    return Checkpoint(checkpoint.files | {CARD: card.encode()}, checkpoint.tensors)
+    config = read_config(source) if orbax.is_orbax(source) else None
+    body = _converted() if config is None else _trained(source, config)
+    lines = [*_header(license), *_title(checkpoint), *body, ""]
+    return Checkpoint(checkpoint.files | {CARD: "\n".join(lines).encode()}, checkpoint.tensors)
 
 
 def _header(license: str) -> list[str]:
+    if not license.strip() or not license.isprintable() or len(license) > _LONGEST_LICENCE:
+        raise UserError(
+            f"--license {license[:_LONGEST_LICENCE]!r}: give one line of at most {_LONGEST_LICENCE} characters, as the"
+            " hub's openrail, cc-by-4.0, other"
+        )
+    # A word that YAML may take for something else than a text is quoted; JSON's quoting is YAML's.
+    plain = re.fullmatch(r"[a-z][a-z0-9.-]*", license) and license not in _YAML
     return [
         "---",
-        f"license: {license}",
+        f"license: {license if plain else json.dumps(license, ensure_ascii=False)}",
         "library_name: diffusers",
         "pipeline_tag: text-to-image",
         "tags: [stable-diffusion, chest-x-ray, jaxcxr]",
@@ -31,9 +74,8 @@ def _header(license: str) -> list[str]:
     ]
 
 
-def _body(checkpoint: Checkpoint, config: dict, metrics: dict) -> list[str]:
-    model, data = config.get("model", {}), config.get("data", {})
-    lines = [
+def _title(checkpoint: Checkpoint) -> list[str]:
+    return [
         "# Chest X-rays from text",
         "",
         "**Draws synthetic medical images, not for diagnosis.**",
@@ -41,23 +83,27 @@ def _body(checkpoint: Checkpoint, config: dict, metrics: dict) -> list[str]:
         f"Networks: {', '.join(checkpoint.networks)}. Written by jaxcxr as a diffusers folder.",
         "",
     ]
-    if not config:
-        return [*lines, "Converted without training; see the source checkpoint for its data, licence and use."]
-    views = ", ".join(data.get("views", ())) or "all"
-    lines += [
+
+
+def _converted() -> list[str]:
+    return ["Converted without training; see the source checkpoint for its data, licence and use."]
+
+
+def _trained(source: Path, config: dict[str, Any]) -> list[str]:
+    run: _Run = parsing.convert(config, _Run, str(source / CONFIG))
+    metrics = _last_metrics(source)
+    rows = [
+        ("base model", run.model.base or "none: trained from scratch"),
+        ("objective", f"{run.objective.name}, {run.objective.error}"),
+        ("parameters that learn", f"`{run.trainable}`"),
+        *_data(read_data(source)),
+        ("steps", f"{metrics.get('step', run.steps):.0f} of {run.steps}, batches of {run.batch_size}"),
+        *((name.replace("_", " "), f"{metrics[name]:.4g}") for name in ("loss", "validation_loss") if name in metrics),
+    ]
+    return [
         "| | |",
         "|---|---|",
-        f"| base model | {model.get('base') or 'none: trained from scratch'} |",
-        f"| objective | {config['objective']['name']}, {config['objective']['error']} |",
-        f"| parameters that learnt | `{config['trainable']}` |",
-        f"| images | {data.get('size')} × {data.get('size')} pixels, grayscale, views: {views} |",
-        f"| text | report sections: {', '.join(data.get('sections', ()))} |",
-        f"| steps | {metrics.get('step', config['steps'])} of {config['steps']}, batches of {config['batch_size']} |",
-    ]
-    lines += [
-        f"| {name.replace('_', ' ')} | {metrics[name]:.4g} |" for name in ("loss", "validation_loss") if name in metrics
-    ]
-    lines += [
+        *(f"| {name} | {_cell(value)} |" for name, value in rows),
         "",
         "Data: state here which images and reports it learnt from, and under which agreement they were used.",
         "",
@@ -70,23 +116,40 @@ def _body(checkpoint: Checkpoint, config: dict, metrics: dict) -> list[str]:
         "",
         "</details>",
     ]
-    return lines
 
 
-def _json(file: Path) -> dict:
-    """A workdir's config; empty for any other source, whose config.json is a network's."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) and "objective" in content else {}
+def _data(folders: tuple[Prepared, ...] | None) -> list[tuple[str, str]]:
+    """The rows about the data: what they were prepared with, which the run's config need not say."""
+    if folders is None:
+        return [("images", "how they were prepared is not on record")]
+    rows = []
+    for number, folder in enumerate(folders, 1):
+        of = f" {number} (weight {folder.weight:g})" if len(folders) > 1 else ""
+        size, views = folder.settings.get("size"), folder.views.get("train", {})
+        counted = ", ".join(f"{view or 'not stated'} {count}" for view, count in views.items())
+        selected = _listed(folder.settings.get("views")) or "all"
+        prompts, sections = (_listed(folder.settings.get(key)) for key in ("prompts", "sections"))
+        splits = ", ".join(f"{split} {count}" for split, count in folder.splits.items() if count)
+        rows += [
+            (f"images{of}", f"{size} × {size} pixels, grayscale, views: {counted or selected}"),
+            (f"text{of}", f"{prompts}; sections: {sections}"),
+            (f"splits{of}", f"{splits or 'not prepared: read as they are'} (of {folder.source})"),
+        ]
+    return rows
 
 
-def _metrics(source: Path) -> dict[str, float]:
-    """The last value of every metric of a workdir."""
-    file = source / "metrics.jsonl"
+def _listed(values: Any) -> str:
+    return ", ".join(map(str, values)) if isinstance(values, list) else ""
+
+
+def _cell(text: str) -> str:
+    """A text as one cell of a table, in which nothing of it is markup of the table or HTML."""
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+
+
+def _last_metrics(source: Path) -> dict[str, float]:
+    """The last value of every metric of a workdir that was finite."""
     last: dict[str, float] = {}
-    for line in file.read_text(encoding="utf-8").splitlines(keepends=True) if file.is_file() else ():
-        if line.endswith("\n"):  # a run that goes on may be writing its last one
-            last |= json.loads(line)
+    for row in read_metrics(source):
+        last |= {name: float(value) for name, value in row.items() if value is not None}
     return last

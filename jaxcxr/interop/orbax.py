@@ -18,12 +18,14 @@ import numpy as np
 
 from jaxcxr.errors import UserError
 from jaxcxr.files import new_folder
+from jaxcxr.interop import checksums
 from jaxcxr.interop.checkpoint import Checkpoint
 from jaxcxr.interop.diffusers import read_files
 from jaxcxr.interop.pipeline import write_files
 from jaxcxr.interop.tensors import Tensor, cast_all, contiguous
 
 MODEL, CHECKPOINTS = "model", "checkpoints"
+_NUMBER = re.compile(r"0|[1-9][0-9]{0,9}")
 _AT_ONCE = 128 * 2**20  # bytes of tensors in memory while they are written
 
 
@@ -32,10 +34,16 @@ def is_orbax(path: Path) -> bool:
     return (path / MODEL).is_dir() and (path / CHECKPOINTS).is_dir()
 
 
+def steps(path: Path) -> list[int]:
+    """The complete steps under `path/checkpoints`, the newest first."""
+    # Orbax renames a step's folder to its number when it is complete.
+    found = [folder.name for folder in (path / CHECKPOINTS).glob("[0-9]*") if _NUMBER.fullmatch(folder.name)]
+    return sorted(map(int, found), reverse=True)
+
+
 def latest_step(path: Path) -> int | None:
     """The last complete step under `path/checkpoints`, None if there is none."""
-    steps = [int(folder.name) for folder in (path / CHECKPOINTS).glob("[0-9]*") if folder.name.isdecimal()]
-    return max(steps, default=None)  # Orbax renames a step's folder to its number when it is complete
+    return max(steps(path), default=None)
 
 
 def read(path: Path, *, ema: bool = True, only: Iterable[str] | None = None) -> Checkpoint:
@@ -47,13 +55,18 @@ def read(path: Path, *, ema: bool = True, only: Iterable[str] | None = None) -> 
       only: the networks wanted; all that are there if None.
 
     Raises:
-      UserError: there is no complete step.
+      UserError: there is no complete step, or it is damaged.
     """
     path = path.absolute()
     files, step = read_files(path / MODEL), latest_step(path)
     if step is None:
         raise UserError(f"{path / CHECKPOINTS}: no complete checkpoint; train longer or copy the folder again")
-    folder = path / CHECKPOINTS / str(step)
+    folder, items = path / CHECKPOINTS / str(step), ("params", "ema") if ema else ("params",)
+    if what := checksums.damage(folder, items):
+        others = (each for each in steps(path)[1:] if not checksums.damage(folder.with_name(str(each)), items))
+        older = next(others, None)
+        remedy = "copy it again" if older is None else f"step {older} is whole; move {folder} away to use that one"
+        raise UserError(f"{folder}: is damaged, {what}; {remedy}")
     found = _read_item(folder / "params", only)
     if ema and (folder / "ema").is_dir():
         found |= _read_item(folder / "ema", only)
@@ -75,10 +88,11 @@ def write(checkpoint: Checkpoint, path: str | Path, *, dtype: Any = None) -> Non
         registry = ocp.type_handlers.create_type_handler_registry((Tensor, _tensor_handler()))
         handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry, use_compression=False, use_zarr3=True)
         options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
-        steps = (folder / CHECKPOINTS).absolute()
-        with ocp.CheckpointManager(steps, options=options, item_handlers={"params": handler}) as manager:
+        parent = (folder / CHECKPOINTS).absolute()
+        with ocp.CheckpointManager(parent, options=options, item_handlers={"params": handler}) as manager:
             tensors = cast_all(checkpoint.tensors, dtype)
             manager.save(0, args=ocp.args.Composite(params=ocp.args.PyTreeSave(tensors)))
+        checksums.write(parent / "0")
 
 
 def _tensor_handler() -> Any:
@@ -117,13 +131,25 @@ def disk_errors() -> Iterator[None]:
         raise OSError(int(code[1]), os.strerror(int(code[1]))) from error
 
 
+@contextlib.contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    """Raises UserError for whatever Orbax and TensorStore raise of files that they cannot read."""
+    try:
+        yield
+    except (MemoryError, UserError):
+        raise
+    except Exception as error:
+        said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise UserError(f"{folder}: cannot be read ({said}); it is damaged or not complete, copy it again") from error
+
+
 def _read_item(folder: Path, only: Iterable[str] | None) -> dict[str, Tensor]:
     """An item's tensors of the networks wanted; neighbours are read together, and the last two groups are kept."""
     import orbax.checkpoint as ocp
 
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+    with _readable(folder), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         stored = checkpointer.metadata(folder).item_metadata.tree
-    wanted = {name: meta for name, meta in sorted(stored.items()) if only is None or name.split(".")[0] in only}
+        wanted = {name: meta for name, meta in sorted(stored.items()) if only is None or name.split(".")[0] in only}
     starts = itertools.accumulate(
         (math.prod(meta.shape) * np.dtype(meta.dtype).itemsize for meta in wanted.values()), initial=0
     )
@@ -138,7 +164,7 @@ def _read_item(folder: Path, only: Iterable[str] | None) -> dict[str, Tensor]:
             restore_args={name: ocp.RestoreArgs(restore_type=np.ndarray) for name in groups[group]},
             partial_restore=True,
         )
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        with _readable(folder), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
             return dict(checkpointer.restore(folder, args=arguments))
 
     def tensor(group: int, name: str) -> Tensor:

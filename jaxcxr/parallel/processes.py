@@ -99,6 +99,15 @@ def on_first(do: Callable[[], Any]) -> None:
         raise failure
 
 
+def least(number: int) -> int:
+    """The least of the numbers, below 2^31, that the processes give; each has to give one."""
+    if jax.process_count() == 1:
+        return number
+    from jax.experimental import multihost_utils
+
+    return int(multihost_utils.process_allgather(np.int32(number)).min())
+
+
 def _told(env: Mapping[str, str]) -> dict[str, Any] | None:
     """What our own variables say, in the words of `jax.distributed.initialize`; None if they say that it is alone."""
     missing = [name for name in (COORDINATOR, NUM_PROCESSES, PROCESS_ID) if not env.get(name)]

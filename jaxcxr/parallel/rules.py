@@ -1,7 +1,7 @@
 """Sharding rules: a strategy is a short table from name patterns to what is split."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -140,16 +140,25 @@ def parameter_of(path: Sequence[Any]) -> str:
     return next((str(key.key) for key in reversed(path) if isinstance(key, jax.tree_util.DictKey)), "")
 
 
+def matching(names: Iterable[str], pattern: str) -> set[str]:
+    """The names that `pattern` selects, which may be none.
+
+    Raises:
+      UserError: the pattern is not a regular expression.
+    """
+    try:
+        return {name for name in names if re.fullmatch(pattern, name)}
+    except (re.error, RecursionError, OverflowError) as error:
+        raise UserError(f"config.trainable={pattern!r}: not a regular expression ({error})") from error
+
+
 def select(parameters: Mapping[str, Any], pattern: str) -> set[str]:
     """The names that `pattern` (a regular expression for the whole name) selects, e.g. `unet\\..*|text_encoder\\..*`.
 
     Raises:
       UserError: the pattern is not a regular expression, or selects nothing.
     """
-    try:
-        names = {name for name in parameters if re.fullmatch(pattern, name)}
-    except re.error as error:
-        raise UserError(f"config.trainable={pattern!r}: not a regular expression ({error})") from error
+    names = matching(parameters, pattern)
     if not names:
         first = ", ".join(sorted(parameters)[:3])
         raise UserError(f"config.trainable={pattern!r}: no parameter has such a name; names are like {first}")

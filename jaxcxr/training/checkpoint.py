@@ -2,9 +2,10 @@
 
 import contextlib
 import errno
+import functools
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,25 @@ from ml_collections import ConfigDict
 from jaxcxr import config as configs
 from jaxcxr.errors import UserError
 from jaxcxr.files import locked_folder, new_folder, replace_file
-from jaxcxr.interop.orbax import CHECKPOINTS, MODEL, disk_errors, latest_step
+from jaxcxr.interop import checksums
+from jaxcxr.interop.orbax import CHECKPOINTS, MODEL, disk_errors, latest_step, steps
 from jaxcxr.interop.pipeline import write_files
-from jaxcxr.parallel.processes import on_first
+from jaxcxr.parallel.processes import least, on_first
+from jaxcxr.training import schema
 from jaxcxr.training.step import State
+from jaxcxr.workdir import (
+    CONFIG,
+    DATA,
+    METRICS,
+    Command,
+    Prepared,
+    read_command,
+    read_config,
+    read_metrics,
+    write_command,
+    write_data,
+)
 
-CONFIG = "config.json"
 _ITEMS = ("params", "ema", "opt_state", "nonfinite")  # of a train state, as they are kept; its step is the name
 # What may differ when a run goes on: how far it goes, what it shows, and what it runs on.
 MAY_CHANGE = frozenset(
@@ -71,35 +85,148 @@ def opened(workdir: Path, config: ConfigDict) -> Iterator[None]:
             ) from error
 
 
+def resumed(workdir: Path, overrides: Sequence[str]) -> ConfigDict:
+    """The config of the run that `workdir` holds, with overrides.
+
+    Raises:
+      UserError: it holds none, its config is damaged, or an override does not fit it.
+    """
+    values = read_config(workdir)
+    if values is None:
+        raise UserError(f"{workdir}: holds no run to resume; give --config FILE.py to start one")
+    return configs.changed(schema.completed(values, str(workdir / CONFIG)), overrides)
+
+
 def check_workdir(workdir: Path, config: ConfigDict) -> None:
     """Sees to it that `workdir` may hold this config's run; writes nothing.
 
     Raises:
-      UserError: it holds another config's run or something that is no run, or cannot be read.
+      UserError: it holds another config's run or something that is no run, has lost a part, or cannot be read.
     """
     try:
-        if (workdir / CONFIG).is_file():
-            old = json.loads((workdir / CONFIG).read_text())
-            difference = configs.first_difference(_lasting(old), _lasting(json.loads(configs.to_json(config))))
-            if difference:
-                raise UserError(f"{workdir}: holds a run of another config ({difference}); name another --workdir")
+        old = read_config(workdir)
+        if old is not None:
+            schema.completed(old, str(workdir / CONFIG))
+            _check_difference(workdir, old, config.to_dict())
+            _check_parts(workdir, old.get("checkpoint_every", 0))
         elif workdir.exists() and any(not file.name.startswith(".") for file in workdir.iterdir()):
             raise UserError(f"{workdir}: is not empty and holds no run; name another --workdir")
     except OSError as error:
         raise UserError(f"{workdir}: cannot be read ({error.strerror}); name another --workdir") from error
 
 
-def claim(workdir: Path, config: ConfigDict, files: Mapping[str, bytes] | None) -> None:
-    """Makes `workdir` this config's; `files`, the pipeline's without weights, the first time.
+def _check_difference(workdir: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+    # What a folder holds is compared by its fingerprint where that is on record, so that it may move.
+    moved = (workdir / DATA).is_file()
+    difference = configs.first_difference(_lasting(old, moved), _lasting(_as_read(new), moved))
+    if difference is None:
+        return
+    command = read_command(workdir)
+    given = command.override_of(difference.partition(" was ")[0]) if command else None
+    first = f"; the run was started with {given}" if given else ""
+    raise UserError(
+        f"{workdir}: holds a run of another config ({difference}{first});"
+        " give --workdir without --config to resume that run, or name another --workdir"
+    )
+
+
+def _check_parts(workdir: Path, every: int) -> None:
+    """Raises UserError where a run has lost its checkpoints or its model, so that it would start anew."""
+    folder, has_model = workdir / CHECKPOINTS, (workdir / MODEL).is_dir()
+    if steps(workdir):
+        if not has_model:
+            raise UserError(f"{workdir / MODEL}: is missing; put it back to resume, or name another --workdir")
+        return
+    reached = max((int(row["step"] or 0) for row in read_metrics(workdir)), default=0)
+    # Before its first checkpoint is complete a run has the folder, and comes less far than to its second.
+    if folder.is_dir():
+        lost = bool(every) and reached > 2 * every and not list(folder.glob("*tmp*"))
+    else:
+        lost = has_model and reached > 0
+    if lost:
+        raise UserError(
+            f"{folder}: has no checkpoint, but {METRICS} reaches step {reached}; put the checkpoints back to resume,"
+            f" remove {workdir / METRICS} to train from the start, or name another --workdir"
+        )
+
+
+def claim(
+    workdir: Path,
+    config: ConfigDict,
+    files: Mapping[str, bytes] | None,
+    data: tuple[Prepared, ...] = (),
+    command: Command | None = None,
+) -> None:
+    """Makes `workdir` this config's, and puts on record what its data were prepared with.
 
     The config comes first: a run stopped at any moment leaves nothing else, or a folder that is known as this run's.
+
+    Args:
+      workdir: new, or a run's.
+      config: of the run.
+      files: the pipeline's without weights, the first time.
+      data: what `data.json` has.
+      command: how the run was started, for the first time.
     """
     replace_file(workdir / CONFIG, configs.to_json(config).encode())
+    if data:
+        write_data(workdir, data)
     if files is not None:
+        if command is not None:
+            write_command(workdir, command)
         for unfinished in workdir.glob(f".{MODEL}.partial-*"):
             shutil.rmtree(unfinished)
         with new_folder(workdir / MODEL) as folder:
             write_files(folder, files)
+
+
+def newest_whole(workdir: Path) -> int | None:
+    """The newest checkpoint whose files are what was written; None if there is none at all.
+
+    Newer ones that are damaged are moved aside, to `STEP.damaged`. One without checksums is taken to be whole.
+    Every process reads its share of the files.
+
+    Raises:
+      UserError: all of them are damaged.
+    """
+    damaged: dict[int, str] = {}
+    for step in steps(workdir):
+        what = _damage(workdir / CHECKPOINTS / str(step))
+        if what is None:
+            if damaged:
+                on_first(functools.partial(_set_aside, workdir, damaged, step))
+            return step
+        damaged[step] = what
+    if damaged:
+        step, what = next(iter(damaged.items()))
+        raise UserError(
+            f"{workdir / CHECKPOINTS}: every checkpoint is damaged, of step {step} {what};"
+            " copy one back, or name another --workdir"
+        )
+    return None
+
+
+def _damage(folder: Path) -> str | None:
+    """What is wrong with a step's files, for all processes; None if nothing is."""
+    try:
+        entries = checksums.read(folder) or {}
+    except UserError:
+        return f"{checksums.CHECKSUMS} cannot be read"
+    names, first, processes = sorted(entries), jax.process_index(), jax.process_count()
+    place = checksums.first_damaged(folder, entries, names[first::processes])
+    place = least(len(names) if place is None else first + place * processes)
+    return None if place == len(names) else f"{names[place]} is not as it was written"
+
+
+def _set_aside(workdir: Path, damaged: Mapping[int, str], whole: int) -> None:
+    for step, what in damaged.items():
+        folder = workdir / CHECKPOINTS / str(step)
+        aside = folder.with_name(f"{step}.damaged")
+        if aside.exists():
+            shutil.rmtree(aside)
+        folder.replace(aside)
+        print(f"{folder}: is damaged, {what}; it is now {aside}")
+    print(f"{workdir}: resumes from step {whole}")
 
 
 class Checkpoints:
@@ -107,11 +234,14 @@ class Checkpoints:
 
     As a context it closes at its end, and when a loss is not finite: what came before is kept.
     So it is the next `save`, or `close`, that raises OSError if one could not be written.
+    A step becomes complete together with the checksums of its files.
     """
 
     def __init__(self, workdir: Path, keep: int):
+        self._folder, self._saving = (workdir / CHECKPOINTS).absolute(), -1
+        finishing = ocp.AsyncOptions(post_finalization_callback=self._add_checksums)
         self._manager = ocp.CheckpointManager(
-            (workdir / CHECKPOINTS).absolute(), options=ocp.CheckpointManagerOptions(max_to_keep=keep)
+            self._folder, options=ocp.CheckpointManagerOptions(max_to_keep=keep, async_options=finishing)
         )
 
     def latest(self) -> int | None:
@@ -124,6 +254,8 @@ class Checkpoints:
         if step != self.latest():
             items = {name: ocp.args.StandardSave(state[name]) for name in _ITEMS}
             with disk_errors():
+                self._manager.wait_until_finished()
+                self._saving = step
                 self._manager.save(step, args=ocp.args.Composite(**items))
 
     def restore(self, state: State) -> State:
@@ -131,8 +263,27 @@ class Checkpoints:
         step = self.latest()
         assert step is not None
         items = {name: ocp.args.StandardRestore(state[name]) for name in _ITEMS}
-        restored = dict(self._manager.restore(step, args=ocp.args.Composite(**items)).items())
+        try:
+            restored = dict(self._manager.restore(step, args=ocp.args.Composite(**items)).items())
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            folder = self._folder / str(step)
+            if (folder / checksums.CHECKSUMS).is_file():
+                raise  # the files are as they were written
+            said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            older = [each for each in self._manager.all_steps() if each < step]
+            remedy = (
+                f"move it away to resume from step {max(older)}" if older else "copy it back, or name another --workdir"
+            )
+            raise UserError(f"{folder}: cannot be restored ({said}); {remedy}") from error
         return {"step": jax.device_put(jax.numpy.int32(step), state["step"].sharding), **restored}
+
+    def _add_checksums(self) -> None:
+        """Is called in Orbax's thread when all files of a step are written, before the step gets its name."""
+        if jax.process_index() == 0:
+            step = str(self._saving)
+            for folder in self._folder.glob(f"{step}*"):
+                if folder.name == step or (folder.name.startswith(f"{step}.") and "tmp" in folder.name):
+                    checksums.write(folder)
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -148,5 +299,18 @@ class Checkpoints:
         self._manager.close()
 
 
-def _lasting(config: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in config.items() if key not in MAY_CHANGE}
+def _as_read(config: dict[str, Any]) -> dict[str, Any]:
+    """A config as it is read back from JSON."""
+    return json.loads(json.dumps(config, default=list))
+
+
+def _lasting(config: dict[str, Any], moved: bool) -> dict[str, Any]:
+    """The keys of a config that a run keeps; folders of data by whether they are there alone if they may have moved."""
+    lasting = {key: value for key, value in config.items() if key not in MAY_CHANGE}
+    if moved:
+        data = dict(lasting.get("data", {}))
+        data.pop("path", None)
+        entries = [each if isinstance(each, list) else [each] for each in data.get("mixture", ())]
+        mixture = [[*each[1:2], bool(each[2:3] and each[2])] for each in entries]
+        lasting["data"] = data | {"cache": bool(data.get("cache")), "mixture": mixture}
+    return lasting

@@ -1,5 +1,6 @@
 """What a run reads: this process's part of the batches of a split."""
 
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from jaxcxr.data.loader import Batches, open_split
 from jaxcxr.data.mixture import Joined, Part, by_rarest_label, weighted
 from jaxcxr.data.moments import Card, Moments, Origin
 from jaxcxr.data.raw import RawSplit
+from jaxcxr.data.records import EmptySplit
 from jaxcxr.data.settings import Settings
 from jaxcxr.data.source import is_source
 from jaxcxr.data.summary import Summary
@@ -25,13 +27,25 @@ def open_batches(
 ) -> Batches:
     """Opens the batches of a split of `config.data`, or some `rows` of each: of one folder, or of a mixture of several.
 
+    Of a mixture, folders without a split `validate` or `test` are left out of it.
+
     Raises:
-      UserError: a folder is neither prepared nor a source, or of another size, or it has nothing in this split.
+      EmptySplit: nothing is in this split, or for `train` nothing of one folder.
+      UserError: a folder is neither prepared nor a source, or of another size.
     """
-    folders = _folders(config)
-    source = Joined([_open(folder, split, config, tokenizer) for folder in folders])
+    opened: list[tuple[Folder, Sequence[Any]]] = []
+    for folder in folders(config):
+        try:
+            opened.append((folder, _open(folder, split, config, tokenizer)))
+        except EmptySplit as error:
+            if split == "train":
+                raise
+            empty = error
+    if not opened:
+        raise empty
+    source = Joined([records for _, records in opened])
     parts: list[Part] = []
-    for folder, start, end in zip(folders, source.starts, source.starts[1:], strict=False):
+    for (folder, _), start, end in zip(opened, source.starts, source.starts[1:], strict=False):
         if config.data.rebalance and split == "train":
             own = by_rarest_label(Path(folder.path), split, config.data.rebalance)
         else:
@@ -48,27 +62,34 @@ def open_batches(
     )
 
 
-class _Folder(NamedTuple):
+class Folder(NamedTuple):
+    """One of the folders that a run learns from."""
+
     path: str
     weight: float
     cache: str
 
 
-def _folders(config: ConfigDict) -> list[_Folder]:
-    """What `data.path`, `data.cache` and `data.mixture` name."""
+def folders(config: ConfigDict) -> list[Folder]:
+    """What `data.path`, `data.cache` and `data.mixture` name.
+
+    Raises:
+      UserError: an entry of `data.mixture` is not (folder, weight) or (folder, weight, cache).
+    """
     data = config.data
-    folders = [_Folder(data.path, 1.0, data.cache)]
+    found = [Folder(data.path, 1.0, data.cache)]
     for entry in data.mixture:
-        path, weight, cache = (*entry, "", "")[:3] if isinstance(entry, list | tuple) else (entry, "", "")
-        if not (isinstance(path, str) and isinstance(weight, int | float) and weight > 0):
+        path, weight, cache = (*entry, "", "", "")[:3] if isinstance(entry, list | tuple) else (entry, "", "")
+        texts = isinstance(path, str) and isinstance(cache, str)
+        if not (texts and isinstance(weight, int | float) and 0 < weight < math.inf):
             raise UserError(f"config.data.mixture has {entry!r}: give (folder, weight) or (folder, weight, cache)")
         if bool(cache) != bool(data.cache):
             raise UserError(f"config.data.mixture: {path} needs a cache if config.data.path has one, and only then")
-        folders.append(_Folder(path, float(weight), cache))
-    return folders
+        found.append(Folder(path, float(weight), cache))
+    return found
 
 
-def _open(folder: _Folder, split: str, config: ConfigDict, tokenizer: Any) -> Sequence[Any]:
+def _open(folder: Folder, split: str, config: ConfigDict, tokenizer: Any) -> Sequence[Any]:
     if folder.cache:
         return Moments(folder.cache, split, tokens.digest(tokenizer))
     path = Path(folder.path)
@@ -80,7 +101,7 @@ def _open(folder: _Folder, split: str, config: ConfigDict, tokenizer: Any) -> Se
 
 def some_images(config: ConfigDict, tokenizer: Any, count: int) -> np.ndarray:
     """The first `count` training images of `config.data.path` in a run's order, uint8 (count, S, S, 1)."""
-    source = _open(_Folder(config.data.path, 1.0, ""), "train", config, tokenizer)
+    source = _open(Folder(config.data.path, 1.0, ""), "train", config, tokenizer)
     return Batches(source, tokenizer=tokenizer, seed=config.seed, batch_size=count).batch(0)["image"]
 
 
@@ -111,8 +132,8 @@ def check_cache(config: ConfigDict, pipeline: StableDiffusion, learns: set[str],
     """
     if config.objective.name != "diffusion" or any(name.startswith("vae.") for name in learns):
         raise UserError("config.data.cache: holds latents of an autoencoder that is not learning; leave it empty here")
-    folders, first = _folders(config), None
-    for folder in folders:
+    named, first = folders(config), None
+    for folder in named:
         card = Card.read(Path(folder.cache))
         assert card is not None
         if card.origin.text and any(name.startswith("text_encoder.") for name in learns):
@@ -124,4 +145,4 @@ def check_cache(config: ConfigDict, pipeline: StableDiffusion, learns: set[str],
         first = first or card
         for what in ("dtype", "shape", "states_shape"):
             if getattr(card, what) != getattr(first, what):
-                raise UserError(f"{folder.cache}: differs in {what} from {folders[0].cache}; cache both alike")
+                raise UserError(f"{folder.cache}: differs in {what} from {named[0].cache}; cache both alike")

@@ -11,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 from jaxcxr.data import tokens
+from jaxcxr.data.loader import Batches
 from jaxcxr.diffusion.sampling import ddim
 from jaxcxr.generate import initial_noise, latent_shape, make_generate, to_gray
 from jaxcxr.interop.pipeline import StableDiffusion
@@ -28,16 +29,22 @@ class Judge:
     fixed, as here, the loss of two moments of a run can be compared.
     """
 
-    def __init__(self, pipeline: StableDiffusion, loss: Loss, config: ConfigDict, mesh: Mesh, tokenizer: Any):
+    def __init__(
+        self,
+        pipeline: StableDiffusion,
+        loss: Loss,
+        config: ConfigDict,
+        mesh: Mesh,
+        tokenizer: Any,
+        validation: Batches | None,
+    ):
+        """Without `validation`, this process's rows of the split in its own order, only prompts can be drawn."""
         self._config, self._mesh = config, mesh
-        rows = meshes.local_rows(mesh, config.batch_size)
-        validation = open_batches(config, "validate", tokenizer, rows=rows, shuffle=False)
-        self._batches = [validation.batch(step) for step in range(config.eval_batches)]
+        self._batches = [validation.batch(step) for step in range(config.eval_batches)] if validation else []
         self._loss = jax.jit(lambda parameters, batch, key: loss(parameters, batch, example_keys(key, batch))[0])
-        diffusion = config.objective.name == "diffusion"
-        if diffusion:
+        if config.objective.name == "diffusion":
             self._draw = _prompted(pipeline, config, mesh)
-        else:
+        elif validation:
             rows = np.arange(min(8, config.batch_size))  # the same on all processes
             some = open_batches(config, "validate", tokenizer, rows=rows, shuffle=False).batch(0)
             self._draw = _reconstructed(pipeline, some["image"], meshes.replicated(mesh))

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from jaxcxr.files import replace_file
+from jaxcxr.workdir import METRICS, read_metric_lines
 
 
 class Metrics:
@@ -29,7 +30,7 @@ class Metrics:
         if jax.process_index() == 0:
             from tensorboardX import SummaryWriter
 
-            self._file, self._on_record = _open_after(workdir / "metrics.jsonl", start)
+            self._file, self._on_record = _open_after(workdir, start)
             if self._sheet(start).is_file():
                 self._on_record.add((start, "samples"))
             self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
@@ -88,9 +89,9 @@ def _scalars(values: Mapping[str, Any]) -> dict[str, float]:
     return scalars
 
 
-def _open_after(file: Path, start: int) -> tuple[TextIO, set[tuple[int, str]]]:
-    """Opens `file` for appending, less the lines of steps that will be done again; and what it has of `start`."""
-    lines = file.read_text().splitlines(keepends=True) if file.is_file() else []
-    rows = [json.loads(line) for line in lines if line.endswith("\n")]
-    replace_file(file, "".join(line for line, row in zip(lines, rows, strict=False) if row["step"] <= start).encode())
-    return file.open("a", buffering=1), {(start, name) for row in rows if row["step"] == start for name in row}
+def _open_after(workdir: Path, start: int) -> tuple[TextIO, set[tuple[int, str]]]:
+    """Opens the metrics for appending, less the lines of steps that will be done again; what there is of `start`."""
+    file = workdir / METRICS
+    lines = read_metric_lines(workdir)
+    replace_file(file, "".join(line for line, row in lines if int(row["step"] or 0) <= start).encode())
+    return file.open("a", buffering=1), {(start, name) for _, row in lines if row["step"] == start for name in row}

@@ -90,6 +90,7 @@ def assemble(config: ConfigDict, base: Mapping[str, bytes], tokenizer: Callable[
     pipeline = from_files(files, compute_dtype(config))
     if config.objective.name == "diffusion":
         _check_fit(pipeline)
+        pipeline = _with_sample_size(pipeline, config.data.size, compute_dtype(config))
     return pipeline
 
 
@@ -135,6 +136,19 @@ def with_scaling_factor(pipeline: StableDiffusion, factor: float, dtype: Any) ->
     config = json.loads(pipeline.files["vae/config.json"]) | {"scaling_factor": factor}
     text = (json.dumps(config, indent=2) + "\n").encode()
     return from_files(pipeline.files | {"vae/config.json": text}, dtype)
+
+
+def _with_sample_size(pipeline: StableDiffusion, side: int, dtype: Any) -> StableDiffusion:
+    """The same pipeline with the latents of images of `side` pixels as the size that its U-Net is for.
+
+    It is the size that is drawn where none is asked for, in diffusers too.
+    """
+    config = json.loads(pipeline.files["unet/config.json"])
+    latent = side // 2 ** (len(pipeline.vae.config.block_out_channels) - 1)
+    if config.get("sample_size") == latent:
+        return pipeline
+    text = (json.dumps(config | {"sample_size": latent}, indent=2) + "\n").encode()
+    return from_files(pipeline.files | {"unet/config.json": text}, dtype)
 
 
 def _vocabulary(tokenizer: Any) -> dict[str, int]:

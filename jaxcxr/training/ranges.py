@@ -71,6 +71,6 @@ def check(config: ConfigDict) -> None:
         raise UserError("config.samples.prompts=(): wants a prompt, or config.sample_every 0")
     for number, prompt in enumerate(config.samples.prompts):
         if any("\ud800" <= character <= "\udfff" for character in prompt):
-            raise UserError(f"config.samples.prompts[{number}]: has half a character (a lone surrogate); write it in UTF-8")
+            raise UserError(f"config.samples.prompts[{number}]: has half a character, a lone surrogate")
     if config.optimizer.name == "schedule_free" and not config.optimizer.b1:
         raise UserError("config.optimizer.b1=0.0: is more than 0 for schedule_free, which averages by it")

@@ -2,12 +2,17 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 from ml_collections import ConfigDict
 
 from jaxcxr import parsing
 from jaxcxr.errors import UserError
+
+Word = Annotated[str, msgspec.Meta(max_length=100)]
+Text = Annotated[str, msgspec.Meta(max_length=1000)]
+"""Of patterns and paths. A prompt may be longer."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,19 +29,19 @@ class Data:
     """Of `config.data` what training reads; what preparing reads is checked by `data.settings`."""
 
     size: int = 512
-    tokenizer: str = ""
-    path: str = "runs/data"
+    tokenizer: Text = ""
+    path: Text = "runs/data"
     mixture: tuple[Any, ...] = ()
     rebalance: float = 0.0
-    cache: str = ""
+    cache: Text = ""
 
 
 @dataclasses.dataclass(frozen=True)
 class Model:
     """`config.model`; what describes a network is checked by `models.config`."""
 
-    base: str = ""
-    text_encoder_base: str = ""
+    base: Text = ""
+    text_encoder_base: Text = ""
     vae: dict[str, Any] = dataclasses.field(default_factory=dict)
     unet: dict[str, Any] = dataclasses.field(default_factory=dict)
     text_encoder: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -48,13 +53,13 @@ class Model:
 class Objective:
     """`config.objective`."""
 
-    name: str = "diffusion"
-    error: str = "mse"
+    name: Word = "diffusion"
+    error: Word = "mse"
     caption_dropout: float = 0.1
     min_snr_gamma: float = 0.0
     offset_noise: float = 0.0
     input_perturbation: float = 0.0
-    timestep_bias: str = "none"
+    timestep_bias: Word = "none"
     timestep_bias_multiplier: float = 1.0
     timestep_bias_portion: float = 0.25
     kl_weight: float = 1e-6
@@ -65,16 +70,16 @@ class Objective:
 class Optimizer:
     """`config.optimizer`."""
 
-    name: str = "adamw"
+    name: Word = "adamw"
     learning_rate: float = 1e-4
     rates: tuple[Any, ...] = ()
-    schedule: str = "constant"
+    schedule: Word = "constant"
     warmup_steps: int = 100
     b1: float = 0.9
     b2: float = 0.999
     eps: float = 1e-8
     weight_decay: float = 0.01
-    mu_dtype: str = "float32"
+    mu_dtype: Word = "float32"
     clip_norm: float = 1.0
 
 
@@ -103,17 +108,17 @@ class Run:
     seed: int = 0
     steps: int = 1000
     batch_size: int = 32
-    dtype: str = "float32"
-    trainable: str = r"unet\..*"
+    dtype: Word = "float32"
+    trainable: Text = r"unet\..*"
     ema_decay: float = 0.9999
-    attention: str = "auto"
-    remat: str = "none"
+    attention: Word = "auto"
+    remat: Word = "none"
     accumulation: int = 1
     skip_nonfinite: int = 0
     mesh: Mesh = dataclasses.field(default_factory=Mesh)
-    sharding: str = "replicated"
-    ema_sharding: str = ""
-    ema_memory: str = "device"
+    sharding: Word = "replicated"
+    ema_sharding: Word = ""
+    ema_memory: Word = "device"
     data: Data = dataclasses.field(default_factory=Data)
     model: Model = dataclasses.field(default_factory=Model)
     objective: Objective = dataclasses.field(default_factory=Objective)

@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -9,6 +10,8 @@ import jax
 import numpy as np
 
 from jaxcxr.parallel import chips
+
+_RECENT = 20  # steps
 
 
 class Speed:
@@ -29,6 +32,7 @@ class Speed:
           flops: of a step; asked for where the devices' peak is known.
         """
         self._images, self._began = images, began
+        self._recent: deque[float] = deque(maxlen=_RECENT)
         self._first: dict[str, float] | None = None
         chip = chips.of(jax.devices()[0].device_kind)
         self._peak = None if chip is None else chip.bf16 if dtype == "bfloat16" else chip.f32
@@ -66,7 +70,12 @@ class Speed:
             jax.block_until_ready(self._pending)
             now = time.perf_counter()
             self._steps.append(now - self._last)
+            self._recent.append(now - self._last)
             self._last, self._pending = now, None
+
+    def rate(self) -> float | None:
+        """Images a second of the last steps, on all devices together; None before the second step."""
+        return self._images * len(self._recent) / sum(self._recent) if self._recent else None
 
     def report(self) -> dict[str, float]:
         """The metrics of the steps since the last report: images/s, ms a step, shares, bytes."""

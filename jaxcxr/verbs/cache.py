@@ -2,8 +2,11 @@
 
 Writes the moments of the autoencoder of `model.base` for every record of `data.path`, with `--text` the states of its
 text encoder for every prompt too. A training with the same config and `--config.data.cache=OUT` reads them in place of
-images and prompts: the same loss, to the rounding of the dtype, without the frozen networks' work. Run it again to go
-on where it stopped. Several processes, started as for `jaxcxr train`, share the work.
+images and prompts: the same loss, to the rounding of the dtype, without the frozen networks' work. What this config's
+training would refuse, since an encoder learns, is refused before anything is encoded. Run it again to resume where it
+stopped. Several processes, started as for `jaxcxr train`, share the work.
+
+A config file is Python, and it is executed: read one that you were given before you use it.
 """
 
 import argparse

@@ -4,7 +4,8 @@ SRC is any kind of checkpoint: a diffusers folder (safetensors, shards, fp16 var
 .safetensors or .ckpt file in Stable Diffusion's original layout, a folder of Flax msgpack, an Orbax folder, a workdir,
 or a text encoder's folder. Nothing in a pickled file is ever executed. The kind of DST is --to: a diffusers folder
 loads with StableDiffusionPipeline.from_pretrained, a single file in user interfaces that want one, an Orbax folder is
-a base for training. DST appears whole or not at all; tensors keep their dtype unless --dtype is given.
+a base for training. DST appears whole or not at all; tensors keep their dtype unless --dtype is given. The newest
+checkpoint of a workdir is read; a damaged one is refused in one line, which names an older one that is whole.
 """
 
 import argparse

@@ -3,6 +3,8 @@
 Neither weights nor data are needed: of --config.model.base the config files are read where it is here, and a published
 folder such as stable-diffusion-v1-4 is known by its name. TPUs want the extra plan-tpu, GPUs plan-cuda. A full-size
 step compiles for minutes. --sweep and --scaling keep what they have found in --out, so that run again they go on.
+
+A config file is Python, and it is executed: read one that you were given before you use it.
 """
 
 import argparse
@@ -16,7 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's options."""
     parser.add_argument("--config", required=True, help="config file, FILE.py or FILE.py:STAGE")
     parser.add_argument(
-        "--target", required=True, help="v4:2x2x2, v5e:4x4, v5e:16x16*4 (slices), v5p:2x2x2, v6e:4x4, h100:8, h200:2x8"
+        "--target",
+        required=True,
+        help="CHIP:SHAPE, as v4:2x2x2, v5e:4x4, v5e:16x16*4 (slices), v5p:2x2x2, v6e:4x4, h100:8, h200:2x8",
     )
     parser.add_argument(
         "--show", choices=("sharding",), help="only the table of where parameters lie; compiles nothing"

@@ -3,6 +3,8 @@
 Writes OUT whole or not at all: the records by split, the tokenizer, README.md (the data card), summary.json,
 contact_sheet.png and quarantine.jsonl, which lists every bad row with its reason. Safe to run again: an interrupted
 job goes on, a finished one of the same settings and tables is recognised, anything else is refused.
+
+A config file is Python, and it is executed: read one that you were given before you use it.
 """
 
 import argparse

@@ -1,9 +1,12 @@
 """Train or resume a model.
 
 The workdir holds the run: config.json, model/ (a diffusers folder without weights), checkpoints/,
-metrics.jsonl, tensorboard/ and samples/. Run the same command again to go on where it stopped; SIGTERM and
-Ctrl-C save first. Started several times, by srun, on a TPU slice or by launch/local.sh, the processes find one another
+metrics.jsonl, tensorboard/ and samples/. SIGTERM and Ctrl-C save first. To resume, give --workdir alone: config and
+overrides are in the workdir; a --config or overrides that are given again have to agree with them, but for how far and
+on what it trains. Started several times, by srun, on a TPU slice or by launch/local.sh, the processes find one another
 and train together.
+
+A config file is Python, and it is executed: read one that you were given before you use it.
 """
 
 import argparse
@@ -14,7 +17,9 @@ EXAMPLE = "jaxcxr train --config configs/phantom.py --workdir runs/phantom/diffu
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's options."""
-    parser.add_argument("--config", required=True, help="config file, FILE.py or FILE.py:STAGE")
+    parser.add_argument(
+        "--config", help="config file, FILE.py or FILE.py:STAGE, which is executed; not needed to resume"
+    )
     parser.add_argument("--workdir", required=True, type=Path, help="folder of the run, new or to resume")
     parser.add_argument("--stop-at", type=int, help="save and stop at this step; the schedule is that of the whole run")
 
@@ -24,10 +29,16 @@ def run(args: argparse.Namespace) -> None:
     from jaxcxr import config as configs
     from jaxcxr.errors import UserError
     from jaxcxr.parallel import processes
+    from jaxcxr.training.checkpoint import resumed
     from jaxcxr.training.train import train
+    from jaxcxr.workdir import Command
 
     if args.stop_at is not None and args.stop_at < 1:
         raise UserError(f"--stop-at {args.stop_at}: wants a step, 1 or a later one")
-    config = configs.load(args.config, args.overrides)
+    if args.config is None:
+        config, command = resumed(args.workdir, args.overrides), None
+    else:
+        config = configs.load(args.config, args.overrides)
+        command = Command(args.config, tuple(args.overrides))
     with processes.joined():
-        train(config, args.workdir, args.stop_at)
+        train(config, args.workdir, args.stop_at, command)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ import pytest
 from jaxcxr import interop
 from jaxcxr.__main__ import main
 from jaxcxr.errors import UserError
+from jaxcxr.interop import card
+from jaxcxr.interop.checkpoint import Checkpoint
 from jaxcxr.interop.tensors import Tensor, open_safetensors, write_safetensors
 from tests import pipelines
 
@@ -142,14 +145,45 @@ def test_the_card_of_a_run_tells_its_config_and_metrics_but_no_prompt(source, tm
     }
     (tmp_path / "run" / "config.json").write_text(json.dumps(config))
     (tmp_path / "run" / "metrics.jsonl").write_text(
-        '{"step": 20, "loss": 0.5}\n{"step": 40, "validation_loss": 0.25}\n'
+        '{"step": 20, "loss": 0.5}\n{"step": 40, "loss": null, "validation_loss": 0.25}\n{"step": 50, "lo'
     )
+    folder = {"path": "data", "weight": 1.0, "source": "MimicCxr", "fingerprint": "f"}
+    folder |= {"settings": {"size": 64, "views": ["PA", "AP"], "sections": ["findings"], "prompts": ["{findings}"]}}
+    folder |= {"splits": {"train": 223, "validate": 9, "test": 0}, "labels": {}}
+    folder |= {"views": {"train": {"AP": 125, "PA": 98}}}
+    (tmp_path / "run" / "data.json").write_text(json.dumps({"folders": [folder]}))
     assert convert(tmp_path / "run", tmp_path / "out", "--to", "diffusers") == 0
     card = (tmp_path / "out" / "README.md").read_text()
     assert "| base model | sd |" in card
+    assert "| images | 64 × 64 pixels, grayscale, views: AP 125, PA 98 |" in card
+    assert "| text | {findings}; sections: findings |" in card
+    assert "| splits | train 223, validate 9 (of MimicCxr) |" in card
+    assert "| loss | 0.5 |" in card, "a loss that was not finite is null"
     assert "| steps | 40 of 40, batches of 8 |" in card
     assert "| validation loss | 0.25 |" in card
     assert "A patient's report." not in card
+
+
+@pytest.mark.parametrize(
+    "license", ["a\ntags: [evil]", "a\u2028b", "a\x85b", "", " ", "x" * 101, "a\0", "a\ud800"], ids=repr
+)
+def test_a_licence_that_is_not_one_line_is_refused(license):
+    with pytest.raises(UserError, match="--license .*give one line"):
+        card.with_card(Checkpoint({}, {}), Path("nowhere"), license)
+
+
+@pytest.mark.parametrize(
+    "license", ["openrail", "cc-by-4.0", "other", "PhysioNet: v1.5 # x", '"', "no", "null", "[a]", "{a: b}", "'", "1.0"]
+)
+def test_a_licence_is_read_as_what_was_given(license):
+    yaml = pytest.importorskip("yaml")
+    text = card.with_card(Checkpoint({}, {}), Path("nowhere"), license).files[card.CARD].decode()
+    assert yaml.safe_load(text.split("---")[1]) == {
+        "license": license,
+        "library_name": "diffusers",
+        "pipeline_tag": "text-to-image",
+        "tags": ["stable-diffusion", "chest-x-ray", "jaxcxr"],
+    }
 
 
 @pytest.mark.parametrize(

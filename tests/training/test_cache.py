@@ -9,6 +9,7 @@ import sys
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from jaxcxr import interop
 from jaxcxr.cache import cache
@@ -21,6 +22,7 @@ from jaxcxr.models.vae import split_moments
 from jaxcxr.training.feed import check_cache
 from jaxcxr.training.objectives import normalize
 from jaxcxr.training.train import train
+from tests import pipelines
 from tests.training import runs
 
 
@@ -143,6 +145,36 @@ def test_states_of_a_frozen_text_encoder_stand_in_for_prompts(whole, tmp_path):
     config.trainable = r"(unet|text_encoder)\..*"
     with pytest.raises(UserError, match="a text encoder, which is learning here; cache without it"):
         train(config, tmp_path / "both")
+
+
+@pytest.mark.parametrize(
+    ("changes", "text", "message"),
+    [
+        ({"trainable": r"(unet|text_encoder)\..*"}, True, "text_encoder learns in this training; cache without --text"),
+        ({"trainable": r"text_encoder\..*final.*"}, True, "text_encoder learns in this training; cache without --text"),
+        ({"trainable": r"(unet|vae)\..*"}, False, "vae learns in this training; train without a cache"),
+        ({"trainable": "("}, False, "not a regular expression"),
+        ({"objective.name": "autoencoder"}, False, "trains without a cache; it is for diffusion"),
+        ({"model.text_encoder": pipelines.TEXT}, True, "describes a network that learns from scratch"),
+        ({"data.views": ("PA",)}, False, r"config\.data\.views is \('PA',\), but .* was prepared with"),
+    ],
+)
+def test_what_its_training_would_refuse_is_refused_before_anything_is_encoded(whole, tmp_path, changes, text, message):
+    config = finetuned(whole)
+    with config.unlocked():
+        config.update_from_flattened_dict(changes)
+        for key in {"model.text_encoder"} & changes.keys():
+            config.model.text_encoder = ConfigDict(changes[key])
+    with pytest.raises(UserError, match=message):
+        cache(config, tmp_path / "cache", "float32", text=text)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_text_encoder_that_learns_is_no_matter_where_its_states_are_not_cached(whole, tmp_path):
+    config = finetuned(whole)
+    config.trainable = r"(unet|text_encoder)\..*"
+    cache(config, tmp_path / "cache", "float32")
+    assert Card.read(tmp_path / "cache").states_shape == ()
 
 
 def test_a_run_on_it_goes_on_bit_for_bit(base, made, tmp_path):

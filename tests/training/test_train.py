@@ -13,6 +13,7 @@ from jaxcxr import config as configs
 from jaxcxr import interop
 from jaxcxr.errors import UserError
 from jaxcxr.interop.pipeline import initialize
+from jaxcxr.training.model import assemble
 from jaxcxr.training.stopping import Stopping
 from jaxcxr.training.train import train
 from tests.training import jobs, runs
@@ -116,6 +117,20 @@ def test_the_workdir_holds_what_it_should(diffusion):
     assert [step for step, _ in metrics(diffusion, "validation_loss")] == [0, 3, 6]
     scale = json.loads((diffusion / "model" / "vae" / "config.json").read_text())["scaling_factor"]
     assert scale == interop.load(diffusion).vae.config.scaling_factor != 0.18215
+
+
+def test_a_run_at_another_size_than_its_base_records_its_own(diffusion):
+    """Which is what is drawn where no size is asked for, here and in diffusers."""
+    files = interop.read(diffusion).files
+    base = json.loads(files["unet/config.json"])
+    assert base["sample_size"] == runs.SIZE // 2
+    config = runs.diffusion(diffusion, **{"data.size": 4 * runs.SIZE})
+    config.model.unet, config.model.text_encoder = {}, {}
+    tuned = assemble(config, files, lambda: None)
+    assert json.loads(tuned.files["unet/config.json"]) == base | {"sample_size": 2 * runs.SIZE}
+    assert tuned.unet.config.sample_size == 2 * runs.SIZE
+    config.data.size = runs.SIZE
+    assert assemble(config, files, lambda: None).files["unet/config.json"] == files["unet/config.json"]
 
 
 def test_the_scaling_factor_makes_the_latents_unit(autoencoder, diffusion):

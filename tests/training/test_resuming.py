@@ -1,0 +1,248 @@
+"""Runs resumed by their workdir alone, after damage, after a loss of files, and after Ctrl-C through a pipe."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from jaxcxr import interop
+from jaxcxr import workdir as workdirs
+from jaxcxr.__main__ import main
+from jaxcxr.errors import UserError
+from jaxcxr.interop import checksums
+from jaxcxr.interop.orbax import latest_step, steps
+from jaxcxr.training.train import train
+from tests.training import jobs
+from tests.training.test_restarts import autoencoder
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run of 6 steps with checkpoints of 4 and 6."""
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    train(autoencoder(checkpoint_every=2), workdir)
+    assert steps(workdir) == [6, 4]
+    return workdir
+
+
+@pytest.fixture
+def run(whole, tmp_path):
+    return shutil.copytree(whole, tmp_path / "run")
+
+
+def flip(file, place=None):
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2 if place is None else place] ^= 4
+    file.write_bytes(data)
+
+
+def largest(folder):
+    return max((file for file in folder.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size)
+
+
+# --- by the workdir alone
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory):
+    """A run that the command line started with overrides, at step 2; its config file."""
+    folder = tmp_path_factory.mktemp("started")
+    file = jobs.write_config(autoencoder(), folder / "config.py")
+    given = ["--config.seed", "3", "--config.model.vae.norm_num_groups=4", "--config.steps=5"]
+    assert main(["train", "--config", str(file), "--workdir", str(folder / "run"), "--stop-at", "2", *given]) == 0
+    return folder
+
+
+def test_the_workdir_alone_resumes_a_run(started, tmp_path):
+    run = shutil.copytree(started / "run", tmp_path / "run")
+    assert main(["train", "--workdir", str(run), "--config.steps=4"]) == 0
+    assert latest_step(run) == 4
+    config = json.loads((run / "config.json").read_text())
+    assert (config["seed"], config["steps"]) == (3, 4)
+    assert workdirs.read_command(run) == workdirs.read_command(started / "run")
+
+
+def test_an_override_of_before_that_is_left_out_is_named(started, tmp_path, capsys):
+    run = shutil.copytree(started / "run", tmp_path / "run")
+    start = ["train", "--config", str(started / "config.py"), "--workdir", str(run)]
+    assert main([*start, "--config.seed=3"]) == 2
+    error = capsys.readouterr().err
+    assert (
+        "model.vae.norm_num_groups was 4, is 8; the run was started with --config.model.vae.norm_num_groups=4" in error
+    )
+    assert "give --workdir without --config to resume" in error
+    assert main(["train", "--workdir", str(run), "--config.seed=4"]) == 2
+    assert "seed was 3, is 4; the run was started with --config.seed=3" in capsys.readouterr().err
+    assert main(["train", "--workdir", str(run), "--config.optimizer.b1=0.8"]) == 2
+    assert "optimizer.b1 was 0.9, is 0.8);" in capsys.readouterr().err
+    assert latest_step(run) == 2
+
+
+def test_a_run_of_before_the_command_was_kept_is_resumed(run, capsys):
+    (run / "command.json").unlink(missing_ok=True)
+    config = json.loads((run / "config.json").read_text())
+    del config["skip_nonfinite"], config["profile"]
+    (run / "config.json").write_text(json.dumps(config))
+    assert main(["train", "--workdir", str(run)]) == 0
+    assert "already trained to step 6" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "holds no run to resume; give --config FILE.py"),
+        ("{", "config.json: .*"),
+        ('{"steps": "six"}', "config.json: Expected `int`, got `str`, at `steps`"),
+        ('{"a.b": 1}', "config.json: is no config"),
+    ],
+)
+def test_a_workdir_without_a_sound_config_is_one_line(tmp_path, capsys, content, message):
+    if content is not None:
+        (tmp_path / "config.json").write_text(content)
+    assert main(["train", "--workdir", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert message.rstrip(".*") in error
+    assert error.count("\n") == 1
+
+
+# --- damage
+
+
+def test_a_flipped_bit_in_any_file_of_a_checkpoint_is_noticed(run):
+    step = run / "checkpoints" / "6"
+    files = [file for file in step.glob("*/**/*") if file.is_file() and file.stat().st_size]
+    assert len(files) > 20
+    assert checksums.damage(step) is None
+    for file in files:
+        before = file.read_bytes()
+        for place in {0, len(before) // 2, len(before) - 1}:
+            flip(file, place)
+            assert checksums.damage(step) == f"{file.relative_to(step)} is not as it was written"
+            file.write_bytes(before)
+    files[0].unlink()
+    assert checksums.damage(step) == f"{files[0].relative_to(step)} is not as it was written"
+
+
+@pytest.mark.parametrize("item", ["params", "ema", "opt_state"])
+def test_a_damaged_newest_checkpoint_is_set_aside_and_the_one_before_resumed_from(whole, run, capsys, item):
+    file = largest(run / "checkpoints" / "6" / item)
+    flip(file)
+    train(autoencoder(checkpoint_every=2), run)
+    said = capsys.readouterr().out
+    name = file.relative_to(run / "checkpoints" / "6")
+    assert f"checkpoints/6: is damaged, {name} is not as it was written; it is now " in said
+    assert f"{run}: resumes from step 4" in said
+    assert sorted(folder.name for folder in (run / "checkpoints").glob("[0-9]*")) == ["4", "6", "6.damaged"]
+    jobs.assert_same(run, whole)
+
+
+def test_damage_to_all_checkpoints_and_to_the_checksums_is_one_line(run):
+    flip(largest(run / "checkpoints" / "6" / "params"))
+    (run / "checkpoints" / "4" / "checksums.json").write_text("[")
+    with pytest.raises(UserError, match="every checkpoint is damaged, of step 6 params/.* is not as it was written"):
+        train(autoencoder(checkpoint_every=2), run)
+    with pytest.raises(UserError, match=r"checkpoints/6: is damaged, params/.*; copy it again"):
+        interop.read(run)
+    assert steps(run) == [6, 4]
+
+
+def test_reading_a_damaged_checkpoint_names_the_one_before(run):
+    flip(largest(run / "checkpoints" / "6" / "ema"))
+    with pytest.raises(UserError, match=r"6: is damaged, ema/.*; step 4 is whole; move .*6 away to use that one"):
+        interop.read(run)
+    interop.read(run, ema=False)
+    (run / "checkpoints" / "6").rename(run / "checkpoints" / "6.aside")
+    interop.read(run)
+
+
+def test_a_converted_checkpoint_has_checksums_too(run, tmp_path):
+    interop.orbax.write(interop.read(run), tmp_path / "orbax")
+    interop.read(tmp_path / "orbax")
+    flip(largest(tmp_path / "orbax" / "checkpoints" / "0"))
+    with pytest.raises(UserError, match="0: is damaged, params/.*copy it again"):
+        interop.read(tmp_path / "orbax")
+
+
+def test_a_checkpoint_without_checksums_is_read_and_one_line_where_it_cannot_be(whole, run):
+    for step in (4, 6):
+        (run / "checkpoints" / str(step) / "checksums.json").unlink()
+    shutil.rmtree(run / "checkpoints" / "6")
+    train(autoencoder(checkpoint_every=2), run)
+    jobs.assert_same(run, whole)
+    (run / "checkpoints" / "6" / "checksums.json").unlink()
+    for file in (run / "checkpoints" / "6" / "params").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"")
+    with pytest.raises(UserError, match="6: cannot be restored .*; move it away to resume from step 4"):
+        train(autoencoder(checkpoint_every=2, steps=8), run)
+    with pytest.raises(UserError, match="params: cannot be read"):
+        interop.read(run)
+
+
+@pytest.mark.slow
+def test_two_processes_agree_on_what_is_damaged(tmp_path):
+    config, run = jobs.write_config(autoencoder(checkpoint_every=2), tmp_path / "config.py"), tmp_path / "run"
+    jobs.finish(jobs.start(config, run, "--stop-at", "4", processes=2, devices=2), run)
+    for file in (run / "checkpoints" / "4" / "params").rglob("*"):
+        if file.is_file() and file.stat().st_size > 1000:
+            flip(file)
+    said = jobs.finish(jobs.start(config, run, processes=2, devices=2), run)
+    assert f"{run}: resumes from step 2" in said
+    assert "resumes from" not in jobs.log(run, 1).read_text()
+    assert latest_step(run) == 6
+    assert all(checksums.read(run / "checkpoints" / str(step)) for step in steps(run))
+
+
+# --- files that are lost
+
+
+def test_a_run_that_lost_its_checkpoints_or_its_model_does_not_start_anew(run):
+    config, metrics = autoencoder(checkpoint_every=2), (run / "metrics.jsonl").read_bytes()
+    aside = run.parent / "aside"
+    (run / "model").rename(aside)
+    with pytest.raises(UserError, match="model: is missing; put it back to resume"):
+        train(config, run)
+    aside.rename(run / "model")
+    for empty in (True, False):
+        if empty:
+            (run / "checkpoints").rename(aside)
+            (run / "checkpoints").mkdir()
+        else:
+            (run / "checkpoints").rmdir()
+        with pytest.raises(
+            UserError, match="no checkpoint, but metrics.jsonl reaches step 6; put the checkpoints back"
+        ):
+            train(config, run)
+        assert (run / "metrics.jsonl").read_bytes() == metrics
+    (run / "metrics.jsonl").unlink()
+    train(config, run)
+    assert latest_step(run) == 6
+
+
+# --- Ctrl-C through a pipe
+
+
+@pytest.mark.slow
+def test_ctrl_c_through_a_pipe_saves(tmp_path):
+    """The terminal sends SIGINT to the whole group, and what reads the pipe dies first."""
+    config = jobs.write_config(autoencoder(steps=100_000, checkpoint_every=0), tmp_path / "config.py")
+    run = tmp_path / "run"
+    train = f"{sys.executable} -m jaxcxr train --config {config} --workdir {run}"
+    script = f"trap : INT; {train} 2>&1 | tee {tmp_path / 'log'}; echo ${{PIPESTATUS[0]}} > {tmp_path / 'code'}"
+    shell = subprocess.Popen(
+        ["bash", "-c", script], stdout=subprocess.DEVNULL, env=jobs.environment(), start_new_session=True
+    )
+    jobs.until(lambda: jobs.steps_done(run) >= 5, [shell])
+    os.killpg(shell.pid, signal.SIGINT)
+    shell.wait(60)
+    log = (tmp_path / "log").read_text()
+    assert (tmp_path / "code").read_text() == "0\n", log[-3000:]
+    assert "run again to go on" not in log, "tee was gone before"
+    assert latest_step(run) >= 5
+    assert checksums.damage(run / "checkpoints" / str(latest_step(run))) is None
+    assert np.isfinite(jobs.weights(run)["vae.decoder.conv_in.kernel"]).all()
