@@ -35,16 +35,17 @@ def read(path: Path, only: Iterable[str] | None = None) -> Checkpoint:
 
     Args:
       path: a folder with `unet/`, `vae/` or `text_encoder/` in it.
-      only: the networks wanted, by the keys of `NETWORKS`; all that are there if None.
+      only: the networks wanted, by the keys of `NETWORKS`; all that are there if None. Other names want files alone.
 
     Raises:
       UserError: a file is absent or broken, or a tensor is of no layer that a network of ours has.
     """
     files = read_files(path)
     tensors: dict[str, Tensor] = {}
-    for network in [name for name in NETWORKS if f"{name}/config.json" in files and (only is None or name in only)]:
+    wanted = [name for name in NETWORKS if only is None or name in only]
+    for network in [name for name in wanted if f"{name}/config.json" in files]:
         tensors |= _read_network(network, path / network, path, files)
-    if not tensors:
+    if wanted and not tensors:
         refused.check_files(path)
         raise UserError(f"{path}: no network here; a diffusers folder has unet/config.json, vae/config.json, …")
     return Checkpoint(_without_absent_pooler(files, tensors), tensors)
