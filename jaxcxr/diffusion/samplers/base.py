@@ -1,0 +1,101 @@
+"""What a sampler is: diffusers' settings of one scheduler class, and the calls that they make of a network."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+
+import jax
+import numpy as np
+
+from jaxcxr.diffusion.process import PREDICTIONS
+from jaxcxr.diffusion.schedule import Schedule
+from jaxcxr.errors import UserError
+
+Spacing = Literal["linspace", "leading", "trailing"]
+BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
+
+
+class Step(Protocol):
+    """One call's update of x."""
+
+    def __call__(
+        self, x: jax.Array, output: jax.Array, coefficients: Any, keys: jax.Array, carry: Any
+    ) -> tuple[jax.Array, Any]:
+        """Returns the next x, float32 (B, H, W, C), and the sampler's memory of earlier calls."""
+        ...
+
+
+class Sampler(NamedTuple):
+    """The calls of a network that lead from noise to an image.
+
+    x is always α x_0 + σ ε with α² + σ² = 1 (α + σ = 1 for flows); samplers that diffusers writes in x / α are
+    rewritten.
+
+    Attributes:
+      timesteps: what the network is given at each call, int32 or float32 (calls,).
+      levels: α and σ of x before each call, and (1, 0) after the last one, float64 (calls + 1, 2).
+      coefficients: a tree of arrays (calls, …), one row a call, computed in float64.
+      step: the update.
+      init: x before the first call -> the memory then.
+      initial_scale: what unit noise is multiplied by to start from noise alone.
+    """
+
+    timesteps: np.ndarray
+    levels: np.ndarray
+    coefficients: Any
+    step: Step
+    init: Callable[[jax.Array], Any] = lambda x: ()
+    initial_scale: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The keys that diffusers honours in the `scheduler_config.json` of one class, with that class's defaults.
+
+    Attributes:
+      scheduler: the class in diffusers.
+      prediction_types: those that the class allows.
+    """
+
+    scheduler: ClassVar[str]
+    prediction_types: ClassVar[tuple[str, ...]] = ("epsilon", "v_prediction", "sample")
+
+    num_train_timesteps: int = 1000
+    beta_start: float = 0.0001
+    beta_end: float = 0.02
+    beta_schedule: BetaSchedule = "linear"
+    trained_betas: tuple[float, ...] | None = None
+    prediction_type: str = "epsilon"
+    steps_offset: int = 0
+
+    def sampler(self, num_steps: int) -> Sampler:
+        """The calls of `num_steps` steps.
+
+        Raises:
+          UserError: the class has no so many steps, or a setting does not allow them.
+        """
+        raise NotImplementedError
+
+    def alphas_cumprod(self) -> np.ndarray:
+        """ᾱ_t, float32 (T,), as diffusers' class has it before any change of its last value."""
+        return Schedule(
+            num_train_timesteps=self.num_train_timesteps,
+            beta_start=self.beta_start,
+            beta_end=self.beta_end,
+            beta_schedule=self.beta_schedule,
+            trained_betas=self.trained_betas,
+            rescale_betas_zero_snr=getattr(self, "rescale_betas_zero_snr", False),
+        ).alphas_cumprod()
+
+    def read(self, x: jax.Array, output: jax.Array, alpha: Any, sigma: Any) -> tuple[jax.Array, jax.Array]:
+        """x_0 and ε from a network's output at a level."""
+        return PREDICTIONS[self.prediction_type].read(x, output, alpha, sigma)
+
+    def refuse(self, key: str, remedy: str) -> None:
+        """Raises UserError for a setting that is not supported."""
+        raise UserError(f"scheduler_config.json: {self.scheduler} with {key}={getattr(self, key)!r}: {remedy}")
+
+
+def normal(keys: jax.Array, x: jax.Array) -> jax.Array:
+    """Standard normal numbers of x's shape (B, …), each example's from its own key (B,)."""
+    return jax.vmap(lambda key: jax.random.normal(key, x.shape[1:]))(keys)
