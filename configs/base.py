@@ -78,6 +78,7 @@ def get_config() -> ConfigDict:
     config.samples.prompts = ("No acute cardiopulmonary process.",)
     config.samples.per_prompt = 4
     config.samples.steps = 50
+    config.samples.sampler = ""  # ddim, pndm, dpm++, …; empty: that of the base's scheduler
     config.samples.guidance = 4.0
 
     config.log_every = 10  # steps; 0 is never, as for the other `_every`

@@ -9,8 +9,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxcxr.data import tokens
-from jaxcxr.diffusion.guidance import classifier_free
-from jaxcxr.diffusion.sampling import Sampler, sample
+from jaxcxr.diffusion.guidance import classifier_free, guided
+from jaxcxr.diffusion.loop import sample
+from jaxcxr.diffusion.samplers import Sampler
 from jaxcxr.errors import UserError
 from jaxcxr.interop.pipeline import StableDiffusion
 from jaxcxr.parallel import mesh as meshes
@@ -41,9 +42,12 @@ def make_generate(
     def generate(parameters, input_ids, noise, keys):
         networks = pipeline.with_parameters(parameters)
         states = networks.text_encoder(input_ids)
-        nothing = jnp.broadcast_to(networks.text_encoder(jnp.asarray(empty)), states.shape)
-        denoise = classifier_free(networks.unet, states, nothing, guidance)
-        latents = sample(denoise, sampler, noise, keys)
+        if guidance > 1:
+            nothing = jnp.broadcast_to(networks.text_encoder(jnp.asarray(empty)), states.shape)
+            denoise = guided(networks.unet, jnp.stack([nothing, states]), classifier_free(guidance))
+        else:  # diffusers' convention: none, and one condition is computed
+            denoise = guided(networks.unet, states[None], np.ones(1))
+        latents = sample(denoise, sampler, noise * sampler.initial_scale, keys)
         image = networks.vae.decode(latents / networks.vae.config.scaling_factor).astype(jnp.float32)
         # Clipping would make black and white of what is infinite.
         finite = jnp.isfinite(latents).all((1, 2, 3)) & jnp.isfinite(image).all((1, 2, 3))

@@ -23,30 +23,31 @@ MOST_BYTES = 64 * 2**20  # of a JSON file; the largest tokenizers have a third o
 def read_json(
     path: Path, kind: type[T] | Any = Any, *, remedy: str = "", most: int = MOST_BYTES, nan: bool = False
 ) -> T:
-    """Reads a JSON file of at most `most` bytes as `kind`; with `nan` it may have NaN, as Python writes it.
+    """Reads a JSON file of at most `most` bytes as `kind`; `nan` as for `parse_json`.
 
     Raises:
       UserError: it cannot be read, is too large, is not JSON in UTF-8, or a value is not what `kind` says.
     """
-    data = read_bytes(path, most)
-    if not nan:
-        return parse_json(data, kind, str(path), remedy=remedy)
-    try:
-        return convert(json.loads(data), kind, str(path), remedy=remedy)
-    except (ValueError, RecursionError) as error:
-        raise _wrong(error, str(path), remedy) from error
+    return parse_json(read_bytes(path, most), kind, str(path), remedy=remedy, nan=nan)
 
 
-def parse_json(data: bytes | str, kind: type[T] | Any = Any, name: str = "JSON", *, remedy: str = "") -> T:
+def parse_json(
+    data: bytes | str, kind: type[T] | Any = Any, name: str = "JSON", *, remedy: str = "", nan: bool = False
+) -> T:
     """Parses JSON as `kind`; `name` says in the error what it is, `remedy` what to do.
+
+    With `nan` it may have NaN and Infinity, as Python writes them.
 
     Raises:
       UserError: it is not JSON in UTF-8, or a value is not what `kind` says.
     """
     try:
-        return msgspec.json.decode(data, type=kind)
+        if not nan:
+            return msgspec.json.decode(data, type=kind)
+        parsed = json.loads(data)
     except (msgspec.MsgspecError, UserError, UnicodeDecodeError, ValueError, RecursionError) as error:
         raise _wrong(error, name, remedy) from error
+    return convert(parsed, kind, name, remedy=remedy)
 
 
 def convert(value: Any, kind: type[T] | Any, name: str, *, remedy: str = "") -> T:

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from jaxcxr import parsing
 from jaxcxr.data import tokens
-from jaxcxr.diffusion.sampling import ddim
+from jaxcxr.diffusion.samplers import DDIM, Sampler
 from jaxcxr.errors import UserError
 from jaxcxr.files import begun_folder
 from jaxcxr.generate import default_size, initial_noise, latent_shape, make_generate, to_gray
@@ -50,6 +50,8 @@ class Settings:
     dtype: str = "float32"
     latents: str | None = None
     gray: bool = False
+    karras: bool = False
+    timestep_spacing: str | None = None
 
     def already_done(self, out: Path, prompts: Sequence[Mapping[str, Any]]) -> bool:
         """Whether `out` is a finished job of these settings, `size` known, and prompts.
@@ -72,7 +74,11 @@ class Settings:
     def row(self, index: int, prompt: Mapping[str, Any]) -> dict[str, Any]:
         """The manifest's line for image `index`; further fields of a prompt are kept."""
         name = {"file_name": f"{index:05d}.png"}  # also where the prompts are an earlier manifest, or of a folder
-        return {**name, **prompt, **name, **dataclasses.asdict(self), "index": index, "synthetic": True}
+        said = dataclasses.asdict(self)
+        for key in ("karras", "timestep_spacing"):  # which older manifests do not have
+            if not said[key]:
+                del said[key]
+        return {**name, **prompt, **name, **said, "index": index, "synthetic": True}
 
 
 def read_prompts(file: Path) -> list[dict[str, Any]]:
@@ -120,13 +126,11 @@ def sample(
     assert settings.size is not None
     _check(settings, batch_size)
     shape = latent_shape(pipeline, settings.size)
-    sampler = ddim(pipeline.schedule, settings.steps, settings.eta)
+    sampler = _sampler(pipeline, settings)
     latents = None if settings.latents is None else _read_latents(Path(settings.latents), len(prompts), shape)
     ids = tokens.encode(pipeline.tokenizer, [_text(row) for row in prompts], tokens.length(pipeline.tokenizer))
     rows = [settings.row(index, prompt) for index, prompt in enumerate(prompts)]
     mesh = meshes.make_mesh({"data": -1, "fsdp": 1, "tensor": 1})
-    if pipeline.schedule.notice:
-        print(pipeline.schedule.notice)
     generate = jax.jit(make_generate(pipeline, sampler, settings.guidance, mesh))
     batch_size = -(-min(batch_size, len(prompts)) // mesh.size) * mesh.size
     parameters = jax.device_put(pipeline.parameters(), meshes.replicated(mesh))
@@ -175,6 +179,18 @@ def _check(settings: Settings, batch_size: int) -> None:
     ):
         if not fits:
             raise UserError(f"--{option} {value}: may be {allowed}")
+
+
+def _sampler(pipeline: StableDiffusion, settings: Settings) -> Sampler:
+    changes: dict[str, Any] = {"use_karras_sigmas": True} if settings.karras else {}
+    if settings.timestep_spacing:
+        changes["timestep_spacing"] = settings.timestep_spacing
+    described = pipeline.sampler(settings.sampler, **changes)
+    if isinstance(described, DDIM):
+        return described.sampler(settings.steps, settings.eta)
+    if settings.eta:
+        raise UserError(f"--eta {settings.eta:g}: is for --sampler ddim; {settings.sampler} has its own noise")
+    return described.sampler(settings.steps)
 
 
 def _text(row: Mapping[str, Any]) -> str:

@@ -2,7 +2,6 @@ import jax
 import jax.numpy as jnp
 
 from jaxcxr import interop
-from jaxcxr.diffusion.sampling import ddim
 from jaxcxr.generate import make_generate
 from jaxcxr.parallel.mesh import make_mesh
 from tests import pipelines
@@ -14,7 +13,7 @@ def test_pictures_are_drawn_with_the_kernels_that_the_run_has(tmp_path):
     inputs = jnp.zeros((2, 77), jnp.int32), jnp.zeros((2, 8, 8, 4)), jax.random.split(jax.random.key(0), 2)
 
     def uses_splash(attention):
-        generate = make_generate(pipeline, ddim(pipeline.schedule, 2), 4.0, mesh, attention)
+        generate = make_generate(pipeline, pipeline.sampler().sampler(2), 4.0, mesh, attention)
         return "pallas_call" in str(jax.jit(generate).trace(pipeline.parameters(), *inputs).jaxpr)
 
     assert not uses_splash("auto")  # on a CPU

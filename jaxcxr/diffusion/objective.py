@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxcxr.diffusion.schedule import velocity
+from jaxcxr.diffusion.process import PREDICTIONS
+from jaxcxr.diffusion.schedule import levels
 
 ERRORS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "mse": jnp.square,
@@ -23,11 +24,7 @@ def denoising_target(
     prediction_type: str, alphas_cumprod: jax.Array, sample: jax.Array, noise: jax.Array, timesteps: jax.Array
 ) -> jax.Array:
     """What the network should say at x_t: ε, v or x_0, float32 of `sample`'s shape."""
-    if prediction_type == "epsilon":
-        return noise
-    if prediction_type == "v_prediction":
-        return velocity(alphas_cumprod, sample, noise, timesteps)
-    return sample
+    return PREDICTIONS[prediction_type].target(sample, noise, *levels(alphas_cumprod, timesteps, sample.ndim))
 
 
 def per_example(error: str, prediction: jax.Array, target: jax.Array) -> jax.Array:

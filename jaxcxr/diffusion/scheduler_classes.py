@@ -1,7 +1,6 @@
-"""The scheduler classes of diffusers: which of their keys decide the noise and the drawing, with their own defaults.
+"""The scheduler classes of diffusers that can be trained with: which keys decide the noise, with their defaults.
 
-A class of diffusers reads its own keys of `scheduler_config.json` and leaves the others aside; so does `fields`. A
-class that is to be drawn takes one entry in `CLASSES`.
+A class of diffusers reads its own keys of `scheduler_config.json` and leaves the others aside; so does `fields`.
 """
 
 import dataclasses
@@ -23,8 +22,6 @@ _NOISE: dict[str, Any] = {
 _ZERO_SNR = {"rescale_betas_zero_snr": False}
 _NOISE_K = _NOISE | {"beta_start": 0.00085, "beta_end": 0.012}
 _NOISE_LCM = _NOISE_K | _ZERO_SNR | {"beta_schedule": "scaled_linear"}
-_STEPS = {"steps_offset": 0, "timestep_spacing": "leading"}
-_CLIP = {"clip_sample": True, "clip_sample_range": 1.0}
 # Flow matching is another noise process, with neither betas nor these prediction types.
 _NO_FLOW = {"use_flow_sigmas": (False, None)}
 
@@ -36,36 +33,16 @@ class SchedulerClass:
     Attributes:
       noise: the keys that decide x_t and what is predicted, with the class's defaults.
       noise_only: keys that must have one of these values, or the noise is another.
-      drawing: the keys that decide how DDIM draws, with the class's defaults; None if the class is not drawn yet.
-      always: what the class does when it draws and has no key for.
-      drawing_only: keys that must have one of these values, or its drawing is another.
     """
 
     noise: Mapping[str, Any]
     noise_only: Mapping[str, tuple] = dataclasses.field(default_factory=dict)
-    drawing: Mapping[str, Any] | None = None
-    always: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    drawing_only: Mapping[str, tuple] = dataclasses.field(default_factory=dict)
 
 
 CLASSES: dict[str, SchedulerClass] = {
-    "DDIMScheduler": SchedulerClass(
-        _NOISE | _ZERO_SNR,
-        drawing=_STEPS | _CLIP | {"set_alpha_to_one": True},
-        drawing_only={"thresholding": (False,)},
-    ),
-    "PNDMScheduler": SchedulerClass(
-        _NOISE,
-        drawing=_STEPS | {"set_alpha_to_one": False},
-        always={"clip_sample": False},
-        drawing_only={"prediction_type": ("epsilon", "v_prediction")},
-    ),
-    "DDPMScheduler": SchedulerClass(
-        _NOISE | _ZERO_SNR,
-        drawing=_STEPS | _CLIP,
-        always={"set_alpha_to_one": True},
-        drawing_only={"thresholding": (False,), "variance_type": ("fixed_small",)},
-    ),
+    "DDIMScheduler": SchedulerClass(_NOISE | _ZERO_SNR),
+    "PNDMScheduler": SchedulerClass(_NOISE),
+    "DDPMScheduler": SchedulerClass(_NOISE | _ZERO_SNR),
     "DDIMInverseScheduler": SchedulerClass(_NOISE | _ZERO_SNR),
     "DDIMParallelScheduler": SchedulerClass(_NOISE | _ZERO_SNR),
     "DDPMParallelScheduler": SchedulerClass(_NOISE | _ZERO_SNR),
@@ -85,7 +62,6 @@ CLASSES: dict[str, SchedulerClass] = {
     "TCDScheduler": SchedulerClass(_NOISE_LCM),
     "UniPCMultistepScheduler": SchedulerClass(_NOISE | _ZERO_SNR, _NO_FLOW),
 }
-DRAWN = tuple(name for name, cls in CLASSES.items() if cls.drawing is not None)
 
 
 def fields(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -103,19 +79,7 @@ def fields(config: Mapping[str, Any]) -> dict[str, Any]:
     cls, keys = CLASSES[name], given(config)
     if wrong := _wrong(keys, cls.noise_only):
         raise UserError(f"{FILE}: {wrong} is another noise process, which is not supported")
-    found = {key: keys.get(key, default) for key, default in cls.noise.items()} | {"class_name": name}
-    if cls.drawing is None:
-        undrawable: str | None = f"_class_name {name} cannot be sampled yet; it may be {', '.join(DRAWN)}"
-        return found | {"clip_sample": False, "undrawable": undrawable}
-    undrawable = _wrong(found | keys, cls.drawing_only)
-    drawing = {key: keys.get(key, default) for key, default in cls.drawing.items()}
-    return found | drawing | dict(cls.always) | {"undrawable": undrawable and f"{undrawable} cannot be sampled"}
-
-
-def known_keys(name: str) -> set[str]:
-    """The keys of a class that decide anything here."""
-    cls = CLASSES[name]
-    return {*cls.noise, *(cls.drawing or ()), *cls.drawing_only}
+    return {key: keys.get(key, default) for key, default in cls.noise.items()}
 
 
 def given(config: Mapping[str, Any]) -> dict[str, Any]:

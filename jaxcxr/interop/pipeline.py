@@ -14,6 +14,8 @@ from flax import nnx
 from msgspec import Meta
 
 from jaxcxr import parsing
+from jaxcxr.diffusion import samplers
+from jaxcxr.diffusion.samplers import Settings
 from jaxcxr.diffusion.schedule import Schedule
 from jaxcxr.errors import UserError
 from jaxcxr.models import config as configs
@@ -77,20 +79,30 @@ class StableDiffusion:
 
     @functools.cached_property
     def schedule(self) -> Schedule:
-        """The noise schedule and the sampler's settings, from `scheduler/scheduler_config.json`."""
+        """The noise schedule, from `scheduler/scheduler_config.json`."""
+        return Schedule.from_config(self.scheduler_config())
+
+    def scheduler_config(self) -> dict[str, Any]:
+        """The scheduler's file, of the class that diffusers would load it as."""
         if SCHEDULER_CONFIG not in self.files:
             raise UserError(f"this checkpoint has no {SCHEDULER_CONFIG}; a whole pipeline is needed here")
         config = parse_object(SCHEDULER_CONFIG, self.files[SCHEDULER_CONFIG])
-        loaded_as = scheduler_class(self.files)
-        schedule = Schedule.from_config({"_class_name": loaded_as} | config)
-        if loaded_as == schedule.class_name:
-            return schedule
-        # diffusers would load the file as the index's class, with that class's defaults.
-        other = dataclasses.replace(Schedule.from_config(config | {"_class_name": loaded_as}), class_name="")
-        if other == dataclasses.replace(schedule, class_name=""):
-            return schedule
-        why = f"_class_name is {schedule.class_name}, but {loaded_as} in model_index.json, which draws otherwise"
-        return dataclasses.replace(schedule, undrawable=why)
+        return config | {"_class_name": scheduler_class(self.files)}
+
+    def sampler(self, name: str = "", **changes: Any) -> Settings:
+        """How the checkpoint is sampled: its scheduler's class and settings, as diffusers' pipeline takes them.
+
+        Args:
+          name: a key of `SAMPLERS`, in place of the file's class.
+          changes: settings in place of the file's, such as `use_karras_sigmas`.
+
+        Raises:
+          UserError: a class or value is not supported.
+        """
+        settings = samplers.read(self.scheduler_config(), name, **changes)
+        # StableDiffusionPipeline sets these two whatever the file says.
+        fixed: dict[str, Any] = {"steps_offset": 1, "clip_sample": False}
+        return dataclasses.replace(settings, **{key: fixed[key] for key in fixed if hasattr(settings, key)})
 
     @functools.cached_property
     def tokenizer(self) -> Any:
@@ -173,7 +185,8 @@ def parse_object(name: str, data: bytes) -> dict[str, Any]:
     Raises:
       UserError: it is none, with `name`.
     """
-    return parsing.parse_json(data, dict[str, Any], name, remedy="copy the file again")
+    # diffusers writes a scheduler's -Infinity as Python does.
+    return parsing.parse_json(data, dict[str, Any], name, remedy="copy the file again", nan=name == SCHEDULER_CONFIG)
 
 
 def network_config_of(name: str, config: bytes) -> Any:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxcxr.diffusion.schedule import Schedule
+from jaxcxr.diffusion.samplers import DDIM
 from jaxcxr.errors import UserError
 from jaxcxr.files import new_file
 from jaxcxr.interop import refused
@@ -226,7 +226,7 @@ def _with_prediction_type(files: dict[str, bytes], prediction_type: str | None) 
 
 
 def _scheduler(prediction_type: str) -> dict[str, Any]:
-    return Schedule(
+    return DDIM(
         beta_start=0.00085,
         beta_end=0.012,
         beta_schedule="scaled_linear",

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from jaxcxr.data import tokens
 from jaxcxr.data.loader import Batches
-from jaxcxr.diffusion.sampling import ddim
+from jaxcxr.diffusion.samplers import BY_CLASS
 from jaxcxr.generate import initial_noise, latent_shape, make_generate, to_gray
 from jaxcxr.interop.pipeline import StableDiffusion
 from jaxcxr.models.vae import split_moments
@@ -74,9 +74,11 @@ def tile(pictures: np.ndarray, columns: int) -> np.ndarray:
 def _prompted(pipeline: StableDiffusion, config: ConfigDict, mesh: Mesh):
     """Pictures of the fixed prompts, a row a prompt, the same noise in every row."""
     samples = config.samples
-    if pipeline.schedule.undrawable and jax.process_index() == 0:
-        print(f"samples: drawn by DDIM, as {pipeline.schedule.undrawable}")
-    sampler = ddim(pipeline.schedule.for_previews(), samples.steps)
+    scheduler = pipeline.scheduler_config()["_class_name"]
+    name = samples.sampler or ("" if scheduler in BY_CLASS else "ddim")
+    if name and not samples.sampler and jax.process_index() == 0:
+        print(f"samples: drawn by DDIM, as {scheduler} cannot be sampled; config.samples.sampler may name another")
+    sampler = pipeline.sampler(name).sampler(samples.steps)
     generate = make_generate(pipeline, sampler, samples.guidance, mesh, config.attention)
     generate = jax.jit(generate, out_shardings=meshes.replicated(mesh))
     shape = latent_shape(pipeline, config.data.size)

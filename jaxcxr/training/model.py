@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from jaxcxr import interop
 from jaxcxr.data import tokens
-from jaxcxr.diffusion.schedule import changed_config
+from jaxcxr.diffusion import samplers
 from jaxcxr.errors import UserError
 from jaxcxr.interop.pipeline import (
     NETWORKS,
@@ -78,7 +78,7 @@ def assemble(config: ConfigDict, base: Mapping[str, bytes], tokenizer: Callable[
     if config.objective.name == "diffusion":
         if model.scheduler:
             told = parse_object(SCHEDULER_CONFIG, base.get(SCHEDULER_CONFIG, b"{}"))
-            changed = changed_config(told, model.scheduler.to_dict())
+            changed = samplers.changed(told, model.scheduler.to_dict())
             files[SCHEDULER_CONFIG] = (json.dumps(changed, indent=2) + "\n").encode()
         if "text_encoder" in described:
             folder = tokenizer()

@@ -90,6 +90,7 @@ class Samples:
     prompts: tuple[str, ...] = ("No acute cardiopulmonary process.",)
     per_prompt: int = 4
     steps: int = 50
+    sampler: Word = ""
     guidance: float = 4.0
 
 

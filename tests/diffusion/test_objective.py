@@ -10,7 +10,7 @@ from jaxcxr.diffusion.objective import (
     per_example,
     timestep_weights,
 )
-from jaxcxr.diffusion.sampling import clean_and_noise
+from jaxcxr.diffusion.process import PREDICTIONS
 from jaxcxr.diffusion.schedule import Schedule, add_noise
 
 
@@ -20,7 +20,9 @@ def test_a_perfect_output_gives_back_image_and_noise(prediction_type):
     x, noise = jax.random.normal(jax.random.key(0), (2, 5, 4, 4, 3))
     t = jnp.array([1, 100, 500, 800, 950])
     target = denoising_target(prediction_type, bar, x, noise, t)
-    found = clean_and_noise(prediction_type, add_noise(bar, x, noise, t), target, bar[t].reshape(-1, 1, 1, 1))
+    level = bar[t].reshape(-1, 1, 1, 1)
+    noisy = add_noise(bar, x, noise, t)
+    found = PREDICTIONS[prediction_type].read(noisy, target, jnp.sqrt(level), jnp.sqrt(1 - level))
     np.testing.assert_allclose(found[0], x, atol=2e-3)
     np.testing.assert_allclose(found[1], noise, atol=2e-3)
 

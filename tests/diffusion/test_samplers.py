@@ -1,4 +1,5 @@
 import importlib
+import inspect
 
 import diffusers
 import jax
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from jaxcxr.diffusion.loop import sample
-from jaxcxr.diffusion.samplers import SAMPLERS
+from jaxcxr.diffusion.samplers import SAMPLERS, read
 from jaxcxr.diffusion.samplers.base import normal
 from jaxcxr.errors import UserError
 
@@ -55,7 +56,7 @@ def noise_of_calls(count):
 
 
 def check(name, config, num_steps, monkeypatch, tolerance=1e-5):
-    settings = SAMPLERS[name](**config)
+    settings = read({"_class_name": SAMPLERS[name].scheduler, **config})
     sampler = settings.sampler(num_steps)
     config = {key: value for key, value in config.items() if value != "flow_prediction" or name != "flow-euler"}
     scheduler = getattr(diffusers, settings.scheduler)(**config)
@@ -219,3 +220,61 @@ def test_levels_lead_from_noise_to_the_image(name):
     alpha, sigma = sampler.levels.T
     total = alpha + sigma if name == "flow-euler" else alpha**2 + sigma**2
     np.testing.assert_allclose(total, 1, atol=1e-12)
+
+
+OTHERS = {
+    "num_train_timesteps": [500],
+    "beta_start": [0.001],
+    "beta_end": [0.01],
+    "beta_schedule": ["scaled_linear", "squaredcos_cap_v2", "sigmoid", "exp", "laplace"],
+    "trained_betas": [np.linspace(0.001, 0.02, 1000).tolist()],
+    "prediction_type": ["v_prediction", "sample", "flow_prediction"],
+    "timestep_spacing": ["leading", "trailing"],
+    "steps_offset": [1, 3],
+    "variance_type": ["fixed_large", "fixed_large_log", "learned_range"],
+    "interpolation_type": ["log_linear"],
+    "timestep_type": ["continuous"],
+    "algorithm_type": ["sde-dpmsolver++", "dpmsolver"],
+    "solver_type": ["heun", "bh1"],
+    "solver_order": [1, 3],
+    "solver_p": [],  # no value that a file can hold
+    "sigma_min": [0.1],
+    "sigma_max": [9.0],
+    "lambda_min_clipped": [-5.1],
+    "final_sigmas_type": ["sigma_min"],
+    "disable_corrector": [(0,)],
+    "time_shift_type": ["linear"],
+    "shift_terminal": [0.1],
+    "original_inference_steps": [100],
+}
+# Honoured only beside another key, which is refused or walked through with it in VARIANTS.
+BESIDE = {
+    *("dynamic_thresholding_ratio", "sample_max_value", "base_shift", "max_shift", "base_image_seq_len"),
+    *("max_image_seq_len", "time_shift_type", "clip_sample_range"),
+}
+
+
+def keys():
+    for name, kind in SAMPLERS.items():
+        for key, parameter in inspect.signature(getattr(diffusers, kind.scheduler).__init__).parameters.items():
+            if key == "self" or key in BESIDE:
+                continue
+            default = parameter.default
+            others = OTHERS.get(key) or [not default if isinstance(default, bool | None) else default * 2]
+            for value in others if key not in ("solver_p",) else ():
+                yield pytest.param(name, key, value, id=f"{name}-{key}-{str(value)[:12]}")
+
+
+@pytest.mark.parametrize(("name", "key", "value"), keys())
+def test_a_key_of_a_file_is_honoured_as_diffusers_does_or_refused_by_name(name, key, value, monkeypatch):
+    config = {"_class_name": SAMPLERS[name].scheduler, key: value}
+    refusal = ""
+    try:
+        read(config).sampler(5)
+    except UserError as error:
+        refusal = str(error)
+    if refusal:
+        assert key in refusal
+        return
+    plain = {"clip_sample": False} if hasattr(SAMPLERS[name], "clip_sample") and key != "clip_sample" else {}
+    check(name, plain | {key: value}, 5, monkeypatch, 1e-3 if "zero_snr" in key else 1e-5)

@@ -1,4 +1,5 @@
 import inspect
+import json
 import re
 
 import jax
@@ -8,8 +9,9 @@ import pytest
 import torch
 
 from jaxcxr.diffusion import scheduler_classes
-from jaxcxr.diffusion.sampling import ddim
-from jaxcxr.diffusion.schedule import Schedule, add_noise, changed_config, velocity
+from jaxcxr.diffusion.objective import denoising_target
+from jaxcxr.diffusion.samplers import DDIM, SAMPLERS, changed, read
+from jaxcxr.diffusion.schedule import Schedule, add_noise
 from jaxcxr.errors import UserError
 
 SD1 = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "clip_sample": False}
@@ -49,26 +51,26 @@ def test_zero_terminal_snr(monkeypatch):
 def test_timesteps_equal_diffusers(name, steps):
     theirs = reference(CONFIGS[name])
     theirs.set_timesteps(steps)
-    np.testing.assert_array_equal(Schedule.from_config(CONFIGS[name]).timesteps(steps), theirs.timesteps.numpy())
+    np.testing.assert_array_equal(read(CONFIGS[name]).sampler(steps).timesteps, theirs.timesteps.numpy())
 
 
 def test_too_many_steps_are_refused():
     with pytest.raises(UserError, match="1 to 1000"):
-        Schedule().timesteps(1001)
+        DDIM().sampler(1001)
 
 
 def test_too_many_steps_for_the_offset_are_refused():
-    schedule = Schedule.from_config(CONFIGS["sd1"])
-    with pytest.raises(UserError, match="--steps 1000: .* steps_offset of 1, would begin at timestep 1000 of 1000"):
-        schedule.timesteps(1000)
-    assert schedule.timesteps(500)[0] == 999
+    settings = read(CONFIGS["sd1"])
+    with pytest.raises(UserError, match="--steps 1000: .* steps_offset of 1, would visit timestep 1000 of 1000"):
+        settings.sampler(1000)
+    assert settings.sampler(500).timesteps[0] == 999
 
 
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
 def test_every_number_of_steps_has_so_many_timesteps(spacing):
-    schedule = Schedule(timestep_spacing=spacing)
+    settings = DDIM(timestep_spacing=spacing)
     for count in range(1, 1001):
-        steps = schedule.timesteps(count)
+        steps = settings.sampler(count).timesteps
         assert len(steps) == count
         assert 0 <= steps.min() <= steps.max() < 1000
 
@@ -76,9 +78,6 @@ def test_every_number_of_steps_has_so_many_timesteps(spacing):
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("beta_schedule", "sigmoid"),
-        ("prediction_type", "score"),
-        ("timestep_spacing", "karras"),
         ("_class_name", "FlowMatchEulerDiscreteScheduler"),
         ("_class_name", "EDMEulerScheduler"),
         ("_class_name", ["DDIMScheduler"]),
@@ -97,9 +96,8 @@ def test_what_is_not_supported_is_named(key, value):
         *(("num_train_timesteps", value) for value in (0, 1, -1, 10**6, 1000.5, None)),
         ("trained_betas", [0.1, float("nan")]),
         ("trained_betas", [0.1] * 999),
-        ("steps_offset", -1),
-        ("clip_sample", "no"),
-        ("clip_sample_range", float("nan")),
+        ("beta_schedule", "sigmoid"),
+        ("prediction_type", "score"),
     ],
 )
 def test_numbers_that_make_no_noise_are_refused_by_key(key, value):
@@ -119,18 +117,26 @@ def test_betas_that_leave_noise_alone_are_refused():
     ("config", "part"),
     [
         ({"thresholding": True}, "thresholding=True"),
+        ({"timestep_spacing": "karras"}, "timestep_spacing"),
+        ({"steps_offset": -1}, "steps_offset"),
+        ({"clip_sample": "no"}, "clip_sample"),
         ({"_class_name": "DDPMScheduler", "variance_type": "learned"}, "variance_type='learned'"),
         ({"_class_name": "PNDMScheduler", "prediction_type": "sample"}, "prediction_type='sample'"),
-        ({"_class_name": "EulerDiscreteScheduler"}, "EulerDiscreteScheduler"),
-        ({"_class_name": "LCMScheduler"}, "LCMScheduler"),
+        ({"_class_name": "KDPM2DiscreteScheduler"}, "KDPM2DiscreteScheduler"),
     ],
 )
 def test_what_cannot_be_drawn_can_be_trained_with(config, part):
-    schedule = Schedule.from_config(config)
-    assert np.isfinite(schedule.alphas_cumprod()).all()
+    assert np.isfinite(Schedule.from_config(config).alphas_cumprod()).all()
     with pytest.raises(UserError, match=re.escape(part)):
-        ddim(schedule, 10)
-    assert len(ddim(schedule.for_previews(), 10).timesteps) == 10
+        read(config).sampler(10)
+
+
+@pytest.mark.parametrize("name", sorted(SAMPLERS.keys() - {"flow-euler"}))
+def test_another_sampler_takes_the_files_keys(name):
+    file = {"_class_name": "KDPM2DiscreteScheduler", "beta_end": 0.013, "prediction_type": "v_prediction"}
+    settings = read(file, name)
+    assert (settings.beta_end, settings.prediction_type) == (0.013, "v_prediction")
+    assert settings.beta_start == type(settings)().beta_start
 
 
 def test_flow_matching_is_refused_by_its_key():
@@ -139,10 +145,10 @@ def test_flow_matching_is_refused_by_its_key():
 
 
 def test_a_class_has_its_own_defaults_and_leaves_other_classes_keys_aside():
-    assert Schedule.from_config({"_class_name": "PNDMScheduler", "clip_sample": True}).clip_sample is False
-    assert Schedule.from_config({"_class_name": "DDPMScheduler", "set_alpha_to_one": False}).set_alpha_to_one
+    assert not hasattr(read({"_class_name": "PNDMScheduler", "clip_sample": True}), "clip_sample")
+    assert read({"_class_name": "HeunDiscreteScheduler"}).beta_end == 0.012
     assert Schedule.from_config({"_class_name": "HeunDiscreteScheduler"}).beta_end == 0.012
-    assert Schedule.from_config({"clip_sample": False, "_use_default_values": ["clip_sample"]}).clip_sample
+    assert read({"clip_sample": False, "_use_default_values": ["clip_sample"]}).clip_sample
 
 
 @pytest.mark.parametrize("name", scheduler_classes.CLASSES)
@@ -151,8 +157,7 @@ def test_betas_of_every_class_are_those_of_diffusers(name):
     if name == "DPMSolverSDEScheduler":
         pytest.importorskip("torchsde")
     cls = getattr(diffusers, name)
-    keys = scheduler_classes.known_keys(name) & inspect.signature(cls.__init__).parameters.keys()
-    assert keys == scheduler_classes.known_keys(name)
+    assert scheduler_classes.CLASSES[name].noise.keys() <= inspect.signature(cls.__init__).parameters.keys()
     theirs = cls()
     np.testing.assert_array_equal(Schedule.from_config({"_class_name": name}).betas(), theirs.betas.numpy())
     np.testing.assert_array_equal(Schedule.from_config(dict(theirs.config, _class_name=name)).betas(), theirs.betas)
@@ -163,20 +168,31 @@ def test_betas_of_every_class_are_those_of_diffusers(name):
 
 def test_changed_keys_keep_the_files_class_where_it_has_them():
     euler = {"_class_name": "EulerDiscreteScheduler", "use_karras_sigmas": True}
-    assert changed_config(euler, {"prediction_type": "v_prediction"}) == euler | {"prediction_type": "v_prediction"}
-    pndm = {"_class_name": "PNDMScheduler", "steps_offset": 1, "beta_end": 0.012}
-    changed = changed_config(pndm, {"rescale_betas_zero_snr": True})
-    assert changed["_class_name"] == "DDIMScheduler"
-    assert (changed["steps_offset"], changed["beta_end"], changed["clip_sample"]) == (1, 0.012, False)
-    assert changed["set_alpha_to_one"] is False
+    assert changed(euler, {"prediction_type": "v_prediction"}) == euler | {"prediction_type": "v_prediction"}
+    pndm = {"_class_name": "PNDMScheduler", "steps_offset": 1, "beta_end": 0.012, "set_alpha_to_one": False}
+    found = changed(pndm, {"rescale_betas_zero_snr": True})
+    assert found["_class_name"] == "DDIMScheduler"
+    assert (found["steps_offset"], found["beta_end"], found["clip_sample"]) == (1, 0.012, False)
+    assert found["set_alpha_to_one"] is False
     with pytest.raises(UserError, match="betas_start"):
-        changed_config({}, {"betas_start": 0.1})
+        changed({}, {"betas_start": 0.1})
 
 
-def test_config_round_trip_through_diffusers():
-    schedule = Schedule.from_config(CONFIGS["sd2-v"])
-    theirs = reference(schedule.to_config())
-    assert Schedule.from_config(dict(theirs.config)) == schedule
+def test_another_class_may_be_named():
+    ddim = {"_class_name": "DDIMScheduler", "beta_end": 0.012, "clip_sample": False}
+    found = changed(ddim, {"_class_name": "DPMSolverMultistepScheduler", "use_karras_sigmas": True})
+    assert read(found) == SAMPLERS["dpm++"](beta_end=0.012, use_karras_sigmas=True)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_configs_go_through_diffusers_and_back(name):
+    import diffusers
+
+    theirs = getattr(diffusers, SAMPLERS[name].scheduler)()
+    settings = read(json.loads(theirs.to_json_string()))  # with -Infinity, as Python writes it
+    assert settings == SAMPLERS[name]()
+    again = type(theirs).from_config({k: v for k, v in settings.to_config().items() if k in theirs.config})
+    assert again.config == theirs.config
 
 
 def test_noise_and_velocity_equal_diffusers():
@@ -188,7 +204,8 @@ def test_noise_and_velocity_equal_diffusers():
     bar = jnp.asarray(schedule.alphas_cumprod())
     args = (torch.from_numpy(x), torch.from_numpy(noise), torch.from_numpy(t).long())
     np.testing.assert_allclose(add_noise(bar, x, noise, t), theirs.add_noise(*args), rtol=1e-6, atol=1e-6)
-    np.testing.assert_allclose(velocity(bar, x, noise, t), theirs.get_velocity(*args), rtol=1e-6, atol=1e-6)
+    found = denoising_target("v_prediction", bar, x, noise, t)
+    np.testing.assert_allclose(found, theirs.get_velocity(*args), rtol=1e-6, atol=1e-6)
 
 
 def test_noise_is_float32_for_bfloat16_latents():

@@ -125,9 +125,11 @@ def test_the_papers_road_runs_from_prepare_to_diffusers(folder, monkeypatch):
     monkeypatch.chdir(folder)
     data, base = "--config.data.path=runs/roentgen/data", "--config.model.base=stable-diffusion-v1-4"
     for command in (
-        "prepare --config configs/data/roentgen.py --source MIMIC --out runs/roentgen/data --config.data.tokenizer=CLIP",
+        "prepare --config configs/data/roentgen.py --source MIMIC --out runs/roentgen/data "
+        "--config.data.tokenizer=CLIP",
         f"cache --config configs/roentgen.py --out runs/roentgen/cache {data} {base}",
-        f"train --config configs/roentgen.py --workdir runs/roentgen/run {data} --config.data.cache=runs/roentgen/cache",
+        f"train --config configs/roentgen.py --workdir runs/roentgen/run {data} "
+        "--config.data.cache=runs/roentgen/cache",
         'sample --checkpoint runs/roentgen/run --prompt "No pleural effusion." --out runs/roentgen/samples',
         "convert runs/roentgen/run runs/roentgen/diffusers --to diffusers --verify",
     ):

@@ -9,6 +9,7 @@ import pytest
 
 from jaxcxr import interop
 from jaxcxr.__main__ import main
+from jaxcxr.diffusion.samplers import DDIM
 from jaxcxr.errors import UserError
 from jaxcxr.interop import diffusers, single_file
 from jaxcxr.interop.refused import PIPELINES
@@ -281,14 +282,10 @@ def test_the_index_of_a_pipeline_names_the_class_of_its_scheduler(source):
     assert json.loads(interop.pipeline.model_index(files))["scheduler"] == ["diffusers", "PNDMScheduler"]
 
 
-def test_a_scheduler_of_another_class_than_the_indexs_is_not_drawn_unless_both_draw_alike(changed):
-    euler = {"_class_name": "EulerDiscreteScheduler", "beta_end": 0.012}
+def test_a_scheduler_is_of_the_class_that_the_index_names(changed):
+    """As in diffusers, which loads the file as that class, with the class's own defaults for what the file lacks."""
     scheduler = changed / "scheduler" / "scheduler_config.json"
-    scheduler.write_text(json.dumps(euler))
-    with pytest.raises(UserError, match="EulerDiscreteScheduler.*DDIMScheduler in model_index.json"):
-        interop.load(changed).schedule.require_drawable()
-    scheduler.write_text(json.dumps(pipelines.SCHEDULER | {"_class_name": "PNDMScheduler"}))
-    interop.load(changed).schedule.require_drawable()
-    scheduler.write_text(json.dumps({"_class_name": "PNDMScheduler"}))  # DDIM would clip
-    with pytest.raises(UserError, match="PNDMScheduler.*DDIMScheduler in model_index.json"):
-        interop.load(changed).schedule.require_drawable()
+    scheduler.write_text(json.dumps({"_class_name": "EulerDiscreteScheduler", "beta_end": 0.012}))
+    pipeline = interop.load(changed)
+    assert pipeline.sampler() == DDIM(beta_end=0.012, steps_offset=1, clip_sample=False)
+    assert pipeline.schedule.beta_end == 0.012

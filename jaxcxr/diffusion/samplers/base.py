@@ -2,17 +2,18 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol
 
 import jax
 import numpy as np
+from msgspec import Meta
 
 from jaxcxr.diffusion.process import PREDICTIONS
-from jaxcxr.diffusion.schedule import Schedule
+from jaxcxr.diffusion.schedule import FILE, MOST_TIMESTEPS, Beta, BetaSchedule, Schedule, Timesteps
 from jaxcxr.errors import UserError
 
 Spacing = Literal["linspace", "leading", "trailing"]
-BetaSchedule = Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
+ClipRange = Annotated[float, Meta(gt=0, le=1e6)]
 
 
 class Step(Protocol):
@@ -60,13 +61,17 @@ class Settings:
     scheduler: ClassVar[str]
     prediction_types: ClassVar[tuple[str, ...]] = ("epsilon", "v_prediction", "sample")
 
-    num_train_timesteps: int = 1000
-    beta_start: float = 0.0001
-    beta_end: float = 0.02
+    num_train_timesteps: Timesteps = 1000
+    beta_start: Beta = 0.0001
+    beta_end: Beta = 0.02
     beta_schedule: BetaSchedule = "linear"
-    trained_betas: tuple[float, ...] | None = None
+    trained_betas: tuple[Beta, ...] | None = None
     prediction_type: str = "epsilon"
-    steps_offset: int = 0
+    steps_offset: Annotated[int, Meta(ge=0, le=MOST_TIMESTEPS)] = 0
+
+    def __post_init__(self) -> None:
+        if self.prediction_type not in self.prediction_types:
+            self.refuse("prediction_type", f"it may be {', '.join(self.prediction_types)}")
 
     def sampler(self, num_steps: int) -> Sampler:
         """The calls of `num_steps` steps.
@@ -87,13 +92,25 @@ class Settings:
             rescale_betas_zero_snr=getattr(self, "rescale_betas_zero_snr", False),
         ).alphas_cumprod()
 
+    def to_config(self) -> dict[str, Any]:
+        """The `scheduler_config.json` from which diffusers builds the same scheduler."""
+        return {"_class_name": self.scheduler, "_diffusers_version": "0.35.0", **dataclasses.asdict(self)}
+
+    def require_signal(self, levels: np.ndarray) -> None:
+        """Raises UserError if predicted noise would be read off noise alone; levels are (α, σ), (n, 2)."""
+        if self.prediction_type == "epsilon" and not levels[:, 0].all():
+            raise UserError(
+                f"{FILE}: zero terminal SNR (rescale_betas_zero_snr) cannot be sampled with prediction_type 'epsilon';"
+                " it may be 'v_prediction' or 'sample'"
+            )
+
     def read(self, x: jax.Array, output: jax.Array, alpha: Any, sigma: Any) -> tuple[jax.Array, jax.Array]:
         """x_0 and ε from a network's output at a level."""
         return PREDICTIONS[self.prediction_type].read(x, output, alpha, sigma)
 
     def refuse(self, key: str, remedy: str) -> None:
         """Raises UserError for a setting that is not supported."""
-        raise UserError(f"scheduler_config.json: {self.scheduler} with {key}={getattr(self, key)!r}: {remedy}")
+        raise UserError(f"{FILE}: {self.scheduler} with {key}={getattr(self, key)!r:.100}: {remedy}")
 
 
 def normal(keys: jax.Array, x: jax.Array) -> jax.Array:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcxr.diffusion.samplers import grid
-from jaxcxr.diffusion.samplers.base import Sampler, Settings, Spacing, normal
+from jaxcxr.diffusion.samplers.base import ClipRange, Sampler, Settings, Spacing, normal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +19,7 @@ class DDIM(Settings):
     clip_sample: bool = True
     set_alpha_to_one: bool = True
     thresholding: bool = False
-    clip_sample_range: float = 1.0
+    clip_sample_range: ClipRange = 1.0
     timestep_spacing: Spacing = "leading"
     rescale_betas_zero_snr: bool = False
 
@@ -48,4 +48,5 @@ class DDIM(Settings):
             return (x + c["std"] * normal(keys, x) if eta else x), carry
 
         levels = np.concatenate([coefficients["level"], [[1.0, 0.0]]])
+        self.require_signal(levels)
         return Sampler(timesteps.astype(np.int32), levels, coefficients, step)

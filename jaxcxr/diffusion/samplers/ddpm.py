@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcxr.diffusion.samplers import grid
-from jaxcxr.diffusion.samplers.base import Sampler, Settings, Spacing, normal
+from jaxcxr.diffusion.samplers.base import ClipRange, Sampler, Settings, Spacing, normal
 
 VARIANCES = ("fixed_small", "fixed_small_log", "fixed_large")
 
@@ -21,7 +21,7 @@ class DDPM(Settings):
     variance_type: str = "fixed_small"
     clip_sample: bool = True
     thresholding: bool = False
-    clip_sample_range: float = 1.0
+    clip_sample_range: ClipRange = 1.0
     timestep_spacing: Spacing = "leading"
     rescale_betas_zero_snr: bool = False
 
@@ -52,4 +52,5 @@ class DDPM(Settings):
             return c["clean"] * clean + c["x"] * x + c["std"] * normal(keys, x), carry
 
         levels = np.concatenate([coefficients["level"], [[1.0, 0.0]]])
+        self.require_signal(levels)
         return Sampler(timesteps.astype(np.int32), levels, coefficients, step)

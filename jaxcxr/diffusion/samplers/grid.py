@@ -21,7 +21,7 @@ def spaced(settings: Settings, spacing: Spacing, num_steps: int) -> np.ndarray:
     elif spacing == "leading":
         steps = (np.arange(num_steps) * (total // num_steps))[::-1] + settings.steps_offset
     else:
-        steps = trailing(total, num_steps)
+        steps = trailing(total, total, num_steps)
     return _within(settings, steps.astype(np.int64), num_steps)
 
 
@@ -42,18 +42,16 @@ def spaced_without_end(settings: Settings, spacing: Spacing, num_steps: int, las
     elif spacing == "leading":
         steps = (np.arange(num_steps + 1) * (last // (num_steps + 1)))[::-1][:-1] + settings.steps_offset
     else:
-        steps = np.arange(last, 0, -total / num_steps).round() - 1
-        if len(steps) != num_steps:
-            raise UserError(_no_such_trailing(num_steps))
+        steps = trailing(last, total, num_steps)
     return _within(settings, steps.astype(np.int64), num_steps)
 
 
-def trailing(total: int, num_steps: int) -> np.ndarray:
-    """Timesteps from the last one down in equal parts; of 61 of 1,000, diffusers makes 62, the last of them -1."""
-    steps = np.round(np.arange(total, 0, -total / num_steps)) - 1
-    if len(steps) != num_steps:
-        raise UserError(_no_such_trailing(num_steps))
-    return steps
+def trailing(last: int, total: int, num_steps: int) -> np.ndarray:
+    """Timesteps from `last` - 1 down in equal parts of `total`.
+
+    Of a sum of rounded parts one more may be left, for 61 steps say: a timestep of -1, which diffusers visits too.
+    """
+    return np.round(np.arange(last, 0, -total / num_steps)[:num_steps]) - 1
 
 
 def floored(alphas_cumprod: np.ndarray, zero_snr: bool) -> np.ndarray:
@@ -136,8 +134,3 @@ def _within(settings: Settings, steps: np.ndarray, num_steps: int) -> np.ndarray
             " ask for fewer"
         )
     return steps
-
-
-def _no_such_trailing(num_steps: int) -> str:
-    others = f"{num_steps - 1} or {num_steps + 1}"
-    return f"--steps {num_steps}: timestep_spacing 'trailing' has no {num_steps} steps; try {others}"

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcxr.diffusion.samplers import grid
-from jaxcxr.diffusion.samplers.base import Sampler, Settings, Spacing
+from jaxcxr.diffusion.samplers.base import ClipRange, Sampler, Settings, Spacing
 from jaxcxr.diffusion.samplers.euler import initial_scale, sigmas
+from jaxcxr.diffusion.schedule import Beta
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,13 +18,13 @@ class Heun(Settings):
 
     scheduler: ClassVar[str] = "HeunDiscreteScheduler"
 
-    beta_start: float = 0.00085
-    beta_end: float = 0.012
+    beta_start: Beta = 0.00085
+    beta_end: Beta = 0.012
     use_karras_sigmas: bool = False
     use_exponential_sigmas: bool = False
     use_beta_sigmas: bool = False
     clip_sample: bool = False
-    clip_sample_range: float = 1.0
+    clip_sample_range: ClipRange = 1.0
     timestep_spacing: Spacing = "linspace"
 
     def sampler(self, num_steps: int) -> Sampler:

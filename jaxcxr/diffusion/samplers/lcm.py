@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcxr.diffusion.samplers import grid
-from jaxcxr.diffusion.samplers.base import BetaSchedule, Sampler, Settings, normal
+from jaxcxr.diffusion.samplers.base import ClipRange, Sampler, Settings, normal
+from jaxcxr.diffusion.schedule import Beta, BetaSchedule
 from jaxcxr.errors import UserError
 
 _SIGMA_DATA = 0.5
@@ -19,12 +20,12 @@ class LCM(Settings):
 
     scheduler: ClassVar[str] = "LCMScheduler"
 
-    beta_start: float = 0.00085
-    beta_end: float = 0.012
+    beta_start: Beta = 0.00085
+    beta_end: Beta = 0.012
     beta_schedule: BetaSchedule = "scaled_linear"
     original_inference_steps: int = 50
     clip_sample: bool = False
-    clip_sample_range: float = 1.0
+    clip_sample_range: ClipRange = 1.0
     set_alpha_to_one: bool = True
     thresholding: bool = False
     timestep_scaling: float = 10.0
@@ -42,6 +43,7 @@ class LCM(Settings):
         trained = (np.arange(1, original + 1) * (self.num_train_timesteps // original) - 1)[::-1]
         timesteps = trained[np.floor(np.linspace(0, original, num_steps, endpoint=False)).astype(int)]
         levels = grid.levels_of_alphas(np.append(self.alphas_cumprod()[timesteps], 1.0))
+        self.require_signal(levels)
         scaled = timesteps * self.timestep_scaling
         coefficients = {
             "level": levels[:-1],
