@@ -62,5 +62,6 @@ def _read_list(file: str) -> set[str]:
     except UnicodeDecodeError as error:
         raise UserError(f"{file}: not a list of patients: it is not UTF-8; {wanted}") from error
     if not all(re.fullmatch(ANY_ID, patient) for patient in listed):
-        raise UserError(f"{file}: not a list of patients: an id has over 512 or control characters; {wanted}")
+        wrong = "an id in it is longer than 512 characters or has control characters"
+        raise UserError(f"{file}: not a list of patients: {wrong}; {wanted}")
     return listed
