@@ -90,11 +90,12 @@ def begun_folder(path: Path, identity: str, *, private: bool = False, anew: bool
     """Yields a hidden sibling of `path` that takes its name when the block ends well.
 
     What an interrupted block leaves in it is there again for the next one of the same `identity`. What one of another
-    identity left is removed if there is no file in it or, with a line that says so, if `anew`.
+    identity left is removed if there is no file in it. If there is one, and `anew`, it is moved to `.NAME.partial.old`,
+    with a line that says so; what was moved there before is removed.
 
     Raises:
-      UserError: `path` exists, another process is at it, it was begun with another identity, the sibling's name is
-        taken by something else, or it cannot be written.
+      UserError: `path` exists, another process is at it, it was begun with another identity and not `anew`, a sibling's
+        name is taken by something else, or it cannot be written.
     """
     try:
         _require_new(path)
@@ -113,7 +114,9 @@ def begun_folder(path: Path, identity: str, *, private: bool = False, anew: bool
                             f"{partial}: was begun with other settings; run it with those to finish it, name another"
                             " --out, or remove this folder"
                         )
-                    print(f"{partial}: was begun with other settings; it is removed and made anew", file=sys.stderr)
+                    old = _set_aside(partial, begun)
+                    said = f"was begun with other settings or by another version; moved to {old}; starting again"
+                    print(f"{partial}: {said}", file=sys.stderr)
                 for left in partial.iterdir():
                     if left.name != _IDENTITY:
                         _remove(left)
@@ -221,7 +224,24 @@ def _require_begun(partial: Path) -> None:
     empty = stat.S_ISDIR(partial.lstat().st_mode) and not any(partial.iterdir())
     begun = stat.S_ISDIR(partial.lstat().st_mode) and stat.S_ISREG(_mode(partial / _IDENTITY))
     if not (empty or begun):
-        raise UserError(f"{partial}: is in the way and no folder of an interrupted run; look at it and remove it")
+        raise UserError(f"{partial}: is not a folder of an interrupted run; check it, then remove it")
+
+
+def _set_aside(partial: Path, begun: str) -> Path:
+    """Moves what a begun folder holds to another, with its identity, and returns that one.
+
+    The folder itself stays: the lock is in it.
+    """
+    old = partial.with_name(f"{partial.name}.old")
+    if os.path.lexists(old):
+        _require_begun(old)
+        _remove(old)
+    _make_like(old, partial, private=False)
+    (old / _IDENTITY).write_text(begun)
+    for left in partial.iterdir():
+        if left.name != _IDENTITY:
+            left.replace(old / left.name)
+    return old
 
 
 def _mode(path: Path) -> int:

@@ -2,6 +2,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -149,6 +150,33 @@ def test_what_was_begun_is_taken_up_by_the_same_job_alone(tmp_path):
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["one"]
 
 
+def test_what_was_begun_is_moved_aside_in_place_of_what_was_there_before(tmp_path):
+    partial, old = tmp_path / ".out.partial", tmp_path / ".out.partial.old"
+
+    def interrupt(identity):
+        with begun_folder(tmp_path / "out", identity, private=True, anew=True):
+            (partial / "records").mkdir()
+            (partial / "records" / identity).write_text("")
+            raise KeyboardInterrupt
+
+    for identity in ("a", "b", "c"):
+        with pytest.raises(KeyboardInterrupt):
+            interrupt(identity)
+    assert [path.name for path in (old / "records").iterdir()] == ["b"]
+    assert [path.name for path in (partial / "records").iterdir()] == ["c"]
+    assert (old / ".identity").read_text() == "b"
+    shutil.rmtree(old)
+    old.mkdir()
+    (old / "thesis").write_text("keep")
+    with (
+        pytest.raises(UserError, match=r"partial\.old: is not a folder of an interrupted run"),
+        begun_folder(tmp_path / "out", "d", anew=True),
+    ):
+        pass
+    assert (old / "thesis").read_text() == "keep"
+    assert (partial / "records" / "c").exists()
+
+
 @pytest.mark.parametrize("what", ["a link", "a broken link", "a foreign folder", "a file", "a linked identity"])
 def test_what_is_in_the_way_of_a_begun_folder_is_neither_followed_nor_changed(tmp_path, what):
     elsewhere, partial = tmp_path / "elsewhere", tmp_path / ".out.partial"
@@ -163,7 +191,10 @@ def test_what_is_in_the_way_of_a_begun_folder_is_neither_followed_nor_changed(tm
         (partial / "notes").write_text("keep")
     if what == "a linked identity":
         (partial / ".identity").symlink_to(elsewhere / "mine")
-    with pytest.raises(UserError, match=r"\.out\.partial: is in the way"), begun_folder(tmp_path / "out", "a"):
+    with (
+        pytest.raises(UserError, match=r"\.out\.partial: is not a folder of an interrupted run; check"),
+        begun_folder(tmp_path / "out", "a"),
+    ):
         pass
     assert {path.read_text() for path in tmp_path.rglob("*") if path.is_file()} == {"keep"}
     assert not (tmp_path / "nowhere").exists()

@@ -18,7 +18,7 @@ from jaxcxr.data import card, shards, sheet, tokens
 from jaxcxr.data.ledger import Ledger
 from jaxcxr.data.loader import Records
 from jaxcxr.data.records import SPLITS
-from jaxcxr.data.settings import Settings
+from jaxcxr.data.settings import LIMITS, Settings
 from jaxcxr.data.shards import Account
 from jaxcxr.data.source import Source, open_source
 from jaxcxr.data.summary import LABELS, Summary
@@ -31,8 +31,9 @@ def prepare(
 ) -> Summary:
     """Prepares `folder`, raw data of any kind that `source.kinds` lists, into the new folder `out`.
 
-    A second call with the same settings and the same tables returns the summary of the first, or goes on where the
-    first was interrupted. `out` appears only when everything in it is written.
+    A second call with the same settings and the same tables returns the summary of the first, or resumes where the
+    first was interrupted. What was begun with other settings is moved to `.OUT.partial.old`. `out` appears only when
+    everything in it is written.
 
     Args:
       config_data: the `data` section of a config.
@@ -47,13 +48,15 @@ def prepare(
     """
     settings = Settings.from_config(config_data)
     source = open_source(folder, settings)
-    fingerprint = _fingerprint(source)
     done = Summary.read(out)
     if done is not None:
-        if done.fingerprint == fingerprint:
+        if _is_same(done, source):
             print(f"{out}: already prepared from the same tables with the same settings")
             return done
-        raise UserError(f"{out}: holds data prepared with other settings or from another source: give another --out")
+        raise UserError(
+            f"{out}: holds data prepared with other settings or from another source, or by an earlier version that made"
+            " no split 'validate' where the source has none; give another --out"
+        )
     if settings.tokenizer:
         tokens.load(settings.tokenizer)  # before the long work, not after it
 
@@ -62,9 +65,10 @@ def prepare(
     listed = sorted(source.candidates(ledger), key=lambda candidate: _digest(candidate.id.encode()))
     if listed and not settings.tokenizer and not any(candidate.split == "train" for candidate in listed):
         raise UserError("the train split is empty, so no tokenizer can be trained: give data.tokenizer a folder")
+    fingerprint = _fingerprint(source, carved=bool(ledger.carved))
     failed = out.with_name(f"{out.name}.quarantine.jsonl")
     started = time.perf_counter()
-    with begun_folder(out, fingerprint, private=True, anew=True) as partial:
+    with begun_folder(out, f"{fingerprint}-{shards.VERSION}", private=True, anew=True) as partial:
         work, maker = shards.cut(listed), shards.Maker(source, partial)
         summary = Summary.read(partial)  # of a job that was interrupted while it cleared up
         if summary is None:
@@ -93,10 +97,22 @@ def _digest(data: bytes) -> bytes:
     return hashlib.blake2b(data, digest_size=16).digest()
 
 
-def _fingerprint(source: Source) -> str:
-    """Hashes what the output follows from, short of the images and reports themselves."""
-    chosen = dataclasses.asdict(source.settings)
-    del chosen["max_bad_share"]  # decides whether there is an output, not what it is
+def _is_same(done: Summary, source: Source) -> bool:
+    """Whether preparing the source would give what is in a prepared folder, which an earlier version may have made."""
+    if done.fingerprint != _fingerprint(source, carved=bool(done.carved)):
+        return False
+    if done.carved or done.splits.get("validate"):
+        return True
+    return source.settings.validate_share == done.settings.get("validate_share", 0)  # 0: before there was such a key
+
+
+def _fingerprint(source: Source, *, carved: bool) -> str:
+    """Hashes what the output follows from, short of the images and reports themselves.
+
+    `validate_share` counts only where the split `validate` is carved out of train. Elsewhere it changes nothing.
+    """
+    free = LIMITS if carved else (*LIMITS, "validate_share")
+    chosen = {key: value for key, value in dataclasses.asdict(source.settings).items() if key not in free}
     digest = hashlib.sha256(json.dumps([source.name, chosen], sort_keys=True).encode())
     for path in [*source.tables(source.folder), *source.settings.lists(), *_given_tokenizer(source.settings)]:
         digest.update(hashlib.sha256(_listing(path, source)).digest() if path.is_dir() else _digest_of(path))

@@ -20,9 +20,9 @@ FIELDS = ("image", "id", "patient", "view", *LISTS)
 _ABSENT = dict.fromkeys(("report", "impression", "findings"), "no usable section")
 # One line of a bounded length; ids of the sources whose ids have no form of their own.
 ANY_ID = r"[^\x00-\x1f\x7f-\x9f\u2028\u2029]{1,512}"
-_VIEW = re.compile(r"|[\w()/-]{1,24}( [\w()/-]{1,24})?")
-# Those of MeSH and PadChest have up to six words. No stop nor colon: a report has these.
-_LABEL = re.compile(r"(?=.{1,64}$)([\w,()/&'+-]|\.(?=\w))+( ([\w,()/&'+-]|\.(?=\w))+){0,5}")
+# Of a view or a label: those of MeSH and PadChest have up to six words. No stop nor colon before a space: a report has
+# these.
+_NAME = re.compile(r"(?=.{1,64}$)([\w,()/&'+–-]|[.:](?=\w))+( ([\w,()/&'+–-]|[.:](?=\w))+){0,5}")
 
 
 class Rejected(Exception):
@@ -63,9 +63,9 @@ class Candidate(NamedTuple):
 
     def check_words(self) -> None:
         """Raises Rejected if view or labels, which summaries count by name, are no names: text of a shifted row."""
-        if not _VIEW.fullmatch(self.view):
+        if self.view and not _NAME.fullmatch(self.view):
             raise Rejected("view_is_no_name")
-        if not all(_LABEL.fullmatch(label) for label in self.labels):
+        if not all(_NAME.fullmatch(label) for label in self.labels):
             raise Rejected("label_is_no_name")
 
 

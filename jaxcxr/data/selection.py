@@ -60,7 +60,8 @@ def _read_list(file: str) -> set[str]:
     try:
         listed = set(parsing.read_bytes(Path(file)).decode("utf-8-sig").split())
     except UnicodeDecodeError as error:
-        raise UserError(f"{file}: not a list of patients, as it is not UTF-8: {wanted}") from error
+        raise UserError(f"{file}: not a list of patients: it is not UTF-8; {wanted}") from error
     if not all(re.fullmatch(ANY_ID, patient) for patient in listed):
-        raise UserError(f"{file}: not a list of patients, as a word of it is too long or no text: {wanted}")
+        wrong = "an id in it is longer than 512 characters or has control characters"
+        raise UserError(f"{file}: not a list of patients: {wrong}; {wanted}")
     return listed

@@ -12,6 +12,7 @@ from jaxcxr.errors import UserError
 LABEL_TABLES = ("chexpert", "negbio", "test")
 INTENSITIES = ("stored", "equalize", "percentile")
 DEFAULT_PIXELS = 8192 * 8192
+LIMITS = ("max_bad_share", "max_pixels", "max_report_bytes")  # decide what is damaged, not what a record holds
 MOST_PIXELS = 178_956_970  # that data.max_pixels may allow; Pillow opens no larger picture
 
 
@@ -42,7 +43,9 @@ def defaults() -> ConfigDict:
     config.patients_out = ""  # not these
     config.max_bad_share = 0.1  # of the rows that the settings select; what a sound tree lacks is not selected
     config.max_pixels = DEFAULT_PIXELS  # of an image; a larger one is bad, and is not decoded
-    config.max_report_bytes = 2**20  # of a report, or of a text in a table; a longer one is bad, and is not read
+    # Bytes of a report's file, also of one in a zip: a larger one is bad and not read. Characters of a text in a table:
+    # a longer one is bad. Tables have limits of their own: 2**20 characters a line, 131,072 a field of a csv.
+    config.max_report_bytes = 2**20
     config.tokenizer = ""  # folder with CLIPTokenizer files; empty: train one on the train split
     config.tokenizer_vocab = 4096  # at most; a small corpus has fewer words
     return config

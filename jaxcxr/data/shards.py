@@ -54,6 +54,9 @@ def cut(candidates: Iterable[Candidate]) -> list[Shard]:
     return shards
 
 
+VERSION = 2  # of the accounts: an interrupted job of another one is not resumed
+
+
 class Account(NamedTuple):
     """What a finished shard holds."""
 

@@ -1,5 +1,6 @@
 """What the data of a run were prepared with: on record in the workdir, and compared with config and restarts."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ from jaxcxr.errors import UserError
 from jaxcxr.training.feed import folders
 from jaxcxr.workdir import Prepared, read_data
 
-# Not compared: the size always has to be the folder's, the tokenizer is the folder's or the base's, and limits decide
-# whether a row or a folder is damaged, not what it holds.
-_FREE = ("size", "tokenizer", "tokenizer_vocab", "max_bad_share", "max_pixels", "max_report_bytes")
+# Not compared: the size always has to be the folder's, the tokenizer is the folder's or the base's, `validate_share`
+# has no effect where the source has a split `validate`, and limits decide whether a row or a folder is damaged.
+_FREE = ("size", "tokenizer", "tokenizer_vocab", "validate_share", *settings.LIMITS)
 _FILES = ("patients_in", "patients_out", "report_exceptions", "report_tables")  # are compared by their names
 
 
@@ -61,7 +62,7 @@ def check_settings(config: ConfigDict, found: tuple[Prepared, ...]) -> None:
             if _plain(key, config.data[key]) != _plain(key, was):
                 raise UserError(
                     f"config.data.{key} is {_said(config.data[key])}, but {folder.path} was prepared with {_said(was)};"
-                    f" give --config.data.{key}={_said(was)!r}, or prepare a new folder with this config"
+                    f" give --config.data.{key}={_typed(_said(was))}, or prepare a new folder with this config"
                 )
 
 
@@ -89,3 +90,11 @@ def _plain(key: str, value: Any) -> Any:
 
 def _said(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
+
+
+def _typed(value: Any) -> str:
+    """A value as a shell takes it."""
+    text = str(value)
+    if isinstance(value, tuple) and '"' not in text:  # then no text in it has a quote of either kind
+        text = text.replace("'", '"')
+    return shlex.quote(text)

@@ -6,7 +6,7 @@ images and prompts: the same loss, to the rounding of the dtype, without the fro
 training would refuse, since an encoder learns, is refused before anything is encoded. Run it again to resume where it
 stopped. Several processes, started as for `jaxcxr train`, share the work.
 
-A config file is Python, and it is executed: read one that you were given before you use it.
+A --config file is Python and is executed. Read a config file from someone else before you use it.
 """
 
 import argparse

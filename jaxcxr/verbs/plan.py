@@ -4,7 +4,7 @@ Neither weights nor data are needed: of --config.model.base the config files are
 folder such as stable-diffusion-v1-4 is known by its name. TPUs want the extra plan-tpu, GPUs plan-cuda. A full-size
 step compiles for minutes. --sweep and --scaling keep what they have found in --out, so that run again they go on.
 
-A config file is Python, and it is executed: read one that you were given before you use it.
+A --config file is Python and is executed. Read a config file from someone else before you use it.
 """
 
 import argparse

@@ -7,7 +7,7 @@ split `validate` gets one, carved out of train by patient (--config.data.validat
 It can be run again. An interrupted job resumes. A finished one of the same settings and tables is recognised. Anything
 else in OUT is refused.
 
-A config file is Python, and it is executed: read one that you were given before you use it.
+A --config file is Python and is executed. Read a config file from someone else before you use it.
 """
 
 import argparse

@@ -6,7 +6,7 @@ overrides are in the workdir; a --config or overrides that are given again have 
 on what it trains. Started several times, by srun, on a TPU slice or by launch/local.sh, the processes find one another
 and train together.
 
-A config file is Python, and it is executed: read one that you were given before you use it.
+A --config file is Python and is executed. Read a config file from someone else before you use it.
 """
 
 import argparse

@@ -369,6 +369,18 @@ def test_real_radiographs_with_planted_faults(tmp_path):
     assert any(len(text.split()) > 300 for text in texts)
 
 
+def test_the_limit_of_reports_counts_bytes_of_a_file_and_characters_of_a_text(tmp_path):
+    members, text = rows(), "é" * 30 + " clear"
+    members[0].text = report(text).encode()
+    limit = {"max_report_bytes": len(report(text)) + 20, "max_bad_share": 0.5}
+    summary = prepare(small_config(**limit), mimic_tree(tmp_path / "raw", members), tmp_path / "out")
+    assert summary.bad == {"report_too_long": 1}
+    lines = [{"file_name": f"{n}.png", "text": text + n * "x", "view": "PA"} for n in range(4)]
+    limit["max_report_bytes"] = len(text) + 2
+    summary = prepare(small_config(**limit), image_folder(tmp_path / "folder", lines), tmp_path / "texts")
+    assert summary.bad == {"report_too_long": 1}
+
+
 def test_prompts_that_do_not_fit_are_counted(tmp_path):
     members = rows()
     for row, count in ((members[0], 75), (members[1], 76), (members[12], 200)):

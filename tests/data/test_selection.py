@@ -197,3 +197,18 @@ def test_length_in_tokens_of_the_tokenizer_given(tmp_path):
 def test_unknown_choices_are_named(tree, tmp_path, change, message):
     with pytest.raises(UserError, match=message):
         prepare(small_config(**change), tree, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        (b"1\n" + 513 * b"2", "an id in it is longer than 512 characters or has control characters; give a text file"),
+        (b"1\n2\0", "has control characters; give a text file with one id a line"),
+        ("Zoë".encode("latin-1"), "it is not UTF-8; give a text file with one id a line"),
+    ],
+)
+def test_a_list_that_is_none_of_patients_says_what_is_wrong_with_it(tmp_path, written, message):
+    (tmp_path / "list").write_bytes(written)
+    tree = mimic_tree(tmp_path / "raw", rows())
+    with pytest.raises(UserError, match=rf"list: not a list of patients: .*{message}"):
+        prepare(small_config(patients_in=str(tmp_path / "list")), tree, tmp_path / "out")

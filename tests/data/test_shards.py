@@ -1,5 +1,7 @@
 """The work of preparing on many processes, interrupted and gone on with."""
 
+import shutil
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -111,20 +113,29 @@ def test_an_interrupted_run_goes_on_from_what_is_finished(tmp_path, small_shards
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "raw", "whole"]
 
 
-def test_what_was_begun_with_other_settings_is_removed_with_a_line(tmp_path, small_shards, monkeypatch, capsys):
+def test_what_was_begun_with_other_settings_is_moved_aside_with_a_line(tmp_path, small_shards, monkeypatch, capsys):
     tree = mimic_tree(tmp_path / "raw", rows())
     for row in rows()[:3]:
         next((tree / "mimic-cxr-jpg").rglob(f"{row.dicom}.jpg")).unlink()
     with pytest.raises(UserError, match=r"out\.quarantine\.jsonl lists the bad rows"):
         prepare(small_config(max_bad_share=0.1), tree, tmp_path / "out")
-    assert list((tmp_path / ".out.partial/records").iterdir())
+    begun = {path.name: path.read_bytes() for path in (tmp_path / ".out.partial").rglob("*") if path.is_file()}
+    assert any("array_record" in name for name in begun)
     capsys.readouterr()
     config = small_config(views=("AP",))
     summary = prepare(config, tree, tmp_path / "out")
     told = [line for line in capsys.readouterr().err.splitlines() if "other settings" in line]
-    assert told == [f"{tmp_path}/.out.partial: was begun with other settings; it is removed and made anew"]
+    told_first = f"{tmp_path}/.out.partial: was begun with other settings or by another version"
+    assert told == [f"{told_first}; moved to {tmp_path}/.out.partial.old; starting again"]
+    old = tmp_path / ".out.partial.old"
+    assert {path.name: path.read_bytes() for path in old.rglob("*") if path.is_file()} == begun
+    assert stat.S_IMODE(old.stat().st_mode) == 0o700
     assert summary == prepare(config, tree, tmp_path / "fresh")
     assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
+    shutil.rmtree(tmp_path / "out")
+    old.rename(tmp_path / ".out.partial")  # it can be resumed still
+    prepare(small_config(max_bad_share=0.2), tree, tmp_path / "out")
+    assert "other settings" not in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["fresh", "out", "raw"]
 
 

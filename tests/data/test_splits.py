@@ -1,5 +1,7 @@
 """The split `validate` that is carved out of train where the source has none."""
 
+import dataclasses
+import hashlib
 import json
 import random
 
@@ -12,7 +14,7 @@ from jaxcxr.data.ledger import Ledger
 from jaxcxr.data.loader import open_split
 from jaxcxr.data.prepare import prepare
 from jaxcxr.data.raw import RawSplit
-from jaxcxr.data.records import Candidate
+from jaxcxr.data.records import Candidate, Rejected
 from jaxcxr.data.settings import Settings
 from jaxcxr.data.source import open_source
 from jaxcxr.data.splits import carve
@@ -132,6 +134,69 @@ def test_a_folder_prepared_before_is_read(tmp_path):
     file.write_text(json.dumps(old))
     assert Summary.require(tmp_path / "out").carved == 0
     assert len(open_split(tmp_path / "out", "validate", 16)) == 4
+
+
+def fingerprint_before(tree, config):
+    """As the version without the three keys has made it."""
+    source = open_source(tree, Settings.from_config(config))
+    chosen = dataclasses.asdict(source.settings)
+    for key in ("validate_share", "max_pixels", "max_report_bytes", "max_bad_share"):
+        del chosen[key]
+    digest = hashlib.sha256(json.dumps([source.name, chosen], sort_keys=True).encode())
+    for path in source.tables(tree):
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()[:16]
+
+
+def make_old(out, tree, config):
+    """Makes a prepared folder one of the version before."""
+    old = json.loads((out / "summary.json").read_text())
+    for key in ("validate_share", "max_pixels", "max_report_bytes"):
+        del old["settings"][key]
+    del old["carved"]
+    (out / "summary.json").write_text(json.dumps({**old, "fingerprint": fingerprint_before(tree, config)}))
+
+
+def test_a_folder_prepared_before_of_a_source_with_a_validate_split_is_recognised(tmp_path, capsys):
+    tree, config = mimic_tree(tmp_path / "raw", rows()), small_config()
+    made = prepare(config, tree, tmp_path / "out")
+    make_old(tmp_path / "out", tree, config)
+    for change in ({}, {"validate_share": 0.1}, {"max_pixels": 10**6}, {"max_report_bytes": 9999}):
+        assert prepare(small_config(**change), tree, tmp_path / "out").splits == made.splits
+        assert "already prepared" in capsys.readouterr().out
+    assert made.fingerprint == fingerprint_before(tree, config), "a run may take the folder made again"
+
+
+def test_a_folder_prepared_before_of_a_source_without_one_is_recognised_as_uncarved_alone(tmp_path, capsys):
+    tree, whole = mimic_tree(tmp_path / "raw", rows(validate=0)), small_config(validate_share=0.0)
+    prepare(whole, tree, tmp_path / "out")
+    make_old(tmp_path / "out", tree, whole)
+    with pytest.raises(UserError, match="other settings or from another source, or by an earlier version that"):
+        prepare(small_config(), tree, tmp_path / "out")
+    capsys.readouterr()
+    prepare(whole, tree, tmp_path / "out")
+    assert "already prepared" in capsys.readouterr().out
+    carved = prepare(small_config(), tree, tmp_path / "carved")
+    assert carved.fingerprint != fingerprint_before(tree, whole)
+    assert prepare(small_config(max_pixels=10**6), tree, tmp_path / "carved") == carved
+    for share in (0.0, 0.3):
+        with pytest.raises(UserError, match="prepared with other settings"):
+            prepare(small_config(validate_share=share), tree, tmp_path / "carved")
+
+
+NAMES = ("PA erect view", "AP, portable", "Lateral - left", "PA – supine", "view:PA", "LEFT ANTERIOR OBLIQUE", "AP")
+
+
+def test_views_of_several_words_are_names_and_sentences_are_not(tmp_path):
+    for view in ("", *NAMES):
+        Candidate("i", "train", "p", "s", view, (), "0.png", {}).check_words()
+    for text in ("Lungs are clear.", "FINDINGS: clear", "No. Effusion", "a b c d e f g", 65 * "x", "PA\nview", " "):
+        for view, labels in ((text, ()), ("PA", (text,))):
+            with pytest.raises(Rejected, match="_is_no_name"):
+                Candidate("i", "train", "p", "s", view, labels, "0.png", {}).check_words()
+    lines = [{"file_name": f"{n}.png", "text": "clear lungs", "view": view} for n, view in enumerate(NAMES)]
+    summary = prepare(small_config(views=(), validate_share=0.0), image_folder(tmp_path / "raw", lines), tmp_path / "o")
+    assert set(summary.views["train"]) == set(NAMES)
 
 
 def test_a_run_of_before_these_settings_were_there_resumes(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 
 import pytest
 
@@ -98,6 +99,41 @@ def test_a_config_that_leaves_data_alone_fits_any_folder():
     prepared.check_settings(config, (workdirs.Prepared(**{**vars(found), "settings": strange}),))
     config.data.update({"views": ("LATERAL",), "tokenizer": "another", "max_bad_share": 0.5, "tokenizer_vocab": 9})
     prepared.check_settings(config, (workdirs.Prepared(**{**vars(found), "settings": strange}),))
+
+
+def test_the_share_for_validation_fits_a_folder_of_before_and_one_with_a_split_of_its_own():
+    config = autoencoder(**{"data.validate_share": 0.1})
+    found = prepared.describe(config)[0]
+    before = {key: value for key, value in found.settings.items() if key != "validate_share"}
+    for own in (before, {**before, "validate_share": 0.05}):
+        prepared.check_settings(config, (workdirs.Prepared(**{**vars(found), "settings": own}),))
+
+
+@pytest.mark.parametrize(
+    ("key", "was", "now"),
+    [
+        ("views", ["PA", "AP LORDOTIC"], ("LL",)),
+        ("labels", [], ("Edema",)),
+        ("labels", ["Alzheimer's"], ("Edema",)),
+        ("prompts", ["{age} year old $HOME. {report}", 'it\'s "{view}"'], ("{view}",)),
+        ("split", "p19", "hash"),
+        ("patients_in", "", "some list.txt"),
+        ("patients_in", "my list's.txt", "other.txt"),
+        ("min_words", 7, 3),
+    ],
+)
+def test_the_remedy_for_other_settings_can_be_typed(key, was, now):
+    config = autoencoder(**{f"data.{key}": now})
+    found = prepared.describe(config)[0]
+    folders = (workdirs.Prepared(**{**vars(found), "settings": {**found.settings, key: was}}),)
+    with pytest.raises(UserError) as refused:
+        prepared.check_settings(config, folders)
+    typed = str(refused.value).split("; give ")[1].removesuffix(", or prepare a new folder with this config")
+    words = subprocess.run(
+        ["bash", "-c", f"printf '%s\\n' {typed}"], check=True, capture_output=True, text=True
+    ).stdout.splitlines()
+    assert len(words) == 1
+    prepared.check_settings(configs.changed(config, words), folders)
 
 
 def test_the_workdir_says_what_the_data_were_prepared_with(tmp_path):
