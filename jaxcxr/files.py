@@ -313,9 +313,13 @@ def _remove_unlocked(holder: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Removes a folder as far as it can be, also what a failed writer's other threads add in the meantime."""
+    """Removes a file or folder as far as it can be, also what a failed writer's other threads add in the meantime."""
     for _ in range(30):
-        shutil.rmtree(path, ignore_errors=True)
+        if stat.S_ISDIR(_mode(path)):
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+            return
         time.sleep(0.1)
         if not os.path.lexists(path):
             return

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 import math
-import shutil
+import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,6 +27,7 @@ from jaxcxr.parallel import mesh as meshes
 
 MANIFEST = "manifest.jsonl"
 MOST_BYTES = 2**30  # of a manifest or of prompts; all reports of MIMIC-CXR have a tenth of it
+_PNG_BEGIN, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 NOTICE = "Synthetic image made by a generative model. Not a patient, not for diagnosis."
 
 
@@ -69,6 +70,11 @@ class Settings:
             wanted = [{**row, "size": None} for row in wanted]
         if rows != wanted:
             raise UserError(f"{out}: holds samples {_differ(rows, wanted)}; name another --out")
+        if not _all_there(out, rows):
+            lost = next(row["file_name"] for row in rows if not _is_whole(out / row["file_name"]))
+            raise UserError(
+                f"{out}: {lost} was drawn, but is missing or damaged; remove the folder or name another --out"
+            )
         return True
 
     def row(self, index: int, prompt: Mapping[str, Any]) -> dict[str, Any]:
@@ -120,7 +126,7 @@ def sample(
     Raises:
       UserError: the settings do not fit the checkpoint, its configs or the latents are damaged, or `out` exists or
         cannot be written.
-      FloatingPointError: a picture is not finite, or blank; nothing is left then.
+      FloatingPointError: a picture is not finite, or blank; those of earlier batches are kept for the next run.
     """
     settings = dataclasses.replace(settings, size=default_size(pipeline) if settings.size is None else settings.size)
     assert settings.size is not None
@@ -152,7 +158,7 @@ def sample(
             for first in missing:
                 some = rows[first : first + batch_size]
                 pictures = draw(first)[: len(some)]
-                _require_pictures(pictures, first, settings, folder)
+                _require_pictures(pictures, first, settings)
                 for row, picture in zip(some, pictures, strict=True):
                     _write(folder, row, picture, settings.gray)
                     bar.update()
@@ -209,26 +215,36 @@ def _identity(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _all_there(folder: Path, rows: Sequence[Mapping[str, Any]]) -> bool:
-    return all((folder / row["file_name"]).is_file() for row in rows)
+    """Whether the pictures of these rows are there, each a PNG to its end."""
+    return all(_is_whole(folder / row["file_name"]) for row in rows)
 
 
-def _require_pictures(pictures: np.ndarray, first: int, settings: Settings, folder: Path) -> None:
+def _is_whole(file: Path) -> bool:
+    try:
+        with file.open("rb") as stream:
+            begin = stream.read(8)
+            stream.seek(-len(_PNG_END), os.SEEK_END)
+            return begin == _PNG_BEGIN and stream.read() == _PNG_END
+    except OSError:
+        return False
+
+
+def _require_pictures(pictures: np.ndarray, first: int, settings: Settings) -> None:
     """Sees to it that pictures, float32 (B, H, W, C), number `first` and on, show something.
 
     Raises:
-      FloatingPointError: one does not; `folder` is removed, as the same settings would give the same again.
+      FloatingPointError: one does not.
     """
     low, high = pictures.min((1, 2, 3)), pictures.max((1, 2, 3))  # NaN if there is one
     broken = np.flatnonzero(~(low < high))
     if not len(broken):
         return
-    shutil.rmtree(folder)
     what = "has one gray level throughout" if np.isfinite(low[broken[0]]) else "is not finite"
     causes = [f"--dtype {settings.dtype}" if settings.dtype != "float32" else "", "weights that are too large"]
     causes += ["--latents" if settings.latents else "", f"--guidance {settings.guidance:g}"]
     raise FloatingPointError(
         f"prompt {first + broken[0] + 1}: its picture {what} ({len(broken)} of {len(pictures)} in its batch);"
-        f" likely causes: {', '.join(filter(None, causes))}; nothing was left"
+        f" likely causes: {', '.join(filter(None, causes))}; pictures before this batch are kept for the next run"
     )
 
 

@@ -207,12 +207,12 @@ def test_configs_that_make_every_picture_black_are_refused(pipeline, tmp_path, f
 
 
 @pytest.mark.parametrize(("factor", "message"), [(1e39, "is not finite"), (0, "has one gray level throughout")])
-def test_a_broken_picture_fails_the_job_and_leaves_nothing(pipeline, tmp_path, factor, message):
+def test_a_broken_picture_fails_the_job(pipeline, tmp_path, factor, message):
     parameters = pipeline.parameters()
     parameters |= {name: factor * x for name, x in parameters.items() if name.startswith("vae.decoder.conv_out")}
     with pytest.raises(FloatingPointError, match=rf"prompt 1: its picture {message} \(2 of 2 in its batch\).*causes"):
         sample(pipeline.with_parameters(parameters), PROMPTS, SETTINGS, tmp_path / "out", batch_size=2)
-    assert not list(tmp_path.iterdir())
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_broken_picture_is_told_from_its_neighbours(pipeline, tmp_path):
@@ -222,7 +222,7 @@ def test_a_broken_picture_is_told_from_its_neighbours(pipeline, tmp_path):
     settings = dataclasses.replace(SETTINGS, latents=str(tmp_path / "noise.npy"))
     with pytest.raises(FloatingPointError, match=r"prompt 2: .*\(1 of 3 in its batch\); likely causes: .*--latents"):
         sample(pipeline, PROMPTS, settings, tmp_path / "out")
-    assert [path.name for path in tmp_path.iterdir()] == ["noise.npy"]
+    assert not (tmp_path / "out").exists()
 
 
 def _npy(header):
@@ -308,3 +308,12 @@ def test_prompts_that_cannot_be_read(tmp_path, name, data, message):
 def test_a_prompt_that_is_not_text_is_refused(pipeline, tmp_path):
     with pytest.raises(UserError, match="not UTF-8"):
         sample(pipeline, [{"prompt": "caf\udce9"}], SETTINGS, tmp_path / "out")
+
+
+def test_a_finished_folder_that_lost_a_picture_is_not_called_done(pipeline, tmp_path):
+    sample(pipeline, PROMPTS, SETTINGS, tmp_path / "out", batch_size=2)
+    drawn = dataclasses.replace(SETTINGS, size=default_size(pipeline))
+    assert drawn.already_done(tmp_path / "out", PROMPTS)
+    (tmp_path / "out" / "00001.png").write_bytes(b"")
+    with pytest.raises(UserError, match="00001.png was drawn, but is missing or damaged"):
+        drawn.already_done(tmp_path / "out", PROMPTS)

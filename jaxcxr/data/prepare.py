@@ -46,6 +46,8 @@ def prepare(
         splits, nothing left, too many bad rows (then listed in `out`.quarantine.jsonl), or `out` holds
         something else.
     """
+    if not out.name:
+        raise UserError(f"{out}: is no name of a new folder; give one")
     settings = Settings.from_config(config_data)
     source = open_source(folder, settings)
     done = Summary.read(out)

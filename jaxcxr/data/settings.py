@@ -7,12 +7,14 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from jaxcxr import parsing
 from jaxcxr.errors import UserError
 
 LABEL_TABLES = ("chexpert", "negbio", "test")
 INTENSITIES = ("stored", "equalize", "percentile")
 DEFAULT_PIXELS = 8192 * 8192
 LIMITS = ("max_bad_share", "max_pixels", "max_report_bytes")  # decide what is damaged, not what a record holds
+LEAST_VOCAB, MOST_VOCAB = 2 * 256 + 2, 1_000_000  # of a tokenizer that is trained: the bytes and the two marks alone
 MOST_PIXELS = 178_956_970  # that data.max_pixels may allow; Pillow opens no larger picture
 
 
@@ -85,7 +87,7 @@ class Settings:
             if isinstance(values[key], str):
                 raise UserError(f"data.{key} is the string {values[key]!r}: give a tuple such as ('{values[key]}',)")
             values[key] = tuple(values[key])
-        settings = cls(**values)
+        settings: Settings = parsing.convert(values, cls, "config.data")
         for key, least in (("size", 8), ("min_words", 0), ("max_pixels", 1), ("max_report_bytes", 1)):
             if getattr(settings, key) < least:
                 raise UserError(f"data.{key} is {getattr(settings, key)}: give at least {least}")
@@ -106,6 +108,9 @@ class Settings:
                     f"{name}: no such file; data.patients_in, patients_out, report_exceptions and report_tables "
                     "name files"
                 )
+        if not settings.tokenizer and not LEAST_VOCAB <= settings.tokenizer_vocab <= MOST_VOCAB:
+            vocab = settings.tokenizer_vocab
+            raise UserError(f"data.tokenizer_vocab is {vocab}: give a number from {LEAST_VOCAB} to {MOST_VOCAB:,}")
         for key, most in (("max_bad_share", 1), ("validate_share", 0.5), ("max_pixels", MOST_PIXELS)):
             if not 0 <= (value := getattr(settings, key)) <= most:
                 raise UserError(f"data.{key} is {value}: give a number from 0 to {most:,}")

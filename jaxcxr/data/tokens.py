@@ -14,6 +14,7 @@ import numpy as np
 from msgspec import Meta
 
 from jaxcxr import parsing
+from jaxcxr.data.settings import LEAST_VOCAB
 from jaxcxr.errors import UserError
 
 KINDS = ("CLIPTokenizer", "BertTokenizer", "RobertaTokenizer")
@@ -33,7 +34,6 @@ _WORD_END = "</w>"
 _ONE_AT_A_TIME = threading.Lock()
 # CLIP's pre-tokenization, which CLIPTokenizer applies whatever its vocabulary.
 _WORDS = r"""<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
-_LEAST_VOCAB = 2 * 256 + 2
 
 
 _Id = Annotated[int, Meta(ge=0, lt=2**22)]
@@ -171,9 +171,9 @@ def train(texts: Iterable[str], vocab_size: int, folder: Path) -> int:
     Raises:
       UserError: `vocab_size` has no room for the bytes.
     """
-    if vocab_size < _LEAST_VOCAB:
-        raise UserError(f"data.tokenizer_vocab is {vocab_size}: give at least {_LEAST_VOCAB}, the bytes alone")
-    merges = _learn_merges(texts, vocab_size - _LEAST_VOCAB)
+    if vocab_size < LEAST_VOCAB:
+        raise UserError(f"data.tokenizer_vocab is {vocab_size}: give at least {LEAST_VOCAB}, the bytes alone")
+    merges = _learn_merges(texts, vocab_size - LEAST_VOCAB)
     symbols = _byte_symbols()
     names = [*symbols, *(s + _WORD_END for s in symbols), *dict.fromkeys(a + b for a, b in merges), BOS, EOS]
     vocab = {name: number for number, name in enumerate(names)}

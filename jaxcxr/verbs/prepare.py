@@ -32,8 +32,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Prepares the data; raises UserError on a user's mistake."""
+    from ml_collections import ConfigDict
+
     from jaxcxr import config as configs
     from jaxcxr.data.prepare import prepare
+    from jaxcxr.errors import UserError
 
-    data, beam = configs.load(args.config, args.overrides).data, shlex.split(args.beam or "")
-    prepare(data, args.source, args.out, workers=args.workers, beam=beam)
+    config = configs.load(args.config, args.overrides)
+    if not isinstance(config.get("data"), ConfigDict):
+        raise UserError(f"{args.config}: has no section `data`; configs/data/ has ready ones")
+    try:
+        beam = shlex.split(args.beam or "")
+    except ValueError as error:
+        raise UserError(f"--beam {args.beam}: {error}; quote the options as for a shell") from error
+    prepare(config.data, args.source, args.out, workers=args.workers, beam=beam)
