@@ -22,14 +22,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from tqdm.auto import tqdm
 
-from jaxcxr.data.phantom import KINDS, Patient, draw
-from jaxcxr.data.phantom_reports import effusion_prompt
-from jaxcxr.data.phantom_tree import PREVALENCE, sample_findings
 from jaxcxr.errors import UserError
 from jaxcxr.evaluation.pictures import EFFUSIONS, Picture, read_generated
 from jaxcxr.files import replace_file
 from jaxcxr.models.layers import conv, linear
 from jaxcxr.models.named import named_parameters, with_parameters
+from jaxcxr.phantoms.generator import KINDS, Patient, draw
+from jaxcxr.phantoms.reports import effusion_prompt
+from jaxcxr.phantoms.tree import PREVALENCE, sample_findings
 
 SIDE = 64
 """Pixels of a side of the classifier's images; others are resized to it."""

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from jaxcxr.data.images import UnreadableImage, load_square
-from jaxcxr.data.phantom_tree import SETTINGS, TRUTH
 from jaxcxr.errors import UserError
+from jaxcxr.phantoms.tree import SETTINGS, TRUTH
 from jaxcxr.sample import MANIFEST
 
 EFFUSIONS = ("none", "left", "right", "both")

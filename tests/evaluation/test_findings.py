@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxcxr.data.phantom_tree import write_tree
 from jaxcxr.errors import UserError
 from jaxcxr.evaluation import findings, pictures
 from jaxcxr.evaluation.findings import Settings, Table, wilson
 from jaxcxr.evaluation.pictures import EFFUSIONS
+from jaxcxr.phantoms.tree import write_tree
 
 TINY = Settings(seed=5, patients=160, held_out=60, steps=60)
 

@@ -1,6 +1,7 @@
 """Phantoms that were drawn once and stay as they are: the same seed gives the same picture, words and tree.
 
-`golden.png` holds pictures above their masks and `golden.json` digests of words, from `python -m tests.phantoms.test_golden`.
+`golden.png` holds pictures above their masks and `golden.json` digests of words; `python -m tests.phantoms.test_golden`
+writes both.
 """
 
 import hashlib
@@ -10,9 +11,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from jaxcxr.data.phantom import KINDS, Patient, draw
-from jaxcxr.data.phantom_reports import report_text, write_report
-from jaxcxr.data.phantom_tree import sample_findings, write_tree
+from jaxcxr.phantoms.generator import KINDS, Patient, draw
+from jaxcxr.phantoms.reports import report_text, write_report
+from jaxcxr.phantoms.tree import sample_findings, write_tree
 
 PICTURES, DIGESTS = (Path(__file__).with_name(f"golden.{suffix}") for suffix in ("png", "json"))
 NOT_WORDS = {".jpg", ".png"}

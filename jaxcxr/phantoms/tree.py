@@ -21,11 +21,11 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from jaxcxr.data.phantom import DEVICES, KINDS, MAX_SIZE, MIN_SIZE, Drawing, Finding, Patient, draw
-from jaxcxr.data.phantom_film import enlarge
-from jaxcxr.data.phantom_reports import LABELS, mentioned_labels, report_text, true_labels, write_report
 from jaxcxr.errors import UserError
 from jaxcxr.files import new_folder
+from jaxcxr.phantoms.film import enlarge
+from jaxcxr.phantoms.generator import DEVICES, KINDS, MAX_SIZE, MIN_SIZE, Drawing, Finding, Patient, draw
+from jaxcxr.phantoms.reports import LABELS, mentioned_labels, report_text, true_labels, write_report
 
 REVISION = 1
 """Raised when the same settings would give other pictures or words."""

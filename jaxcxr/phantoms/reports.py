@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from jaxcxr.data.phantom import Finding
+from jaxcxr.phantoms.generator import Finding
 
 LABELS = (
     "Atelectasis",
