@@ -19,7 +19,8 @@ from jaxcxr.data.records import Candidate, features
 from jaxcxr.data.settings import defaults
 from jaxcxr.data.summary import Summary
 from jaxcxr.phantoms.reports import write_report
-from jaxcxr.phantoms.tree import sample_findings, write_tree
+from jaxcxr.phantoms.studies import sample_findings
+from jaxcxr.phantoms.tree import write_tree
 
 FILM = (2544, 3056)
 SIZES = (512, 256)

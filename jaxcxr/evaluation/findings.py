@@ -29,7 +29,7 @@ from jaxcxr.models.layers import conv, linear
 from jaxcxr.models.named import named_parameters, with_parameters
 from jaxcxr.phantoms.generator import KINDS, Patient, draw
 from jaxcxr.phantoms.reports import effusion_prompt
-from jaxcxr.phantoms.tree import PREVALENCE, sample_findings
+from jaxcxr.phantoms.studies import PREVALENCE, sample_findings
 
 SIDE = 64
 """Pixels of a side of the classifier's images; others are resized to it."""

@@ -13,7 +13,8 @@ from PIL import Image
 
 from jaxcxr.phantoms.generator import KINDS, Patient, draw
 from jaxcxr.phantoms.reports import report_text, write_report
-from jaxcxr.phantoms.tree import sample_findings, write_tree
+from jaxcxr.phantoms.studies import sample_findings
+from jaxcxr.phantoms.tree import write_tree
 
 PICTURES, DIGESTS = (Path(__file__).with_name(f"golden.{suffix}") for suffix in ("png", "json"))
 NOT_WORDS = {".jpg", ".png"}

@@ -20,7 +20,8 @@ from jaxcxr.phantoms.reports import (
     mentioned_labels,
     write_report,
 )
-from jaxcxr.phantoms.tree import PREVALENCE, sample_findings, write_tree
+from jaxcxr.phantoms.studies import PREVALENCE, sample_findings
+from jaxcxr.phantoms.tree import write_tree
 
 DENIAL = re.compile(r"\b(no|not|neither|without|normal)\b", re.IGNORECASE)
 NAMES = {
