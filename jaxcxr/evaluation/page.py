@@ -12,7 +12,8 @@ from jaxcxr import html
 from jaxcxr.data.images import encode_png
 from jaxcxr.evaluation.curves import Run, loss_svg, speed_svg
 from jaxcxr.evaluation.findings import Classifier, Table
-from jaxcxr.evaluation.pictures import EFFUSIONS, Picture
+from jaxcxr.evaluation.pictures import Picture
+from jaxcxr.phantoms.prompts import EFFUSIONS
 
 _SHEET_SIDE = 1024
 _TITLES = {

@@ -11,11 +11,10 @@ import numpy as np
 
 from jaxcxr.data.images import UnreadableImage, load_square
 from jaxcxr.errors import UserError
+from jaxcxr.phantoms.prompts import EFFUSIONS
 from jaxcxr.phantoms.tree import SETTINGS, TRUTH
 from jaxcxr.sample import MANIFEST
 
-EFFUSIONS = ("none", "left", "right", "both")
-"""The sides that an effusion is asked for and seen on."""
 _SUFFIXES = {".jpg", ".jpeg", ".png"}
 
 

@@ -128,7 +128,7 @@ def sample_findings(
         finding = _sample_effusion(own, prevalence) if kind == "effusion" else None
         if kind != "effusion" and own.random() < prevalence.get(kind, 0.0):
             finding = _sample_one(kind, own)
-        if finding and kind in kinds and not any(_hides(other, finding) for other in found):
+        if finding and kind in kinds and not any(hides(other, finding) for other in found):
             found.append(finding)
     return found
 
@@ -158,7 +158,8 @@ def _sample_one(kind: str, rng: np.random.Generator) -> Finding:
     return Finding(kind, side if device in ("central line", "pacemaker") else "", device=device)
 
 
-def _hides(other: Finding, finding: Finding) -> bool:
+def hides(other: Finding, finding: Finding) -> bool:
+    """Whether a finding would be hidden by an `other` one, whose kind comes before its own in `KINDS`."""
     same_side = other.side in (finding.side, "bilateral")
     if finding.kind == "pneumothorax":
         return other.kind == "effusion" and same_side and other.size == "large"

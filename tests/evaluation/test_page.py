@@ -15,7 +15,8 @@ from jaxcxr.evaluation import findings
 from jaxcxr.evaluation.curves import read_run, smooth
 from jaxcxr.evaluation.findings import Settings, Table
 from jaxcxr.evaluation.page import Judgement, Page, render
-from jaxcxr.evaluation.pictures import EFFUSIONS, Picture
+from jaxcxr.evaluation.pictures import Picture
+from jaxcxr.phantoms.prompts import EFFUSIONS
 from jaxcxr.phantoms.tree import write_tree
 
 NASTY = "<script>alert('x')</script> & \"left\""
