@@ -17,8 +17,8 @@ from pathlib import Path
 import record
 
 from jaxcxr import config as configs
-from jaxcxr.data.phantom_tree import write_tree
 from jaxcxr.data.prepare import prepare
+from jaxcxr.phantoms.tree import write_tree
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs" / "quickstart.py:autoencoder"

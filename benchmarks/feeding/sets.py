@@ -14,12 +14,13 @@ import numpy as np
 
 from jaxcxr.data import array_record, images, shards, tokens
 from jaxcxr.data.moments import PER_SHARD, Card, Origin, pack, write_shard
-from jaxcxr.data.phantom_reports import write_report
-from jaxcxr.data.phantom_tree import sample_findings, write_tree
 from jaxcxr.data.prepare import prepare
 from jaxcxr.data.records import Candidate, features
 from jaxcxr.data.settings import defaults
 from jaxcxr.data.summary import Summary
+from jaxcxr.phantoms.reports import write_report
+from jaxcxr.phantoms.studies import sample_findings
+from jaxcxr.phantoms.tree import write_tree
 
 FILM = (2544, 3056)
 SIZES = (512, 256)

@@ -12,8 +12,8 @@ from jaxcxr import config as configs
 from jaxcxr.data import tokens
 from jaxcxr.data.loader import Batches, open_split
 from jaxcxr.data.moments import Moments
-from jaxcxr.data.phantom_tree import write_tree
 from jaxcxr.data.prepare import prepare
+from jaxcxr.phantoms.tree import write_tree
 from jaxcxr.training.train import train
 
 BATCH = 16

@@ -24,14 +24,14 @@ from safetensors.numpy import save
 from tqdm.auto import tqdm
 
 from jaxcxr import parsing
-from jaxcxr.data.phantom import KINDS, Patient, draw
-from jaxcxr.data.phantom_reports import effusion_prompt
-from jaxcxr.data.phantom_tree import PREVALENCE, sample_findings
 from jaxcxr.errors import UserError
-from jaxcxr.evaluation.pictures import EFFUSIONS, Picture, read_generated
+from jaxcxr.evaluation.pictures import Picture, read_generated
 from jaxcxr.files import replace_file
 from jaxcxr.models.layers import conv, linear
 from jaxcxr.models.named import named_parameters, with_parameters
+from jaxcxr.phantoms.generator import KINDS, Patient, draw
+from jaxcxr.phantoms.prompts import EFFUSIONS
+from jaxcxr.phantoms.studies import PREVALENCE, sample_findings
 
 SIDE = 64
 """Pixels of a side of the classifier's images; others are resized to it."""
@@ -217,32 +217,6 @@ def require_asked(pictures: Sequence[Picture], folder: Path) -> None:
             f"{folder}: {silent} of {len(pictures)} images have no `effusion` field in the manifest; "
             "sample from prompts that `jaxcxr prompts` wrote"
         )
-
-
-def write_prompts(path: Path, count: int, seed: int = 0) -> bool:
-    """Writes `count` prompts as JSON lines {"prompt", "effusion"}, in equal parts for the four of `EFFUSIONS`.
-
-    They are worded as the impressions of phantom reports, in turn, so that any beginning of the file is
-    balanced too. Returns False where the file already holds them.
-
-    Raises:
-      UserError: the file holds something else or cannot be written, or `count` or `seed` is out of range.
-    """
-    if count < 1 or seed < 0:
-        raise UserError(f"--count {count} --seed {seed}: give at least 1 prompt and a seed of 0 or more")
-    rng = np.random.default_rng(seed)
-    sides = [EFFUSIONS[index % len(EFFUSIONS)] for index in range(count)]
-    rows = [{"prompt": effusion_prompt(side, rng), "effusion": side} for side in sides]
-    data = "".join(json.dumps(row) + "\n" for row in rows).encode()
-    try:
-        if path.exists():
-            if path.read_bytes() == data:
-                return False
-            raise UserError(f"{path}: holds something else; name another file or remove this one")
-        replace_file(path, data)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error}); name another file") from error
-    return True
 
 
 def cached_classifier(file: Path, settings: Settings, progress: bool = False) -> Classifier:

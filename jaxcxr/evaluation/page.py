@@ -13,7 +13,8 @@ from jaxcxr.data.images import encode_png, open_picture
 from jaxcxr.errors import UserError
 from jaxcxr.evaluation.curves import Run, loss_svg, speed_svg
 from jaxcxr.evaluation.findings import Classifier, Table
-from jaxcxr.evaluation.pictures import EFFUSIONS, Picture
+from jaxcxr.evaluation.pictures import Picture
+from jaxcxr.phantoms.prompts import EFFUSIONS
 
 _SHEET_SIDE, _SHEET_PIXELS = 1024, 2**27
 _TITLES = {

@@ -9,14 +9,13 @@ import numpy as np
 
 from jaxcxr import parsing
 from jaxcxr.data.images import UnreadableImage, load_square
-from jaxcxr.data.phantom import Finding
-from jaxcxr.data.phantom_tree import SETTINGS, TRUTH, read_settings
 from jaxcxr.errors import UserError
 from jaxcxr.files import inside
+from jaxcxr.phantoms.generator import Finding
+from jaxcxr.phantoms.prompts import EFFUSIONS
+from jaxcxr.phantoms.tree import SETTINGS, TRUTH, read_settings
 from jaxcxr.sample import MANIFEST, MOST_BYTES
 
-EFFUSIONS = ("none", "left", "right", "both")
-"""The sides that an effusion is asked for and seen on."""
 _SUFFIXES = {".jpg", ".jpeg", ".png"}
 
 

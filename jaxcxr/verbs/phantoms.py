@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from jaxcxr.data.phantom import KINDS
-from jaxcxr.data.phantom_tree import TRUTH, write_tree
+from jaxcxr.phantoms.generator import KINDS
+from jaxcxr.phantoms.tree import TRUTH, write_tree
 
 EXAMPLE = "jaxcxr phantoms --out runs/phantoms --patients 2000 --size 64"
 

@@ -1,13 +1,15 @@
-"""Write prompts that ask for an effusion on a known side, or for none.
+"""Write prompts that ask for known findings.
 
-FILE gets JSON lines {"prompt", "effusion"}, none, left, right and both in equal parts, for `jaxcxr sample
---prompts FILE`, whose manifest keeps the field, and `jaxcxr evaluate`, which judges by it.
+FILE gets JSON lines {"prompt", "asked", "denied"} for `jaxcxr sample --prompts FILE`, whose manifest keeps the fields,
+and for `jaxcxr evaluate`, which checks the samples by them. Each finding asked for has its kind and, where they are
+defined, its side, size, zone, millimetres or device. Without --ask the prompts ask for no effusion, a left, a right and
+a bilateral one, in equal parts.
 """
 
 import argparse
 from pathlib import Path
 
-EXAMPLE = "jaxcxr prompts --out runs/prompts.jsonl --count 200"
+EXAMPLE = 'jaxcxr prompts --out runs/prompts.jsonl --count 200 --ask "left effusion, severe cardiomegaly, device"'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,14 +17,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, type=Path, metavar="FILE.jsonl", help="file to write, new")
     parser.add_argument("--count", type=int, default=200, help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of the wording; default: %(default)s")
+    parser.add_argument(
+        "--ask", metavar="LIST", help='comma list of findings, each "[size or zone] [side] name", or "all" of them'
+    )
+    parser.add_argument("--pairs", action="store_true", help="ask for two findings at a time, of two kinds")
+    parser.add_argument(
+        "--wording",
+        choices=("held-out", "reports"),
+        default="held-out",
+        help="of --ask: sentences that no drawn report has, or those of the drawn reports; default: %(default)s",
+    )
 
 
 def run(args: argparse.Namespace) -> None:
     """Writes the prompts; raises UserError on a user's mistake."""
     from jaxcxr.errors import UserError
-    from jaxcxr.evaluation.findings import write_prompts
+    from jaxcxr.phantoms import prompts
 
     if args.out.suffix != ".jsonl":
         raise UserError(f"{args.out}: holds JSON lines; give it a name that ends in .jsonl")
-    fresh = write_prompts(args.out, args.count, args.seed)
+    if args.pairs and args.ask is None:
+        raise UserError("--pairs: needs findings to pair; give --ask all, or a list")
+    findings = () if args.ask is None else prompts.parse_asked(args.ask)
+    rows = prompts.prompt_rows(args.count, args.seed, findings, args.pairs, args.wording == "reports")
+    fresh = prompts.write_prompts(args.out, rows)
     print(f"{args.out}: {args.count} prompts" + ("" if fresh else ", already there"))

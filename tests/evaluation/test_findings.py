@@ -7,11 +7,11 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import save
 
-from jaxcxr.data.phantom_tree import write_tree
 from jaxcxr.errors import UserError
 from jaxcxr.evaluation import findings, pictures
 from jaxcxr.evaluation.findings import Settings, Table, wilson
-from jaxcxr.evaluation.pictures import EFFUSIONS
+from jaxcxr.phantoms.prompts import EFFUSIONS
+from jaxcxr.phantoms.tree import write_tree
 
 TINY = Settings(seed=5, patients=160, held_out=60, steps=60)
 
@@ -189,18 +189,3 @@ def test_folders_that_cannot_be_judged(tmp_path, cached, rows, message):
 def test_a_folder_without_manifest(tmp_path, cached):
     with pytest.raises(UserError, match=r"manifest\.jsonl: cannot be read"):
         findings.asked_and_shown(tmp_path, cached[1])
-
-
-def test_prompts_are_balanced_and_written_once(tmp_path):
-    file = tmp_path / "new" / "prompts.jsonl"
-    assert findings.write_prompts(file, 40, seed=1)
-    rows = [json.loads(line) for line in file.read_text().splitlines()]
-    assert [row["effusion"] for row in rows] == list(EFFUSIONS) * 10
-    for row in rows:
-        sides = {side for side in ("left", "right", "bilateral") if side in row["prompt"].lower()}
-        assert sides == {"none": set(), "both": {"bilateral"}}.get(row["effusion"], {row["effusion"]})
-    assert not findings.write_prompts(file, 40, seed=1)
-    with pytest.raises(UserError, match="holds something else"):
-        findings.write_prompts(file, 40, seed=2)
-    with pytest.raises(UserError, match="at least 1"):
-        findings.write_prompts(tmp_path / "none.jsonl", 0)

@@ -14,13 +14,14 @@ import pytest
 from PIL import Image
 
 from jaxcxr.__main__ import main
-from jaxcxr.data.phantom_tree import write_tree
 from jaxcxr.errors import UserError
 from jaxcxr.evaluation import findings
 from jaxcxr.evaluation.curves import loss_svg, read_run, smooth, speed_svg
 from jaxcxr.evaluation.findings import Settings, Table
 from jaxcxr.evaluation.page import Judgement, Page, render
-from jaxcxr.evaluation.pictures import EFFUSIONS, Picture
+from jaxcxr.evaluation.pictures import Picture
+from jaxcxr.phantoms.prompts import EFFUSIONS
+from jaxcxr.phantoms.tree import write_tree
 
 NASTY = "<script>alert('x')</script> & \"left\""
 CONFIG = str(Path(__file__).parents[2] / "configs" / "base.py")

@@ -6,7 +6,7 @@ import struct
 import pytest
 from hypothesis import given, settings
 
-from jaxcxr.data.phantom_tree import SETTINGS, TRUTH, read_settings, write_tree
+from jaxcxr.phantoms.tree import SETTINGS, TRUTH, read_settings, write_tree
 from jaxcxr.evaluation import findings, pictures
 from jaxcxr.evaluation.curves import loss_svg, read_run, speed_svg
 from jaxcxr.evaluation.pictures import EFFUSIONS

@@ -7,8 +7,8 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from jaxcxr import config as configs
-from jaxcxr.data.phantom_tree import write_tree
 from jaxcxr.data.prepare import prepare
+from jaxcxr.phantoms.tree import write_tree
 from tests import pipelines
 
 SIZE = 16

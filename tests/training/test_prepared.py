@@ -8,7 +8,7 @@ import pytest
 
 from jaxcxr import config as configs
 from jaxcxr import workdir as workdirs
-from jaxcxr.data.phantom_tree import write_tree
+from jaxcxr.phantoms.tree import write_tree
 from jaxcxr.data.prepare import prepare
 from jaxcxr.data.summary import Summary
 from jaxcxr.errors import UserError

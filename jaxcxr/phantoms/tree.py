@@ -22,31 +22,20 @@ from PIL import Image
 from tqdm import tqdm
 
 from jaxcxr import parsing
-from jaxcxr.data.phantom import DEVICES, KINDS, MAX_SIZE, MIN_SIZE, Drawing, Finding, Patient, draw
-from jaxcxr.data.phantom_film import enlarge
-from jaxcxr.data.phantom_reports import LABELS, mentioned_labels, report_text, true_labels, write_report
 from jaxcxr.errors import UserError
 from jaxcxr.files import new_folder
+from jaxcxr.phantoms.film import enlarge
+from jaxcxr.phantoms.generator import KINDS, MAX_SIZE, MIN_SIZE, Drawing, Finding, Patient, draw
+from jaxcxr.phantoms.reports import LABELS, mentioned_labels, report_text, true_labels, write_report
+from jaxcxr.phantoms.studies import PORTABLE, PREVALENCE, sample_findings
 
 REVISION = 1
 """Raised when the same settings would give other pictures or words."""
 COMMENT = "synthetic phantom, not a patient"
 SETTINGS, TRUTH = "phantom.json", "phantom-truth.jsonl"
 
-PREVALENCE: Mapping[str, float] = {
-    "left effusion": 0.2,
-    "right effusion": 0.2,
-    "bilateral effusion": 0.2,
-    "cardiomegaly": 0.22,
-    "pneumothorax": 0.10,
-    "consolidation": 0.14,
-    "nodule": 0.10,
-    "edema": 0.10,
-    "device": 0.22,
-}
-"""Share of studies with each finding; what the three effusions leave over has none."""
 SHARES: Mapping[str, float] = {"train": 0.8, "validate": 0.1, "test": 0.1}
-FINDINGS_ONLY, SECOND_IMAGE, PORTABLE = 0.12, 0.10, 0.30
+FINDINGS_ONLY, SECOND_IMAGE = 0.12, 0.10
 STUDIES_PER_PATIENT = (0.6, 0.3, 0.1)
 MAX_STUDIES = 8
 MAX_FILM = 8192
@@ -103,64 +92,6 @@ def read_settings(tree: Path) -> Recorded:
       UserError: it is absent or damaged.
     """
     return parsing.read_json(tree / SETTINGS, Recorded, remedy="write the phantoms again")
-
-
-def sample_findings(
-    rng: np.random.Generator,
-    kinds: Sequence[str] = KINDS,
-    prevalence: Mapping[str, float] = PREVALENCE,
-) -> list[Finding]:
-    """Draw one study's findings from those named in `kinds`, at the given prevalences.
-
-    A finding that another would hide (a lower-zone lesion under an effusion, a lesion in a collapsed lung) is
-    left out. Every kind draws the same numbers whether or not it is wanted, so restricting `kinds` removes
-    findings and changes none.
-    """
-    found: list[Finding] = []
-    for kind in KINDS:
-        own = np.random.default_rng(rng.integers(2**63))
-        finding = _sample_effusion(own, prevalence) if kind == "effusion" else None
-        if kind != "effusion" and own.random() < prevalence.get(kind, 0.0):
-            finding = _sample_one(kind, own)
-        if finding and kind in kinds and not any(_hides(other, finding) for other in found):
-            found.append(finding)
-    return found
-
-
-def _sample_effusion(rng: np.random.Generator, prevalence: Mapping[str, float]) -> Finding | None:
-    at = rng.random()
-    for side in ("left", "right", "bilateral"):
-        at -= prevalence.get(f"{side} effusion", 0.0)
-        if at < 0:
-            return Finding("effusion", side, str(rng.choice(["small", "moderate", "large"], p=[0.3, 0.4, 0.3])))
-    return None
-
-
-def _sample_one(kind: str, rng: np.random.Generator) -> Finding:
-    side = str(rng.choice(["left", "right"]))
-    degree = str(rng.choice(["mild", "moderate", "severe"]))
-    zone = str(rng.choice(["upper", "mid", "lower"]))
-    if kind in ("cardiomegaly", "edema"):
-        return Finding(kind, size=degree)
-    if kind == "pneumothorax":
-        return Finding(kind, side, size=str(rng.choice(["small", "moderate", "large"])))
-    if kind == "consolidation":
-        return Finding(kind, side, zone=zone)
-    if kind == "nodule":
-        return Finding(kind, side, zone=zone, mm=int(rng.integers(10, 31)))
-    device = str(rng.choice(DEVICES))
-    return Finding(kind, side if device in ("central line", "pacemaker") else "", device=device)
-
-
-def _hides(other: Finding, finding: Finding) -> bool:
-    same_side = other.side in (finding.side, "bilateral")
-    if finding.kind == "pneumothorax":
-        return other.kind == "effusion" and same_side and other.size == "large"
-    if finding.kind not in ("consolidation", "nodule") or not same_side:
-        return other.kind == "cardiomegaly" and other.size == "severe" and finding.zone == "lower"
-    if other.kind == "effusion":
-        return finding.zone == "lower" or other.size == "large"
-    return other.kind in ("pneumothorax", "consolidation")
 
 
 def write_tree(

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from jaxcxr.data.phantom import Finding
+from jaxcxr.phantoms.generator import Finding
 
 LABELS = (
     "Atelectasis",
@@ -241,8 +241,8 @@ def write_report(findings: Sequence[Finding], rng: np.random.Generator, impressi
     """Word a study's findings; without `impression` the report has its findings section only."""
     kinds = {f.kind for f in findings}
     report = Report("", "")
-    sentences = [_word(DETAIL, f, rng) for f in findings if f.kind != "device"]
-    sentences += [_word(IMPRESSION, f, rng) for f in findings if f.kind == "device"]
+    sentences = [word_finding(DETAIL, f, rng) for f in findings if f.kind != "device"]
+    sentences += [word_finding(IMPRESSION, f, rng) for f in findings if f.kind == "device"]
     if "consolidation" in kinds and rng.random() < 0.5:
         sentences.append(_pick(PNEUMONIA, rng))
         report.uncertain.add("Pneumonia")
@@ -264,7 +264,7 @@ def write_impression(findings: Sequence[Finding], rng: np.random.Generator) -> t
     Three in four impressions of a chest without effusion say so.
     """
     kinds = {f.kind for f in findings}
-    positive = [_word(IMPRESSION, findings[i], rng) for i in rng.permutation(len(findings))]
+    positive = [word_finding(IMPRESSION, findings[i], rng) for i in rng.permutation(len(findings))]
     denial, denied = _deny_pleural(kinds, rng, both=0.75, one=0.75 if "effusion" not in kinds else 0.3)
     clear = [_pick(ACUTE if kinds else NORMAL, rng)] if kinds <= {"device"} else []
     return " ".join([*positive, *(clear + denial if rng.random() < 0.5 else denial + clear)]), denied
@@ -283,7 +283,7 @@ def effusion_prompt(side: str, rng_or_index: np.random.Generator | int, size: st
     name = {"none": "", "left": "left", "right": "right", "both": "bilateral"}[side]
     if name:
         size = size or _pick(("small", "moderate", "large"), rng)
-        return _word(IMPRESSION, Finding("effusion", name, size), rng)
+        return word_finding(IMPRESSION, Finding("effusion", name, size), rng)
     denial = _pick(NEGATIVE["effusion" if rng.random() < 0.5 else "effusion and pneumothorax"], rng)
     return f"{_pick(NORMAL, rng)} {denial}"
 
@@ -338,7 +338,8 @@ def _deny_pleural(kinds: set[str], rng: np.random.Generator, both: float, one: f
     return [_pick(NEGATIVE["effusion and pneumothorax"], rng)], absent
 
 
-def _word(table: Mapping[str, tuple[str, ...]], finding: Finding, rng: np.random.Generator) -> str:
+def word_finding(table: Mapping[str, tuple[str, ...]], finding: Finding, rng: np.random.Generator) -> str:
+    """A sentence out of `table`, as `IMPRESSION` is, that states a finding with its qualifiers."""
     key = finding.device or ("bilateral effusion" if finding.side == "bilateral" else finding.kind)
     words = {"side": finding.side, "size": finding.size, "zone": finding.zone}
     capital = {name.capitalize(): word.capitalize() for name, word in words.items()}

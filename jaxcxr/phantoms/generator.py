@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from jaxcxr.data.phantom_anatomy import (
+from jaxcxr.errors import UserError
+from jaxcxr.phantoms.anatomy import (
     CARINA_Y,
     FIELD_MM,
     Anatomy,
@@ -32,7 +33,6 @@ from jaxcxr.data.phantom_anatomy import (
     soft,
     spine_density,
 )
-from jaxcxr.errors import UserError
 
 KINDS = ("effusion", "cardiomegaly", "pneumothorax", "consolidation", "nodule", "edema", "device")
 DEVICES = ("endotracheal tube", "central line", "pacemaker", "nasogastric tube")

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxcxr.data.phantom import DEVICES, KINDS, Finding, Patient, draw
-from jaxcxr.data.phantom_reports import (
+from jaxcxr.data.reports import parse
+from jaxcxr.errors import UserError
+from jaxcxr.phantoms.generator import DEVICES, KINDS, Finding, Patient, draw
+from jaxcxr.phantoms.reports import (
     DETAIL,
     IMPRESSION,
     LABELS,
@@ -18,9 +20,8 @@ from jaxcxr.data.phantom_reports import (
     mentioned_labels,
     write_report,
 )
-from jaxcxr.data.phantom_tree import PREVALENCE, sample_findings, write_tree
-from jaxcxr.data.reports import parse
-from jaxcxr.errors import UserError
+from jaxcxr.phantoms.studies import PREVALENCE, sample_findings
+from jaxcxr.phantoms.tree import write_tree
 
 DENIAL = re.compile(r"\b(no|not|neither|without|normal)\b", re.IGNORECASE)
 NAMES = {
@@ -394,7 +395,7 @@ def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
     def fail(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("jaxcxr.data.phantom_tree.draw", fail)
+    monkeypatch.setattr("jaxcxr.phantoms.tree.draw", fail)
     with pytest.raises(KeyboardInterrupt):
         write_tree(tmp_path / "tree", 2, 64)
     assert not list(tmp_path.iterdir())

@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from jaxcxr.data.phantom import Drawing, bounding_box
+from jaxcxr.phantoms.generator import Drawing, bounding_box
 
 FILM_NOISE = 2.0
 """Gray levels; with it a JPEG of quality 95 has the bytes per pixel of MIMIC-CXR-JPG's."""
