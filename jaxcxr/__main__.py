@@ -29,9 +29,16 @@ VERBS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one verb; returns 0, 1 (a bug or a failure) or 2 (a user's mistake, told in one line)."""
-    with lasting_streams():
-        return _main(list(sys.argv[1:] if argv is None else argv))
+    """Runs one verb; returns 0, 1 (a bug or a failure, lost output too) or 2 (a user's mistake, told in one line)."""
+    lost: list[str] = []
+    try:
+        with lasting_streams() as lost:
+            code = _main(list(sys.argv[1:] if argv is None else argv))
+    except SystemExit as stop:  # of --help, or of argparse
+        if stop.code or not lost:
+            raise
+        code = 0
+    return code or int(bool(lost))
 
 
 def _main(argv: list[str]) -> int:
@@ -64,9 +71,7 @@ def _main(argv: list[str]) -> int:
     try:
         if args.overrides and not hasattr(args, "config"):
             raise UserError(f"{args.overrides[0]}: no such option; see jaxcxr {verb} --help")
-        for name, value in vars(args).items():
-            if isinstance(value, Path) or name == "config":
-                check_local(value, f"--{name.replace('_', '-')} ")
+        _check_local_paths(command, args)
         module.run(args)
     except UserError as error:
         print(f"jaxcxr {verb}: {error}", file=sys.stderr)
@@ -78,6 +83,16 @@ def _main(argv: list[str]) -> int:
         print(f"\njaxcxr {verb}: interrupted", file=sys.stderr)
         return 1
     return 0
+
+
+def _check_local_paths(command: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Raises UserError for the first path that is an address, under the name that --help gives it."""
+    for action in command._actions:
+        found = getattr(args, action.dest, None)
+        name = action.option_strings[-1] if action.option_strings else action.metavar or action.dest
+        for value in found if isinstance(found, list) else [found]:
+            if isinstance(value, Path) or action.dest == "config":
+                check_local(value, f"{name} ")
 
 
 def _joined(argv: Sequence[str]) -> list[str]:

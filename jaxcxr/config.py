@@ -4,6 +4,7 @@ import ast
 import importlib.util
 import json
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> ConfigDict:
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        raise UserError(f"{path}: this config fails: {_in_one_line(error)}") from error
+        raise UserError(f"{path}: this config fails: {_in_one_line(error, path)}") from error
     finally:
         del sys.path[:2]
     if not hasattr(module, "get_config"):
@@ -50,7 +51,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> ConfigDict:
     except Exception as error:
         if stage and isinstance(error, LookupError | TypeError | ValueError | ArithmeticError):
             raise UserError(f"{path}:{stage}: this config has no such stage") from error
-        raise UserError(f"{path}: get_config() fails: {_in_one_line(error)}") from error
+        raise UserError(f"{path}: get_config() fails: {_in_one_line(error, path)}") from error
     if not isinstance(config, ConfigDict):
         raise UserError(f"{path}: get_config() gives a {type(config).__name__}; a ConfigDict is wanted")
     return changed(config, overrides)
@@ -95,8 +96,11 @@ def first_difference(old: dict, new: dict, prefix: str = "") -> str | None:
     return None
 
 
-def _in_one_line(error: Exception) -> str:
-    return _line(f"{type(error).__name__}: {error}")
+def _in_one_line(error: Exception, path: Path) -> str:
+    """An error with the last line of the file at `path` that led to it; a SyntaxError says its line itself."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if Path(frame.filename).resolve() == path.resolve()]
+    return _line(f"{type(error).__name__}: {error}") + (f" (line {lines[-1]})" if lines else "")
 
 
 def _line(text: str) -> str:

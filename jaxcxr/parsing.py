@@ -7,6 +7,7 @@ Never put a tuple of fixed length beside a number with bounds, as in `Count | tu
 memory. `Annotated[tuple[int, ...], msgspec.Meta(min_length=2, max_length=2)]` says the same.
 """
 
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -81,17 +82,17 @@ def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
     Raises:
       UserError: it cannot be read or is larger.
     """
-    data = bytearray()
+    data = io.BytesIO()  # whose `getvalue` does not copy
     try:
         with path.open("rb") as file:
             # In parts, as `read` takes the memory of all that it is asked for beforehand.
-            while len(data) <= most and (part := file.read(2**20)):
-                data += part
+            while data.tell() <= most and (part := file.read(2**20)):
+                data.write(part)
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
         raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
-    if len(data) > most:
+    if data.tell() > most:
         raise UserError(f"{path}: is larger than {most / 2**20:g} MiB, which no such file is")
-    return bytes(data)
+    return data.getvalue()
 
 
 def _wrong(error: Exception, name: str, remedy: str) -> UserError:

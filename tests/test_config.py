@@ -15,6 +15,7 @@ from jaxcxr.training import ranges
 from tests.training.runs import ROOT
 
 BASE = ROOT / "configs" / "base.py"
+EVALUATED = ["--config", "c.py", "--real", "r", "--generated", "g", "--out", "o"]
 
 
 def test_overrides_take_the_keys_type():
@@ -68,8 +69,10 @@ def test_an_override_of_a_tuple_that_was_read_back_as_a_list_is_taken():
     ("content", "message"),
     [
         ("def get_config(:\n", r"mine\.py: this config fails: SyntaxError"),
-        ("import nothing_such\n", r"mine\.py: this config fails: ModuleNotFoundError"),
-        ("def get_config():\n    return 1 / 0\n", r"mine\.py: get_config\(\) fails: ZeroDivisionError"),
+        ("import nothing_such\n", r"mine\.py: this config fails: ModuleNotFoundError.* \(line 1\)$"),
+        ("def get_config():\n    return 1 / 0\n", r"mine\.py: get_config\(\) fails: ZeroDivisionError.* \(line 2\)$"),
+        ("import json\n\ndef get_config():\n    json.loads('{')\n", r"fails: JSONDecodeError.* \(line 4\)$"),
+        ("def get_config():\n    0\n    (\n", r"fails: SyntaxError.*\(mine\.py, line 3\)$"),
     ],
 )
 def test_a_config_file_that_fails_is_one_line(tmp_path, content, message):
@@ -150,7 +153,9 @@ def test_every_verb_has_help_with_an_example(verb, capsys):
         (["train", "--config", str(BASE), "--workdir", "w", "--config.keep", "0"], "config.keep=0: may be 1 or more"),
         (["train", "--config", str(BASE), "--workdir", "gs://b/w"], "--workdir gs://b/w: only files and folders of"),
         (["train", "--config", "hf://b/c.py", "--workdir", "w"], "--config hf://b/c.py: only files and folders of"),
-        (["convert", "s3://b/w", "out", "--to", "orbax"], "--source s3://b/w: only files and folders of this machine"),
+        (["convert", "s3://b/w", "out", "--to", "orbax"], "SRC s3://b/w: only files and folders of this machine"),
+        (["convert", "w", "s3://b/out", "--to", "orbax"], "DST s3://b/out: only files and folders of this machine"),
+        (["evaluate", *EVALUATED, "--runs", "a", "gs://b/w"], "--runs gs://b/w: only files and folders of this"),
         (["prompts", "--out", "gs://b/p.jsonl"], "--out gs://b/p.jsonl: only files and folders of this machine"),
         (["plan", "--config", str(BASE), "--target", "v5e-16"], "give --target v5e:4x4"),
     ],

@@ -90,6 +90,16 @@ def test_a_small_file_does_not_take_the_memory_that_a_large_one_may(tmp_path):
     writer.join()
 
 
+def test_a_large_file_is_in_memory_once(tmp_path):
+    (tmp_path / "x").write_bytes(bytes(2**25))
+    tracemalloc.start()
+    try:
+        assert len(parsing.read_bytes(tmp_path / "x")) == 2**25
+        assert tracemalloc.get_traced_memory()[1] < 1.5 * 2**25
+    finally:
+        tracemalloc.stop()
+
+
 def test_nan_is_read_where_it_may_be(tmp_path):
     (tmp_path / "x.json").write_text('{"a": NaN}')
     with pytest.raises(UserError, match=r"x\.json: "):

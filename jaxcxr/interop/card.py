@@ -110,8 +110,8 @@ def _trained(source: Path, config: dict[str, Any]) -> list[str]:
         "<details><summary>Config</summary>",
         "",
         "```json",
-        # Prompts may be a patient's report.
-        json.dumps({key: value for key, value in config.items() if key != "samples"}, indent=2),
+        # Prompts may be a patient's report. What the config says of data is not what they were prepared with.
+        json.dumps({key: value for key, value in config.items() if key not in ("samples", "data")}, indent=2),
         "```",
         "",
         "</details>",

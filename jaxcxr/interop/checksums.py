@@ -4,7 +4,7 @@ import dataclasses
 import json
 import os
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from jaxcxr.files import replace_file
 CHECKSUMS = "checksums.json"
 _THREADS = 8
 _AT_ONCE = 4 * 2**20  # bytes
+_NOWHERE = 2**31 - 1  # the place of a damaged file among those of a step that is whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +48,38 @@ def read(step: Path) -> Mapping[str, Entry] | None:
     return parsing.read_json(file, dict[str, Entry]) if os.path.lexists(file) else None
 
 
-def first_damaged(step: Path, entries: Mapping[str, Entry], names: Sequence[str]) -> int | None:
+def damage(
+    step: Path,
+    items: Sequence[str] = (),
+    *,
+    part: tuple[int, int] = (0, 1),
+    agree: Callable[[int], int] = int,
+) -> str | None:
+    """What is wrong with the files of a step, or of some of its items; None if nothing is or it has no checksums.
+
+    Args:
+      step: its folder.
+      items: those wanted; all if empty.
+      part: the number of this process and how many there are; each reads its part of the files.
+      agree: gives all processes the least of their numbers. Each process calls it once, whatever it has read.
+    """
+    number, processes = part
+    try:
+        entries, unreadable = read(step) or {}, False
+    except UserError:
+        entries, unreadable = {}, True
+    names = [name for name in sorted(entries) if not items or name.split("/")[0] in items]
+    own = _first_damaged(step, entries, names[number::processes])
+    place = agree(-1 if unreadable else _NOWHERE if own is None else number + own * processes)
+    if place == _NOWHERE:
+        return None
+    if place < 0:
+        return f"{CHECKSUMS} cannot be read"
+    # A process whose checksums are older than another's may not have the name.
+    return f"{names[place] if place < len(names) else 'a file'} is not as it was written"
+
+
+def _first_damaged(step: Path, entries: Mapping[str, Entry], names: Sequence[str]) -> int | None:
     """The place among `names` of the first file that is not what its entry says; None if all are."""
 
     def whole(name: str) -> bool:
@@ -58,17 +90,6 @@ def first_damaged(step: Path, entries: Mapping[str, Entry], names: Sequence[str]
 
     with ThreadPoolExecutor(_THREADS) as pool:
         return next((place for place, fine in enumerate(pool.map(whole, names)) if not fine), None)
-
-
-def damage(step: Path, items: Sequence[str] = ()) -> str | None:
-    """What is wrong with the files of a step, or of some of its items; None if nothing is or it has no checksums."""
-    try:
-        entries = read(step)
-    except UserError:
-        return f"{CHECKSUMS} cannot be read"
-    names = [name for name in sorted(entries or ()) if not items or name.split("/")[0] in items]
-    place = first_damaged(step, entries or {}, names)
-    return None if place is None else f"{names[place]} is not as it was written"
 
 
 def _entry(file: Path, expected: int | None = None) -> Entry:

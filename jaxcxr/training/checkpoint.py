@@ -20,7 +20,7 @@ from jaxcxr.files import locked_folder, new_folder, replace_file
 from jaxcxr.interop import checksums
 from jaxcxr.interop.orbax import CHECKPOINTS, MODEL, disk_errors, latest_step, steps
 from jaxcxr.interop.pipeline import write_files
-from jaxcxr.parallel.processes import least, on_first
+from jaxcxr.parallel.processes import from_first, least, on_first
 from jaxcxr.training import schema
 from jaxcxr.training.step import State
 from jaxcxr.workdir import (
@@ -36,6 +36,7 @@ from jaxcxr.workdir import (
     write_data,
 )
 
+_NONE_YET = ".none_yet"  # a file in `checkpoints` until the first of them is complete
 _ITEMS = ("params", "ema", "opt_state", "nonfinite")  # of a train state, as they are kept; its step is the name
 # What may differ when a run goes on: how far it goes, what it shows, and what it runs on.
 MAY_CHANGE = frozenset(
@@ -107,9 +108,9 @@ def check_workdir(workdir: Path, config: ConfigDict) -> None:
     try:
         old = read_config(workdir)
         if old is not None:
-            schema.completed(old, str(workdir / CONFIG))
-            _check_difference(workdir, old, config.to_dict())
-            _check_parts(workdir, old.get("checkpoint_every", 0))
+            kept = schema.completed(old, str(workdir / CONFIG))
+            _check_difference(workdir, kept.to_dict(), config.to_dict())
+            _check_parts(workdir, min(kept.checkpoint_every or kept.steps, kept.steps))
         elif workdir.exists() and any(not file.name.startswith(".") for file in workdir.iterdir()):
             raise UserError(f"{workdir}: is not empty and holds no run; name another --workdir")
     except OSError as error:
@@ -119,29 +120,30 @@ def check_workdir(workdir: Path, config: ConfigDict) -> None:
 def _check_difference(workdir: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
     # What a folder holds is compared by its fingerprint where that is on record, so that it may move.
     moved = (workdir / DATA).is_file()
-    difference = configs.first_difference(_lasting(old, moved), _lasting(_as_read(new), moved))
+    difference = configs.first_difference(_lasting(_as_read(old), moved), _lasting(_as_read(new), moved))
     if difference is None:
         return
     command = read_command(workdir)
     given = command.override_of(difference.partition(" was ")[0]) if command else None
     first = f"; the run was started with {given}" if given else ""
+    of = f" of {command.config}" if command else ""
     raise UserError(
         f"{workdir}: holds a run of another config ({difference}{first});"
-        " give --workdir without --config to resume that run, or name another --workdir"
+        f" give --workdir without --config to resume that run{of}, or name another --workdir"
     )
 
 
-def _check_parts(workdir: Path, every: int) -> None:
-    """Raises UserError where a run has lost its checkpoints or its model, so that it would start anew."""
+def _check_parts(workdir: Path, first: int) -> None:
+    """Raises UserError where a run has lost its checkpoints, the first of them of step `first`, or its model."""
     folder, has_model = workdir / CHECKPOINTS, (workdir / MODEL).is_dir()
     if steps(workdir):
         if not has_model:
             raise UserError(f"{workdir / MODEL}: is missing; put it back to resume, or name another --workdir")
         return
     reached = max((int(row["step"] or 0) for row in read_metrics(workdir)), default=0)
-    # Before its first checkpoint is complete a run has the folder, and comes less far than to its second.
     if folder.is_dir():
-        lost = bool(every) and reached > 2 * every and not list(folder.glob("*tmp*"))
+        # Killed before its first checkpoint is complete, a run has the mark, or the step under its temporary name.
+        lost = reached >= first and not (folder / _NONE_YET).exists() and not list(folder.glob("*tmp*"))
     else:
         lost = has_model and reached > 0
     if lost:
@@ -189,8 +191,10 @@ def newest_whole(workdir: Path) -> int | None:
       UserError: all of them are damaged.
     """
     damaged: dict[int, str] = {}
-    for step in steps(workdir):
-        what = _damage(workdir / CHECKPOINTS / str(step))
+    # One process lists them for all: from a network disk the others may still get an older listing.
+    for step in from_first(lambda: steps(workdir)):
+        part = (jax.process_index(), jax.process_count())
+        what = checksums.damage(workdir / CHECKPOINTS / str(step), part=part, agree=least)
         if what is None:
             if damaged:
                 on_first(functools.partial(_set_aside, workdir, damaged, step))
@@ -203,18 +207,6 @@ def newest_whole(workdir: Path) -> int | None:
             " copy one back, or name another --workdir"
         )
     return None
-
-
-def _damage(folder: Path) -> str | None:
-    """What is wrong with a step's files, for all processes; None if nothing is."""
-    try:
-        entries = checksums.read(folder) or {}
-    except UserError:
-        return f"{checksums.CHECKSUMS} cannot be read"
-    names, first, processes = sorted(entries), jax.process_index(), jax.process_count()
-    place = checksums.first_damaged(folder, entries, names[first::processes])
-    place = least(len(names) if place is None else first + place * processes)
-    return None if place == len(names) else f"{names[place]} is not as it was written"
 
 
 def _set_aside(workdir: Path, damaged: Mapping[int, str], whole: int) -> None:
@@ -242,6 +234,8 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(
             self._folder, options=ocp.CheckpointManagerOptions(max_to_keep=keep, async_options=finishing)
         )
+        if jax.process_index() == 0 and not steps(workdir):
+            (self._folder / _NONE_YET).touch()
 
     def latest(self) -> int | None:
         """The last complete step, None before the first."""
@@ -283,6 +277,7 @@ class Checkpoints:
             for folder in self._folder.glob(f"{step}*"):
                 if folder.name == step or (folder.name.startswith(f"{step}.") and "tmp" in folder.name):
                     checksums.write(folder)
+            (self._folder / _NONE_YET).unlink(missing_ok=True)
 
     def __enter__(self) -> "Checkpoints":
         return self

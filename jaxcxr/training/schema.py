@@ -11,7 +11,7 @@ from jaxcxr import parsing
 from jaxcxr.errors import UserError
 
 Word = Annotated[str, msgspec.Meta(max_length=100)]
-Text = Annotated[str, msgspec.Meta(max_length=1000)]
+Text = Annotated[str, msgspec.Meta(max_length=2**16)]
 """Of patterns and paths. A prompt may be longer."""
 
 

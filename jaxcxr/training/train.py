@@ -37,9 +37,10 @@ from jaxcxr.workdir import Command
 _EVERY = ("log", "eval", "sample", "checkpoint")  # what is done every so many steps
 _JUDGED = ("eval", "sample")
 _NO_VALIDATION = (
-    "{}: has no images in split 'validate', so evaluation during training is off; to get one, run jaxcxr prepare into a"
-    " new folder, with the share of patients for it: --config.data.validate_share=0.05"
+    "{}: has no images in split 'validate', so there are no {} during training; to get such a split, run jaxcxr prepare"
+    " into a new folder, with the share of patients for it: --config.data.validate_share=0.05"
 )
+_NEEDS_VALIDATION = {"eval": "validation losses", "sample": "pictures of reconstructions"}
 
 
 def train(config: ConfigDict, workdir: Path, stop_at: int | None = None, command: Command | None = None) -> None:
@@ -62,7 +63,7 @@ def train(config: ConfigDict, workdir: Path, stop_at: int | None = None, command
             _train(config, workdir, stop_at, stopping, command)
         except Stopped:
             if jax.process_index() == 0:
-                print(f"{workdir}: stopped before its first step; run again to go on")
+                print(f"{workdir}: stopped before its first step; run again to resume")
 
 
 def _train(
@@ -122,8 +123,8 @@ def _train(
         judge = Judge(pipeline, program.loss, config, mesh, tokenizer, validation)
     images = {"train": batches.images} | ({"validate": validation.images} if validation else {})
     lines = banner(config, program, images, start)
-    if every["eval"] != config.eval_every:
-        lines.append(_NO_VALIDATION.format(config.data.path))
+    if off := [text for what, text in _NEEDS_VALIDATION.items() if every[what] != config[f"{what}_every"]]:
+        lines.append(_NO_VALIDATION.format(config.data.path, " and no ".join(off)))
     metrics, progress = Metrics(workdir, start), Progress(workdir, config.steps, start, lines)
     watch = Watch(config.skip_nonfinite, lambda step: open_batches(config, "train", tokenizer).ids(step - 1))
     speed = Speed(
@@ -171,14 +172,14 @@ def _train(
                 watch.catch_up()
                 metrics.flush()  # what a state has done is written before it is kept, and never again after it
                 checkpoints.save(state)
-                progress.line(f"step {step}: checkpoint")
+                progress.line(f"step {step}: saving a checkpoint")
             if due.intersection((*_JUDGED, "checkpoint")):
                 speed.restart()  # none of it is the step's time
             if last:
                 break
         progress.close()
     if jax.process_index() == 0:
-        print(f"{workdir}: at step {step} of {config.steps}" + ("; run again to go on" if step < config.steps else ""))
+        print(f"{workdir}: at step {step} of {config.steps}" + ("; run again to resume" if step < config.steps else ""))
 
 
 def _frozen(workdir: Path) -> dict[str, np.ndarray]:

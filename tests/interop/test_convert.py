@@ -140,7 +140,7 @@ def test_the_card_of_a_run_tells_its_config_and_metrics_but_no_prompt(source, tm
         "steps": 40,
         "batch_size": 8,
         "model": {"base": "sd"},
-        "data": {"size": 64, "views": ["PA"], "sections": ["impression"]},
+        "data": {"size": 64, "views": ["LATERAL"], "sections": ["impression"], "prompts": ["{indication}"]},
         "samples": {"prompts": ["A patient's report."]},
     }
     (tmp_path / "run" / "config.json").write_text(json.dumps(config))
@@ -162,6 +162,10 @@ def test_the_card_of_a_run_tells_its_config_and_metrics_but_no_prompt(source, tm
     assert "| steps | 40 of 40, batches of 8 |" in card
     assert "| validation loss | 0.25 |" in card
     assert "A patient's report." not in card
+    told = json.loads(card.split("```json")[1].split("```")[0])
+    assert told == {key: value for key, value in config.items() if key not in ("data", "samples")}
+    for setting in ("LATERAL", "impression", "indication"):
+        assert setting not in card, "the images were not prepared with it"
 
 
 @pytest.mark.parametrize(

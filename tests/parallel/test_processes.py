@@ -4,7 +4,9 @@ import subprocess
 import sys
 
 import jax
+import numpy as np
 import pytest
+from jax.experimental import multihost_utils
 
 from jaxcxr.errors import UserError
 from jaxcxr.parallel import processes
@@ -12,6 +14,22 @@ from tests.training.runs import ROOT
 
 TOLD = {"JAXCXR_COORDINATOR": "10.0.0.1:1234", "JAXCXR_NUM_PROCESSES": "4", "JAXCXR_PROCESS_ID": "3"}
 SRUN = {"SLURM_STEP_NUM_TASKS": "16", "SLURM_STEP_NUM_NODES": "2", "SLURM_LOCALID": "1"}
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_what_the_first_process_lists_is_what_all_get(monkeypatch, number):
+    sent = [np.int32(len(b"[6, 4]")), np.frombuffer(b"[6, 4]", np.uint8)]
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(jax, "process_index", lambda: number)
+
+    def broadcast(own):
+        value = sent.pop(0)
+        assert np.shape(own) == np.shape(value)
+        return own if number == 0 else value
+
+    monkeypatch.setattr(multihost_utils, "broadcast_one_to_all", broadcast)
+    assert processes.from_first(lambda: [6, 4] if number == 0 else pytest.fail("is not asked")) == [6, 4]
+    assert sent == []
 
 
 @pytest.fixture

@@ -43,12 +43,19 @@ def test_without_a_split_to_validate_on_a_run_trains_and_says_so(without_validat
     train(kind(**often, **{"data.path": str(without_validation)}), tmp_path / "run")
     said = [line for line in capfd.readouterr().out.splitlines() if "split 'validate'" in line]
     assert len(said) == 1
-    assert f"{without_validation}: has no images in split 'validate', so evaluation during training is off" in said[0]
+    off = "validation losses" + (" and no pictures of reconstructions" if kind is autoencoder else "")
+    assert f"{without_validation}: has no images in split 'validate', so there are no {off} during" in said[0]
     assert "jaxcxr prepare" in said[0]
     assert [step for step, _ in jobs.metrics(tmp_path / "run", "loss")] == [1, 2]
     assert not jobs.metrics(tmp_path / "run", "validation_loss")
     pictures = sorted(file.name for file in (tmp_path / "run").glob("samples/*.png"))
     assert pictures == (["00000000.png", "00000002.png"] if kind is diffusion else [])
+
+
+def test_reconstructions_that_are_off_are_said_also_without_a_validation_loss(without_validation, tmp_path, capfd):
+    often = {"eval_every": 0, "sample_every": 1, "steps": 1}
+    train(autoencoder(**often, **{"data.path": str(without_validation)}), tmp_path / "run")
+    assert "so there are no pictures of reconstructions during training" in capfd.readouterr().out
 
 
 def test_a_mixture_is_validated_on_the_folders_that_can_be(without_validation):

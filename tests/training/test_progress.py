@@ -48,7 +48,7 @@ def test_a_run_says_what_it_starts_with_and_everything_that_it_does(tmp_path, ca
     for step in (2, 4):
         loss = dict(jobs.metrics(tmp_path / "run", "validation_loss"))[step]
         assert f"step {step}: validation loss {loss:.4f}" in lines
-        assert f"step {step}: checkpoint" in lines
+        assert f"step {step}: saving a checkpoint" in lines
     assert "step 4: picture samples/00000004.png" in lines
     mean = np.mean([loss for _, loss in jobs.metrics(tmp_path / "run", "loss")])
     final = err.split("\r")[-1]

@@ -156,7 +156,7 @@ def test_moved_to_other_meshes_and_processes_a_run_goes_on_alike(tmp_path):
     assert {"fsdp", "tensor"} <= _split_along(moved / "checkpoints" / "4")
     square = ("--config.mesh.data=2", "--config.mesh.fsdp=2", "--config.sharding=fsdp")
     said = jobs.finish(jobs.start(config, moved, "--stop-at", "6", *square, processes=2, devices=2), moved)
-    assert f"{moved}: at step 6 of 8; run again to go on" in said
+    assert f"{moved}: at step 6 of 8; run again to resume" in said
     assert "step 6" not in jobs.log(moved, 1).read_text(), "the first process speaks for all"
     jobs.finish(jobs.start(config, moved), moved)
     for name in ("loss", "validation_loss"):

@@ -1,5 +1,7 @@
 """Runs resumed by their workdir alone, after damage, after a loss of files, and after Ctrl-C through a pipe."""
 
+import copy
+import dataclasses
 import json
 import os
 import shutil
@@ -10,14 +12,18 @@ import sys
 import numpy as np
 import pytest
 
+from jaxcxr import config as configs
 from jaxcxr import interop
 from jaxcxr import workdir as workdirs
 from jaxcxr.__main__ import main
 from jaxcxr.errors import UserError
 from jaxcxr.interop import checksums
 from jaxcxr.interop.orbax import latest_step, steps
+from jaxcxr.training import checkpoint, schema
+from jaxcxr.training.checkpoint import Checkpoints, check_workdir, resumed
 from jaxcxr.training.train import train
 from tests.training import jobs
+from tests.training.runs import ROOT
 from tests.training.test_restarts import autoencoder
 
 
@@ -75,7 +81,7 @@ def test_an_override_of_before_that_is_left_out_is_named(started, tmp_path, caps
     assert (
         "model.vae.norm_num_groups was 4, is 8; the run was started with --config.model.vae.norm_num_groups=4" in error
     )
-    assert "give --workdir without --config to resume" in error
+    assert f"give --workdir without --config to resume that run of {started / 'config.py'}, or" in error
     assert main(["train", "--workdir", str(run), "--config.seed=4"]) == 2
     assert "seed was 3, is 4; the run was started with --config.seed=3" in capsys.readouterr().err
     assert main(["train", "--workdir", str(run), "--config.optimizer.b1=0.8"]) == 2
@@ -224,6 +230,117 @@ def test_a_run_that_lost_its_checkpoints_or_its_model_does_not_start_anew(run):
     assert latest_step(run) == 6
 
 
+@pytest.mark.parametrize("every", [0, 2, 4, 100])
+def test_a_finished_run_without_its_checkpoints_is_lost_whatever_their_interval(run, every):
+    config = autoencoder(checkpoint_every=every)
+    (run / "config.json").write_text(configs.to_json(config))
+    for step in steps(run):
+        shutil.rmtree(run / "checkpoints" / str(step))
+    with pytest.raises(UserError, match="has no checkpoint, but metrics.jsonl reaches step 6"):
+        check_workdir(run, config)
+
+
+@pytest.mark.parametrize("every", [0, 2, 4])
+def test_a_run_killed_before_its_first_checkpoint_is_not_lost(tmp_path, monkeypatch, every):
+    """Also right before the saving of it begins, and while its checksums are written."""
+    config = autoencoder(checkpoint_every=every, steps=6)
+    first = every or 6
+
+    class Killed(BaseException):
+        pass
+
+    def die(*args):
+        raise Killed
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", die)
+        with pytest.raises(Killed):
+            train(config, run)
+    assert max(step for step, _ in jobs.metrics(run, "loss")) == first
+    check_workdir(run, config)
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (run / "checkpoints" / ".none_yet").unlink()  # as of a run of before there was this mark
+    (run / "metrics.jsonl").write_text(lines[0])
+    check_workdir(run, config)
+    (run / "metrics.jsonl").write_text("".join(lines))
+    (run / "checkpoints" / f"{first}.orbax-checkpoint-tmp").mkdir()
+    check_workdir(run, config)
+    (run / "checkpoints" / f"{first}.orbax-checkpoint-tmp").rmdir()
+    with pytest.raises(UserError, match=f"reaches step {first}"):
+        check_workdir(run, config)
+
+
+def test_the_mark_of_a_run_without_checkpoints_goes_with_the_first(tmp_path):
+    config, run = autoencoder(), tmp_path / "run"
+    train(config, run, stop_at=1)
+    assert [file.name for file in (run / "checkpoints").iterdir()] == ["1"]
+
+
+# --- configs of before a key was there
+
+
+def test_a_run_of_before_any_key_was_there_is_resumed(tmp_path):
+    """Each key and each section is left out once; it then has its default."""
+    whole = json.loads(configs.to_json(configs.load(ROOT / "configs" / "base.py")))
+    defaults = dataclasses.asdict(schema.Run())
+    paths = [(key,) for key in defaults]
+    paths += [(key, inner) for key, section in defaults.items() if isinstance(section, dict) for inner in section]
+    assert len(paths) > 50
+    (tmp_path / "metrics.jsonl").write_text("")
+    (tmp_path / "model").mkdir()
+    for *above, key in paths:
+        config = copy.deepcopy(whole)
+        section = config[above[0]] if above else config
+        del section[key]
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        check_workdir(tmp_path, resumed(tmp_path, []))
+        check_workdir(tmp_path, resumed(tmp_path, ["--config.steps=7"]))
+        with pytest.raises(UserError, match="seed was 0, is 1"):
+            check_workdir(tmp_path, resumed(tmp_path, ["--config.seed=1"]))
+
+
+def test_a_long_pattern_of_a_run_is_read(tmp_path):
+    config = configs.load(ROOT / "configs" / "base.py", ["--config.trainable=" + "|".join(["unet"] * 10_000)])
+    schema.check(config)
+    (tmp_path / "config.json").write_text(configs.to_json(config))
+    check_workdir(tmp_path, resumed(tmp_path, []))
+
+
+# --- several processes
+
+
+def test_every_process_asks_the_others_once_whatever_it_has_read(run):
+    step, asked = run / "checkpoints" / "6", []
+
+    def look(number, others=2**31 - 1):
+        asked.append(number)
+        return checksums.damage(step, part=(number, 2), agree=lambda own: asked.append(own) or min(own, others))
+
+    assert (look(0), look(1)) == (None, None)
+    files = sorted(checksums.read(step))
+    flip(step / files[3], 0)
+    assert look(0) is None
+    assert look(1) == f"{files[3]} is not as it was written"
+    assert look(0, 3) == f"{files[3]} is not as it was written"
+    (step / "checksums.json").write_text("[")
+    assert look(0) == "checksums.json cannot be read"
+    (step / "checksums.json").unlink()
+    assert look(0, -1) == "checksums.json cannot be read"
+    assert look(0, 3) == "a file is not as it was written"
+    assert len(asked) == 2 * 8
+
+
+def test_checkpoints_are_those_that_the_first_process_lists(run, monkeypatch):
+    """Another process that still gets an older listing looks at the same ones."""
+    (run / "checkpoints" / "4").rename(run / "checkpoints" / "3")
+    monkeypatch.setattr(checkpoint, "from_first", lambda make: [6, 4])
+    flip(largest(run / "checkpoints" / "6" / "params"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "on_first", lambda do: None)
+        assert checkpoint.newest_whole(run) == 4
+
+
 # --- Ctrl-C through a pipe
 
 
@@ -242,7 +359,7 @@ def test_ctrl_c_through_a_pipe_saves(tmp_path):
     shell.wait(60)
     log = (tmp_path / "log").read_text()
     assert (tmp_path / "code").read_text() == "0\n", log[-3000:]
-    assert "run again to go on" not in log, "tee was gone before"
+    assert "run again to resume" not in log, "tee was gone before"
     assert latest_step(run) >= 5
     assert checksums.damage(run / "checkpoints" / str(latest_step(run))) is None
     assert np.isfinite(jobs.weights(run)["vae.decoder.conv_in.kernel"]).all()

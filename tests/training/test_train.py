@@ -264,7 +264,7 @@ def test_sigterm_saves_and_the_run_goes_on_bit_for_bit(tmp_path):
     started = jobs.start(file, run)
     jobs.until(lambda: jobs.steps_done(run) >= 5, started)
     started[0].send_signal(signal.SIGTERM)
-    assert "run again to go on" in jobs.finish(started, run)
+    assert "run again to resume" in jobs.finish(started, run)
     stopped = interop.orbax.latest_step(run)
     assert stopped is not None
     assert stopped >= 5
