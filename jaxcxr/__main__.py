@@ -1,6 +1,7 @@
 """The command line: `jaxcxr VERB …`, one module of `jaxcxr.verbs` a verb."""
 
 import argparse
+import errno
 import importlib
 import importlib.metadata
 import logging
@@ -79,6 +80,11 @@ def _main(argv: list[str]) -> int:
     except FloatingPointError as error:
         print(f"jaxcxr {verb}: {error}", file=sys.stderr)
         return 1
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        print(f"jaxcxr {verb}: a path is too long ({str(error.filename)[:60]}…); give a shorter one", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print(f"\njaxcxr {verb}: interrupted", file=sys.stderr)
         return 1

@@ -31,14 +31,14 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> ConfigDict:
     if not path.is_file():
         raise UserError(f"{path}: no such config file; the ready ones are in configs/")
     spec = importlib.util.spec_from_file_location(f"jaxcxr_config_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
+    if spec is None or spec.loader is None:
+        raise UserError(f"{path}: is not a Python file; a config is FILE.py, or FILE.py:STAGE for one of its stages")
     module = importlib.util.module_from_spec(spec)
     # So that a config can build on its neighbour, `import base`, or on those of the folder above.
     sys.path[:0] = [str(path.parent), str(path.parent.parent)]
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"{path}: this config fails: {_in_one_line(error, path)}") from error
     finally:
         del sys.path[:2]
@@ -48,7 +48,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> ConfigDict:
         config = module.get_config(stage) if stage else module.get_config()
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if stage and isinstance(error, LookupError | TypeError | ValueError | ArithmeticError):
             raise UserError(f"{path}:{stage}: this config has no such stage") from error
         raise UserError(f"{path}: get_config() fails: {_in_one_line(error, path)}") from error

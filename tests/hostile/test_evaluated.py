@@ -6,10 +6,10 @@ import struct
 import pytest
 from hypothesis import given, settings
 
-from jaxcxr.phantoms.tree import SETTINGS, TRUTH, read_settings, write_tree
 from jaxcxr.evaluation import findings, pictures
 from jaxcxr.evaluation.curves import loss_svg, read_run, speed_svg
 from jaxcxr.evaluation.pictures import EFFUSIONS
+from jaxcxr.phantoms.tree import SETTINGS, TRUTH, read_settings, write_tree
 from tests.hostile.mutations import byte_variants, json_variants, one_line_or_fine
 
 RUN = [

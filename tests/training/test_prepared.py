@@ -8,10 +8,10 @@ import pytest
 
 from jaxcxr import config as configs
 from jaxcxr import workdir as workdirs
-from jaxcxr.phantoms.tree import write_tree
 from jaxcxr.data.prepare import prepare
 from jaxcxr.data.summary import Summary
 from jaxcxr.errors import UserError
+from jaxcxr.phantoms.tree import write_tree
 from jaxcxr.training import prepared
 from jaxcxr.training.feed import open_batches
 from jaxcxr.training.train import train
