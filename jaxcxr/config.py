@@ -96,7 +96,7 @@ def first_difference(old: dict, new: dict, prefix: str = "") -> str | None:
     return None
 
 
-def _in_one_line(error: Exception, path: Path) -> str:
+def _in_one_line(error: BaseException, path: Path) -> str:
     """An error with the last line of the file at `path` that led to it; a SyntaxError says its line itself."""
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if Path(frame.filename).resolve() == path.resolve()]
