@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from jaxcxr import parsing
 from jaxcxr.data.images import UnreadableImage, load_square
 from jaxcxr.errors import UserError
-from jaxcxr.phantoms.prompts import EFFUSIONS
+from jaxcxr.phantoms.generator import KINDS, Finding
+from jaxcxr.phantoms.prompts import EFFUSIONS, Asked, asked_effusion
 from jaxcxr.phantoms.tree import SETTINGS, TRUTH
 from jaxcxr.sample import MANIFEST
 
@@ -22,31 +24,38 @@ _SUFFIXES = {".jpg", ".jpeg", ".png"}
 class Picture:
     """An image with what is known of it.
 
-    `pixels` is uint8 (H, W). `text` is the prompt of a generated image, the findings of a phantom. `effusion` is one
-    of `EFFUSIONS`, asked for or truly there, or empty where nobody says.
+    `pixels` is uint8 (H, W). `text` is the prompt of a generated image, the findings of a phantom. `asked` is what a
+    generated image was asked to show, what a phantom truly shows, and None where nobody says.
     """
 
     pixels: np.ndarray
     text: str = ""
-    effusion: str = ""
+    asked: Asked | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Row:
+    """What is read of a manifest's line to know what was asked for."""
+
+    asked: tuple[Finding, ...] | None = None
+    denied: tuple[str, ...] = ()
+    effusion: str | None = None
 
 
 def read_generated(folder: Path, size: int) -> list[Picture]:
     """Reads what `jaxcxr sample` wrote, at `size` pixels a side, in the manifest's order.
 
     Raises:
-      UserError: the manifest or an image is missing or damaged, or an `effusion` field is none of `EFFUSIONS`.
+      UserError: the manifest or an image is missing or damaged, or what was asked for does not exist.
     """
     manifest = folder / MANIFEST
     pictures = []
     for number, row in _json_lines(manifest, "give a folder that `jaxcxr sample` wrote"):
         if not isinstance(row.get("file_name"), str):
             raise UserError(f"{manifest}: line {number} has no file_name; sample again")
-        effusion = row.get("effusion", "")
-        if effusion and effusion not in EFFUSIONS:
-            raise UserError(f"{manifest}: line {number} has effusion {effusion!r}; it is one of {', '.join(EFFUSIONS)}")
+        asked = _asked(row, f"{manifest}: line {number}")
         pixels = _pixels(folder / row["file_name"], size)
-        pictures.append(Picture(pixels, str(row.get("prompt", "")), effusion))
+        pictures.append(Picture(pixels, str(row.get("prompt", "")), asked))
     if not pictures:
         raise UserError(f"{manifest}: lists no images; sample again")
     return pictures
@@ -81,7 +90,7 @@ def read_phantoms(folder: Path, size: int, limit: int) -> list[Picture]:
         for row in itertools.islice(rows, limit):
             patient = f"p{str(row['subject_id'])[:2]}/p{row['subject_id']}"
             file = folder / "files" / patient / f"s{row['study_id']}" / f"{row['dicom_id']}.jpg"
-            pictures.append(Picture(_pixels(file, size), _findings_text(row), _effusion(row)))
+            pictures.append(Picture(_pixels(file, size), _findings_text(row), _truth(row, str(truth))))
     except (KeyError, TypeError) as error:
         raise UserError(f"{truth}: is not as `jaxcxr phantoms` writes it; write the phantoms again") from error
     return pictures
@@ -124,10 +133,24 @@ def _pixels(file: Path, size: int) -> np.ndarray:
         raise UserError(f"{file}: cannot be decoded ({error}); write the folder again") from error
 
 
-def _effusion(row: Mapping[str, Any]) -> str:
-    """The side of a truth row's effusion."""
-    sides = [finding["side"] for finding in row["findings"] if finding["kind"] == "effusion"]
-    return {"bilateral": "both"}.get(sides[0], sides[0]) if sides else "none"
+def _asked(row: Mapping[str, Any], where: str) -> Asked | None:
+    """What a manifest's line says was asked for; its field `effusion` alone, as in older ones, says it too."""
+    fields: _Row = parsing.convert(row, _Row, where)
+    if fields.asked is not None:
+        return Asked(fields.asked, fields.denied).check(where)
+    if not fields.effusion:
+        return None
+    if fields.effusion not in EFFUSIONS:
+        said = fields.effusion[:20]
+        raise UserError(f"{where}: has effusion {said!r}; it is one of {', '.join(EFFUSIONS)}")
+    return asked_effusion(fields.effusion)
+
+
+def _truth(row: Mapping[str, Any], where: str) -> Asked:
+    """A truth row's findings; it denies every other kind."""
+    findings: tuple[Finding, ...] = parsing.convert(row["findings"], tuple[Finding, ...], where)
+    there = {finding.kind for finding in findings}
+    return Asked(findings, tuple(kind for kind in KINDS if kind not in there)).check(where)
 
 
 def _findings_text(row: Mapping[str, Any]) -> str:
