@@ -12,27 +12,31 @@ from jaxcxr import html
 from jaxcxr.data.images import encode_png, open_picture
 from jaxcxr.errors import UserError
 from jaxcxr.evaluation.curves import Run, loss_svg, speed_svg
-from jaxcxr.evaluation.findings import Classifier, Table
+from jaxcxr.evaluation.findings import Report, in_words
 from jaxcxr.evaluation.pictures import Picture
-from jaxcxr.phantoms.prompts import EFFUSIONS
+from jaxcxr.phantoms.classifier import Classifier
+from jaxcxr.phantoms.scores import Rate, Score
+from jaxcxr.phantoms.truth import GRADES
 
 _SHEET_SIDE, _SHEET_PIXELS = 1024, 2**27
-_TITLES = {
-    "none": "No effusion",
-    "left": "Left effusion",
-    "right": "Right effusion",
-    "both": "Bilateral effusion",
-}
+_MOST_GROUPS = 48
 
 
 @dataclasses.dataclass(frozen=True)
 class Judgement:
-    """What the classifier saw: the side in every generated image, and the tables of generated and of real images."""
+    """What a classifier sees in the generated and in the real images, and the size at which it reads them."""
 
     classifier: Classifier
-    shown: Sequence[str]
-    table: Table
-    real: Table
+    size: int
+    generated: Report
+    real: Report
+
+    def worst(self) -> tuple[Rate, str]:
+        """The classifier's lowest sensitivity or specificity in its own table, and what it is of."""
+        classes = self.classifier.about.tables[str(self.size)].classes
+        rates = [(one.sensitivity, f"sensitivity to {name}") for name, one in classes.items()]
+        rates += [(one.specificity, f"specificity of {name}") for name, one in classes.items()]
+        return min((pair for pair in rates if pair[0].total), key=lambda pair: pair[0].share)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,13 +55,13 @@ class Page:
     settings: Mapping[str, str]
     reconstructions: bool = False
     """Whether sheets that hold images of the data set may be shown."""
-    per_side: int = 12
-    """Generated images shown of each side asked for; four times as many where no side was."""
+    shown: int = 48
+    """Generated images shown, in equal parts of everything that was asked for."""
 
 
 def render(page: Page) -> str:
     """The page as HTML: UTF-8, no scripts, no addresses, every text escaped."""
-    body = "".join([*_head(page), *_samples(page), *_table(page), *_runs(page), *_settings(page)])
+    body = "".join([*_head(page), *_samples(page), *_tables(page), *_runs(page), *_settings(page)])
     return html.document(page.title, body)
 
 
@@ -69,22 +73,23 @@ def _head(page: Page) -> Iterator[str]:
     if page.real and not page.judgement:
         yield f'<span class="notice">The {escape(page.real_name)} on this page are of patients</span>\n'
     if page.judgement:
-        table, ceiling = page.judgement.table, page.judgement.real
+        judgement = page.judgement
         yield '<div class="numbers">\n'
-        yield _number("of the generated images show the effusion they were asked for", table)
-        yield _number(f"of the {page.real_name} kept from training are read correctly by the same classifier", ceiling)
+        yield _number("of the generated images show what they were asked for", judgement.generated.rate)
         yield _number(
-            "of new phantoms, drawn for the classifier’s own test, are read correctly",
-            page.judgement.classifier.held_out,
+            f"of the {page.real_name} kept from training are read correctly, in every finding asked about",
+            judgement.real.rate,
         )
+        worst, of = judgement.worst()
+        yield _number(f"is the classifier’s worst rate on phantoms of new patients: {of}", worst)
         yield "</div>\n"
     yield "</header>\n"
 
 
-def _number(what: str, table: Table) -> str:
-    low, high = table.interval
-    counts = f"{table.correct} of {table.total}; 95 % interval {100 * low:.1f} to {100 * high:.1f} %"
-    return f"<p><b>{_percent(table.accuracy)}</b> {escape(what)} <small>{counts}</small></p>\n"
+def _number(what: str, rate: Rate) -> str:
+    low, high = rate.interval
+    counts = f"{rate.hits} of {rate.total}; 95 % interval {100 * low:.1f} to {100 * high:.1f} %"
+    return f"<p><b>{_percent(rate.share)}</b> {escape(what)} <small>{counts}</small></p>\n"
 
 
 def _percent(share: float) -> str:
@@ -94,7 +99,7 @@ def _percent(share: float) -> str:
 def _samples(page: Page) -> Iterator[str]:
     yield "<section>\n<h2>What was asked for, and what came</h2>\n"
     if not page.judgement:
-        yield from _figures(page.generated[: 4 * page.per_side])
+        yield from _figures(page.generated[: page.shown])
         yield from _beside(page.real[:24], page.real_name)
         yield "</section>\n"
         return
@@ -102,15 +107,18 @@ def _samples(page: Page) -> Iterator[str]:
         '<p class="soft">Drawn in the order of the prompts, none chosen by hand. As on any radiograph, '
         "the patient’s left is on the right of the picture.</p>\n"
     )
-    for side in EFFUSIONS:
-        found = [(p, seen) for p, seen in zip(page.generated, page.judgement.shown, strict=True) if p.effusion == side]
-        if not found:
-            continue
-        correct = sum(seen == side for _, seen in found)
-        yield f"<h3>{_TITLES[side]} <small>{correct} of {len(found)} show it</small></h3>\n"
-        shown = found[: page.per_side]
-        yield from _figures([picture for picture, _ in shown], [seen for _, seen in shown])
-        yield from _beside([picture for picture in page.real if picture.effusion == side][:6], page.real_name)
+    generated, real = page.judgement.generated, page.judgement.real
+    groups: dict[bytes, list[int]] = {}
+    for index, (asked, about) in enumerate(zip(generated.asked, generated.about, strict=True)):
+        groups.setdefault(asked.tobytes() + about.tobytes(), []).append(index)
+    each = max(1, page.shown // len(groups))
+    for members in list(groups.values())[:_MOST_GROUPS]:
+        asked, about = generated.asked[members[0]], generated.about[members[0]]
+        right = int(generated.right[members].sum())
+        yield f"<h3>{in_words(asked, about).capitalize()} <small>{right} of {len(members)} show it</small></h3>\n"
+        yield from _figures([page.generated[index] for index in members[:each]], generated, members)
+        alike = np.flatnonzero(((real.asked == asked) | ~about).all(axis=1))[: max(1, each // 2)]
+        yield from _beside([page.real[index] for index in alike], page.real_name)
     yield "</section>\n"
 
 
@@ -121,15 +129,17 @@ def _beside(pictures: Sequence[Picture], name: str) -> Iterator[str]:
         yield "</div>\n"
 
 
-def _figures(pictures: Sequence[Picture], shown: Sequence[str] = ()) -> Iterator[str]:
+def _figures(pictures: Sequence[Picture], seen: Report | None = None, members: Sequence[int] = ()) -> Iterator[str]:
     """Pictures with their texts, and with what the classifier saw where that is given."""
     yield '<div class="grid">\n'
-    for index, picture in enumerate(pictures):
+    for number, picture in enumerate(pictures):
         kind = verdict = ""
-        if shown:
-            right = shown[index] == picture.effusion
+        if seen:
+            index = members[number]
+            about, right = seen.about[index], seen.right[index]
+            asked, saw = (in_words(classes[index] & about, about) for classes in (seen.asked, seen.seen))
             kind = ' class="right"' if right else ' class="wrong"'
-            verdict = f"<b>{'✓' if right else '✗ wrong:'} asked {picture.effusion}, saw {shown[index]}</b>"
+            verdict = f"<b>{'✓' if right else '✗ wrong:'} asked {asked}, saw {saw}</b>"
         image = _image(encode_png(picture.pixels[..., None]), "chest radiograph")
         caption = f"<figcaption>{verdict}{escape(picture.text)}</figcaption>" if verdict or picture.text else ""
         yield f"<figure{kind}>{image}{caption}</figure>\n"
@@ -140,22 +150,43 @@ def _image(png: bytes, alt: str) -> str:
     return f'<img alt="{escape(alt)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
 
 
-def _table(page: Page) -> Iterator[str]:
+def _tables(page: Page) -> Iterator[str]:
     if not page.judgement:
         return
+    classifier, size = page.judgement.classifier, page.judgement.size
+    generated, own = page.judgement.generated, classifier.about.tables[str(size)]
     yield "<section>\n<h2>Asked for against shown</h2>\n"
-    yield '<p class="soft">Rows: what was asked for. Columns: what the classifier saw. The diagonal is right.</p>\n'
+    yield (
+        '<p class="soft">Sensitivity: of the images that were asked to show a finding on a side, how many do. '
+        "Specificity: of the others, how many do not. In brackets the 95 % interval.</p>\n"
+    )
+    yield from _scores(generated.classes, generated.grades)
+    yield (
+        "</section>\n<section>\n<h2>How well the classifier sees</h2>\n"
+        f'<p class="soft">The classifier “{escape(classifier.name)}”, on drawn radiographs of {size}² of patients '
+        "that it was not trained on.</p>\n"
+    )
+    yield from _scores(own.classes, own.grades)
+    yield "</section>\n"
+
+
+def _scores(classes: Mapping[str, Score], grades: Mapping[str, Rate]) -> Iterator[str]:
     yield '<div class="scroll"><table>\n<thead><tr><th></th>'
-    yield "".join(f'<th scope="col">saw {side}</th>' for side in EFFUSIONS) + "</tr></thead>\n<tbody>\n"
-    for row, side in enumerate(EFFUSIONS):
-        counts = page.judgement.table.counts[row]
-        yield f'<tr><th scope="row">asked {side}</th>'
-        for column, count in enumerate(counts):
-            share = count / max(1, sum(counts))
-            hit = ' class="hit"' if row == column else ""
-            yield f'<td{hit} style="background: rgba(var(--tint), {0.55 * share:.2f})">{count}</td>'
-        yield "</tr>\n"
-    yield "</tbody></table></div>\n</section>\n"
+    yield '<th scope="col">sensitivity</th><th scope="col">specificity</th></tr></thead>\n<tbody>\n'
+    for name, one in classes.items():
+        cells = "".join(_cell(rate) for rate in (one.sensitivity, one.specificity))
+        yield f'<tr><th scope="row">{name}</th>{cells}</tr>\n'
+    for kind, rate in grades.items():
+        yield f'<tr><th scope="row">{GRADES[kind][0]} of {kind}</th>{_cell(rate)}<td></td></tr>\n'
+    yield "</tbody></table></div>\n"
+
+
+def _cell(rate: Rate) -> str:
+    if not rate.total:
+        return "<td>–</td>"
+    low, high = rate.interval
+    said = f"{_percent(rate.share)} <small>of {rate.total} ({100 * low:.1f} to {100 * high:.1f})</small>"
+    return f'<td style="background: rgba(var(--tint), {0.45 * rate.share:.2f})">{said}</td>'
 
 
 def _runs(page: Page) -> Iterator[str]:

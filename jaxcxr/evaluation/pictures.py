@@ -11,8 +11,8 @@ from jaxcxr import parsing
 from jaxcxr.data.images import UnreadableImage, load_square
 from jaxcxr.errors import UserError
 from jaxcxr.files import inside
-from jaxcxr.phantoms.generator import Finding
-from jaxcxr.phantoms.prompts import EFFUSIONS
+from jaxcxr.phantoms.generator import KINDS, Finding
+from jaxcxr.phantoms.prompts import EFFUSIONS, Asked, asked_effusion
 from jaxcxr.phantoms.tree import SETTINGS, TRUTH, read_settings
 from jaxcxr.sample import MANIFEST, MOST_BYTES
 
@@ -23,13 +23,13 @@ _SUFFIXES = {".jpg", ".jpeg", ".png"}
 class Picture:
     """An image with what is known of it.
 
-    `pixels` is uint8 (H, W). `text` is the prompt of a generated image, the findings of a phantom. `effusion` is one
-    of `EFFUSIONS`, asked for or truly there, or empty where nobody says.
+    `pixels` is uint8 (H, W). `text` is the prompt of a generated image, the findings of a phantom. `asked` is what a
+    generated image was asked to show, what a phantom truly shows, and None where nobody says.
     """
 
     pixels: np.ndarray
     text: str = ""
-    effusion: str = ""
+    asked: Asked | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +38,8 @@ class _Generated:
 
     file_name: str | None = None
     prompt: str = ""
+    asked: tuple[Finding, ...] | None = None
+    denied: tuple[str, ...] = ()
     effusion: str | None = None
 
 
@@ -56,21 +58,18 @@ def read_generated(folder: Path, size: int) -> list[Picture]:
     """Reads what `jaxcxr sample` wrote, at `size` pixels a side, in the manifest's order.
 
     Raises:
-      UserError: the manifest or an image is missing, damaged or outside of the folder, or an `effusion` field is none
-        of `EFFUSIONS`.
+      UserError: the manifest or an image is missing, damaged or outside of the folder, or what was asked for does not
+        exist.
     """
     manifest = folder / MANIFEST
     pictures = []
     remedy = "give a folder of `jaxcxr sample`"
     rows: Iterable[_Generated] = parsing.read_lines(manifest, _Generated, remedy=remedy, most=MOST_BYTES)
     for number, row in enumerate(rows, 1):
+        where = f"{manifest}: image {number}"
         if row.file_name is None:
-            raise UserError(f"{manifest}: image {number} has no file_name; sample again")
-        if row.effusion and row.effusion not in EFFUSIONS:
-            said = row.effusion[:20]
-            raise UserError(f"{manifest}: image {number} has effusion {said!r}; it is one of {', '.join(EFFUSIONS)}")
-        pixels = _pixels(inside(folder, row.file_name), size)
-        pictures.append(Picture(pixels, row.prompt, row.effusion or ""))
+            raise UserError(f"{where} has no file_name; sample again")
+        pictures.append(Picture(_pixels(inside(folder, row.file_name), size), row.prompt, _asked(row, where)))
     if not pictures:
         raise UserError(f"{manifest}: lists no images; sample again")
     return pictures
@@ -104,7 +103,7 @@ def read_phantoms(folder: Path, size: int, limit: int) -> list[Picture]:
     for row in itertools.islice((row for row in rows if row.split != "train"), limit):
         study = f"p{str(row.subject_id)[:2]}/p{row.subject_id}/s{row.study_id}"
         file = inside(folder, f"files/{study}/{row.dicom_id}.jpg")
-        pictures.append(Picture(_pixels(file, size), _findings_text(row.findings), _effusion(row.findings, truth)))
+        pictures.append(Picture(_pixels(file, size), _findings_text(row.findings), _shown(row.findings, truth)))
     if not pictures:
         raise UserError(f"{truth}: lists no images but those to train on; write the phantoms again, of more patients")
     return pictures
@@ -130,13 +129,21 @@ def _pixels(file: Path, size: int) -> np.ndarray:
         raise UserError(f"{file}: cannot be decoded ({error}); write the folder again") from error
 
 
-def _effusion(findings: Iterable[Finding], truth: Path) -> str:
-    """The side of a phantom's effusion."""
-    sides = [finding.side for finding in findings if finding.kind == "effusion"]
-    effusion = {"bilateral": "both"}.get(sides[0], sides[0]) if sides else "none"
-    if effusion not in EFFUSIONS:
-        raise UserError(f"{truth}: has an effusion on side {effusion[:20]!r}; write the phantoms again")
-    return effusion
+def _asked(row: _Generated, where: str) -> Asked | None:
+    """What a manifest's line says was asked for; its field `effusion` alone, as in older ones, says it too."""
+    if row.asked is not None:
+        return Asked(row.asked, row.denied).check(where)
+    if not row.effusion:
+        return None
+    if row.effusion not in EFFUSIONS:
+        raise UserError(f"{where} has effusion {row.effusion[:20]!r}; it is one of {', '.join(EFFUSIONS)}")
+    return asked_effusion(row.effusion)
+
+
+def _shown(findings: tuple[Finding, ...], truth: Path) -> Asked:
+    """A phantom's findings; every other kind is denied."""
+    there = {finding.kind for finding in findings}
+    return Asked(findings, tuple(kind for kind in KINDS if kind not in there)).check(str(truth))
 
 
 def _findings_text(findings: Iterable[Finding]) -> str:

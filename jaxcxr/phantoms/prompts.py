@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from jaxcxr.files import replace_file
 from jaxcxr.phantoms.generator import DEVICES, KINDS, Finding
 from jaxcxr.phantoms.reports import IMPRESSION, effusion_prompt, word_finding
 from jaxcxr.phantoms.studies import hides
-from jaxcxr.phantoms.truth import GRADES, name_of
+from jaxcxr.phantoms.truth import GRADES, NAMES, name_of
 
 EFFUSIONS = ("none", "left", "right", "both")
 """The sides that a prompt for an effusion asks for."""
@@ -89,8 +89,39 @@ _SIDES: Mapping[str, tuple[str, ...]] = {
     "effusion": ("left", "right", "bilateral"),
     **dict.fromkeys(("pneumothorax", "consolidation", "nodule", "central line", "pacemaker"), ("left", "right")),
 }
-_NAMES = (*KINDS[:-1], *DEVICES)
 _MM = range(10, 31)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a picture was asked to show, or a phantom truly shows: findings, and the kinds that are denied."""
+
+    findings: tuple[Finding, ...]
+    denied: tuple[str, ...] = ()
+
+    @property
+    def kinds(self) -> set[str]:
+        """The kinds that something is known of."""
+        return {finding.kind for finding in self.findings} | set(self.denied)
+
+    def check(self, where: str) -> Asked:
+        """Itself; a size or a zone may be left open.
+
+        Raises:
+          UserError: a finding does not exist, or a kind is named twice.
+        """
+        for finding in self.findings:
+            names = [name for name in NAMES if name == name_of(finding)]
+            if not any(_allows(finding, one) for name in names for one in _variants(name)):
+                said = " ".join(str(value) for value in finding.as_dict().values())[:60]
+                raise UserError(f"{where}: no phantom has {said!r}; {_offer(names or NAMES)}")
+        for kind in self.denied:
+            if kind not in KINDS:
+                raise UserError(f"{where}: denies {kind[:20]!r}; choose from {', '.join(KINDS)}")
+        named = [finding.kind for finding in self.findings]
+        if twice := [kind for kind in named if named.count(kind) > 1 or kind in self.denied]:
+            raise UserError(f"{where}: names {twice[0]} twice; a phantom has a kind once, and bilateral is a side")
+        return self
 
 
 def parse_asked(text: str) -> list[Finding]:
@@ -112,9 +143,9 @@ def parse_asked(text: str) -> list[Finding]:
 
 def _entry(entry: str) -> Iterator[Finding]:
     if entry == "all":
-        yield from itertools.chain.from_iterable(_variants(name) for name in _NAMES)
+        yield from itertools.chain.from_iterable(_variants(name) for name in NAMES)
         return
-    name = next((name for name in (*_NAMES, "device") if entry == name or entry.endswith(f" {name}")), None)
+    name = next((name for name in (*NAMES, "device") if entry == name or entry.endswith(f" {name}")), None)
     if name is None:
         raise UserError(f"--ask {entry!r}: no such finding; {_offer()}")
     words = entry.removesuffix(name).split()
@@ -136,12 +167,17 @@ def _variants(name: str) -> Iterator[Finding]:
     attribute, values = GRADES.get(kind, ("", ("",)))
     for side in _SIDES.get(name, ("",)):
         for value in values:
-            finding = Finding(kind, side, device=name if kind == "device" else "")
-            grade: Any = {attribute: value} if attribute else {}
-            yield replace(finding, **grade)
+            grade: dict[str, Any] = {attribute: value} if attribute else {}
+            yield Finding(kind, side, device=name if kind == "device" else "", **grade)
 
 
-def _offer(names: Sequence[str] = _NAMES) -> str:
+def _allows(finding: Finding, variant: Finding) -> bool:
+    """Whether a finding is that variant, or says less of it."""
+    size, zone = finding.size or variant.size, finding.zone or variant.zone
+    return replace(finding, size=size, zone=zone, mm=0) == variant
+
+
+def _offer(names: Sequence[str] = NAMES) -> str:
     """What exists, in a line: "ask for [small|moderate|large] [left|right] pneumothorax, …"."""
     said = []
     for name in names:
@@ -169,7 +205,8 @@ def pairs(findings: Sequence[Finding], count: int, rng: np.random.Generator) -> 
     """
     by_names: dict[tuple[str, str], list[tuple[Finding, Finding]]] = {}
     for pair in itertools.combinations(sorted(findings, key=lambda f: KINDS.index(f.kind)), 2):
-        if pair[0].kind != pair[1].kind and not hides(*pair):
+        faint = pair[0].kind == "nodule" and pair[1].size == "severe"  # edema, in which nobody would see it
+        if pair[0].kind != pair[1].kind and not hides(*pair) and not faint:
             by_names.setdefault((name_of(pair[0]), name_of(pair[1])), []).append(pair)
     if not by_names:
         raise UserError("--pairs: no two of the findings asked for go together; name more kinds with --ask")
@@ -197,7 +234,18 @@ def ask(findings: Sequence[Finding], rng: np.random.Generator, reports: bool = F
     """A prompt row for findings, in held-out wordings or in those of the generator's `reports`."""
     table = IMPRESSION if reports else HELD_OUT
     said = " ".join(word_finding(table, findings[i], rng) for i in rng.permutation(len(findings)))
-    return {"prompt": said, "asked": [finding.as_dict() for finding in findings], "denied": []}
+    return {"prompt": said} | _fields(Asked(tuple(findings)))
+
+
+def _fields(asked: Asked) -> dict[str, Any]:
+    return {"asked": [finding.as_dict() for finding in asked.findings], "denied": list(asked.denied)}
+
+
+def asked_effusion(side: str, size: str = "") -> Asked:
+    """What is asked for with an effusion on one of `EFFUSIONS`."""
+    if side == "none":
+        return Asked((), ("effusion",))
+    return Asked((Finding("effusion", {"both": "bilateral"}.get(side, side), size),))
 
 
 def ask_effusion(side: str, rng: np.random.Generator) -> dict[str, Any]:
@@ -207,9 +255,8 @@ def ask_effusion(side: str, rng: np.random.Generator) -> dict[str, Any]:
     """
     sizes = GRADES["effusion"][1]
     size = "" if side == "none" else sizes[int(rng.integers(len(sizes)))]
-    asked = [] if side == "none" else [Finding("effusion", {"both": "bilateral"}.get(side, side), size).as_dict()]
-    denied = [] if asked else ["effusion"]
-    return {"prompt": effusion_prompt(side, rng, size), "effusion": side, "asked": asked, "denied": denied}
+    asked = asked_effusion(side, size)
+    return {"prompt": effusion_prompt(side, rng, size), "effusion": side} | _fields(asked)
 
 
 def prompt_rows(

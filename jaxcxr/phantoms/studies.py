@@ -5,19 +5,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from jaxcxr.phantoms.anatomy import FIELD_MM
 from jaxcxr.phantoms.generator import DEVICES, KINDS, Drawing, Finding, Patient, draw
-from jaxcxr.phantoms.truth import SIDES, classes_of
+from jaxcxr.phantoms.truth import SIDES, classes_of, kind_of
 
 PORTABLE = 0.3
 """Share of frontal views that are AP."""
-NOISE = 4
-"""Gray levels within which two pictures count as equal at a pixel."""
+FAINT: Mapping[str, float] = {"nodule": 36.0}
+"""By kind: the mean contrast in gray levels below which it cannot be seen, as a nodule in severe edema."""
 PREVALENCE: Mapping[str, float] = {
     "left effusion": 0.2,
     "right effusion": 0.2,
@@ -64,20 +66,28 @@ class Phantom:
         drawing = draw(self.patient, 0, findings, len(self.image), self.view)
         return replace(self, findings=tuple(findings), drawing=drawing)
 
-    def visibility(self) -> dict[str, float]:
-        """How much each class of `truth.CLASSES` that is there changes the picture: contrast times area.
+    def contrasts(self, kinds: Sequence[str] = KINDS) -> dict[str, float]:
+        """How well each class of `truth.CLASSES` that is there, and of `kinds`, can be seen: its mean contrast.
 
-        It is the sum of the gray levels by which the picture differs from the same one without that class, over
-        the pixels where it differs by more than `NOISE` levels, times a pixel's share of the picture in percent.
+        That is the mean, over the pixels where the class lies, of the gray levels by which the picture differs from
+        the same one without it. A nodule's mean is over its whole disc, of which the heart may cover a part.
         """
         found = {}
-        for finding in self.findings:
-            for name, rest in _without(finding):
+        for finding, mask in zip(self.findings, self.masks, strict=True):
+            for name, rest in _without(finding) if finding.kind in kinds else ():
                 others = [rest if other is finding else other for other in self.findings]
                 without = self.with_findings([other for other in others if other])
-                change = np.abs(self.image.astype(int) - without.image)
-                found[name] = float(100 * change[change > NOISE].sum() / change.size)
+                own = mask & ~without.masks[self.findings.index(finding)] if rest else mask
+                change = np.abs(self.image.astype(int) - without.image)[own].sum()
+                disc = math.pi * (finding.mm / 2 / FIELD_MM * len(mask)) ** 2
+                found[name] = float(change / max(own.sum(), disc, 1.0))
         return found
+
+    def hidden(self) -> set[str]:
+        """The classes that are there and too faint to be seen, by `FAINT`."""
+        if len(self.findings) < 2:
+            return set()
+        return {name for name, contrast in self.contrasts(tuple(FAINT)).items() if contrast < FAINT[kind_of(name)]}
 
 
 def phantom(

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from jaxcxr.phantoms.generator import Finding
+from jaxcxr.phantoms.generator import DEVICES, KINDS, Finding
 
 SIDES = ("right", "left")
 CLASSES = (
@@ -41,6 +41,10 @@ GRADES: Mapping[str, tuple[str, tuple[str, ...]]] = {
 """By kind: the attribute of a `Finding` that grades it, and that attribute's values."""
 
 
+NAMES = (*KINDS[:-1], *DEVICES)
+"""What classes are named by: the kinds, with the devices in place of the last."""
+
+
 def name_of(finding: Finding) -> str:
     """The finding's name in a class: its device, or its kind."""
     return finding.device or finding.kind
@@ -52,6 +56,12 @@ def classes_of(finding: Finding) -> tuple[str, ...]:
     return tuple(f"{side} {name_of(finding)}".strip() for side in sides)
 
 
+def kind_of(name: str) -> str:
+    """The kind that a class is of."""
+    last = name.removeprefix("right ").removeprefix("left ")
+    return last if last in KINDS else "device"
+
+
 def present(findings: Sequence[Finding]) -> np.ndarray:
     """Which of `CLASSES` the findings make up, bool (16,)."""
     found = {name for finding in findings for name in classes_of(finding)}
@@ -59,7 +69,7 @@ def present(findings: Sequence[Finding]) -> np.ndarray:
 
 
 def grades(findings: Sequence[Finding]) -> np.ndarray:
-    """The index of each kind's grade in the order of `GRADES`, int (6,); -1 where the kind is absent.
+    """The index of each kind's grade in the order of `GRADES`, int (6,); -1 where the kind or its grade is not told.
 
     A study has at most one finding of a kind.
     """
@@ -67,5 +77,6 @@ def grades(findings: Sequence[Finding]) -> np.ndarray:
     for finding in findings:
         if finding.kind in GRADES:
             attribute, names = GRADES[finding.kind]
-            values[finding.kind] = names.index(getattr(finding, attribute))
+            grade = getattr(finding, attribute)
+            values[finding.kind] = names.index(grade) if grade else -1
     return np.array(list(values.values()))

@@ -1,10 +1,10 @@
 """Judge generated images and write a page to look at.
 
 Writes OUT/index.html, one file that needs nothing else, and OUT/evaluation.json. Where --real is a tree that
-`jaxcxr phantoms` wrote, a small classifier says whether each image shows the effusion that its prompt asked for
-(write such prompts with `jaxcxr prompts`); it is trained once, in a minute or two, and kept. Other real images,
-report texts, the config's samples.prompts and what --runs reconstructed stay off the page unless --show-real is
-given. Safe to run again: page and numbers are replaced. A new OUT cannot be read by others.
+`jaxcxr phantoms` wrote, a small classifier says whether each image shows the findings that its prompt asked for, on
+which side and how large (write such prompts with `jaxcxr prompts`). Other real images, report texts, the config's
+samples.prompts and what --runs reconstructed stay off the page unless --show-real is given. Safe to run again: page
+and numbers are replaced. A new OUT cannot be read by others.
 """
 
 import argparse
@@ -26,7 +26,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--runs", nargs="*", type=Path, default=[], metavar="WORKDIR", help="workdirs whose curves the page shows"
     )
     parser.add_argument(
-        "--classifier", type=Path, metavar="FILE", help="where it is kept; default: OUT/classifier.safetensors"
+        "--classifier",
+        default="first",
+        metavar="NAME",
+        help="first, or a file of another; default: %(default)s",
     )
     parser.add_argument("--title", default="Synthetic chest X-rays", help="of the page; default: %(default)s")
     parser.add_argument(
@@ -57,42 +60,36 @@ def run(args: argparse.Namespace) -> None:
 
 def _judge(args: argparse.Namespace, config: Any, generated: list, runs: list) -> None:
     """With phantoms: the numbers, and a page where everything may be seen."""
-    import dataclasses
-
-    import numpy as np
-
     from jaxcxr.evaluation import findings, pictures
     from jaxcxr.evaluation.page import Judgement
+    from jaxcxr.phantoms.classifier import read
 
     findings.require_asked(generated, args.generated)
-    seed = pictures.phantom_seed(args.real)
-    assert seed is not None
-    # Never the tree's own patients, whatever its seed.
-    settings = findings.Settings(seed=(seed + 1_000_003) % 2**32, size=config.data.size)
-    _make_out(args)
-    file = args.classifier or args.out / "classifier.safetensors"
-    classifier = findings.cached_classifier(file, settings, progress=True)
+    classifier = read(args.classifier)
+    size = classifier.reads_at(config.data.size)
     real = pictures.read_phantoms(args.real, config.data.size, limit=500)
-    shown = findings.classify(classifier, np.stack([picture.pixels for picture in generated]))
-    table = findings.Table.of([picture.effusion for picture in generated], shown)
-    judgement = Judgement(classifier, shown, table, findings.judge(real, classifier))
-    numbers = table.as_dict() | {
-        "real": judgement.real.as_dict(),
-        "classifier": {
-            "held_out": classifier.held_out.as_dict(),
-            "held_out_degraded": classifier.held_out_degraded.as_dict(),
-            "settings": dataclasses.asdict(settings),
-        },
-    }
+    shown = findings.report(generated, classifier)
+    ceiling = findings.report(real, classifier, findings.kinds_asked(generated))
+    numbers = (
+        {"total": len(generated)}
+        | shown.as_dict()
+        | {
+            "real": {"total": len(real)} | ceiling.as_dict(),
+            "classifier": {"name": classifier.name, "size": size, "training": dict(classifier.about.training)}
+            | {"held_out": {name: table.as_dict() for name, table in classifier.about.tables.items()}},
+        }
+    )
+    judgement = Judgement(classifier, size, shown, ceiling)
     _write(args, config, numbers, generated, real, "phantoms", judgement, runs)
-    low, high = table.interval
+    low, high = shown.rate.interval
+    worst, of = judgement.worst()
     print(
-        f"{table.correct} of {table.total} images show the effusion asked for: "
-        f"{100 * table.accuracy:.1f} % (95 % interval {100 * low:.1f} to {100 * high:.1f} %)"
+        f"{shown.rate.hits} of {shown.rate.total} images show what was asked for: "
+        f"{100 * shown.rate.share:.1f} % (95 % interval {100 * low:.1f} to {100 * high:.1f} %)"
     )
     print(
-        f"the classifier reads {100 * judgement.real.accuracy:.1f} % of the tree's held-out phantoms "
-        f"and {100 * classifier.held_out.accuracy:.1f} % of its own"
+        f"the classifier reads {100 * ceiling.rate.share:.1f} % of the tree's held-out phantoms; "
+        f"its worst rate on its own is {100 * worst.share:.1f} %, its {of}"
     )
     print(f"page: {args.out / 'index.html'}")
 

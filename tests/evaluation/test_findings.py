@@ -1,25 +1,19 @@
-import dataclasses
 import json
 
 import numpy as np
 import pytest
 from PIL import Image
-from safetensors import safe_open
-from safetensors.numpy import save
 
 from jaxcxr.errors import UserError
 from jaxcxr.evaluation import findings, pictures
-from jaxcxr.evaluation.findings import Settings, Table, wilson
-from jaxcxr.phantoms.prompts import EFFUSIONS
+from jaxcxr.evaluation.pictures import Picture
+from jaxcxr.phantoms.classifier import Seen
+from jaxcxr.phantoms.generator import KINDS, Finding
+from jaxcxr.phantoms.prompts import EFFUSIONS, Asked, asked_effusion
+from jaxcxr.phantoms.scores import Rate
 from jaxcxr.phantoms.tree import write_tree
-
-TINY = Settings(seed=5, patients=160, held_out=60, steps=60)
-
-
-@pytest.fixture(scope="module")
-def cached(tmp_path_factory):
-    file = tmp_path_factory.mktemp("classifier") / "classifier.safetensors"
-    return file, findings.cached_classifier(file, TINY)
+from jaxcxr.phantoms.truth import grades, present
+from tests.phantoms.classifiers import untrained
 
 
 def write_samples(folder, rows):
@@ -32,84 +26,40 @@ def write_samples(folder, rows):
     return folder
 
 
-def test_table_counts_asked_by_rows_and_shown_by_columns():
-    table = Table.of(["none", "left", "left", "both"], ["none", "left", "right", "right"])
-    assert table.counts == ((1, 0, 0, 0), (0, 1, 1, 0), (0, 0, 0, 0), (0, 0, 1, 0))
-    assert (table.correct, table.total, table.accuracy) == (2, 4, 0.5)
-    with pytest.raises(ValueError):
-        Table.of(["none"], ["none", "left"])
-    with pytest.raises(ValueError):
-        Table.of(["none"], ["bilateral"])
+LEFT, RIGHT = Finding("nodule", "left", zone="mid", mm=12), Finding("nodule", "right", zone="mid", mm=12)
+EDEMA = Finding("edema", size="mild")
 
 
-@pytest.mark.parametrize(
-    ("correct", "total", "low", "high"),
-    # Values of Newcombe, Statist. Med. 17:857 (1998), table I, score method without continuity correction.
-    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
-)
-def test_wilson_interval(correct, total, low, high):
-    assert wilson(correct, total) == pytest.approx((low, high), abs=6e-5)
+def report(asked, shown, monkeypatch, **how):
+    """The report of pictures that were asked for something and show findings."""
+    seen = Seen(np.stack([present(one) for one in shown]), np.stack([grades(one) for one in shown]))
+    monkeypatch.setattr(findings, "see", lambda *_: seen)
+    return findings.report([Picture(np.zeros((64, 64), np.uint8), "", one) for one in asked], untrained(), **how)
 
 
-def test_wilson_interval_of_nothing_and_of_everything():
-    assert wilson(0, 0) == (0.0, 1.0)
-    low, high = wilson(50, 50)
-    assert high == pytest.approx(1.0)
-    assert 0.9 < low < 0.95
+def test_a_picture_is_right_if_it_shows_what_was_asked_for_of_the_kinds_asked_about(monkeypatch):
+    asked = [Asked((LEFT,))] * 4 + [asked_effusion("none")] * 2
+    shown = [[LEFT], [LEFT, EDEMA], [RIGHT], [LEFT, RIGHT], [EDEMA], [Finding("effusion", "left", "small")]]
+    one = report(asked, shown, monkeypatch)
+    assert one.right.tolist() == [True, True, False, False, True, False]
+    assert one.rate == Rate(3, 6)
+    assert one.classes["left nodule"].sensitivity == Rate(3, 4)
+    assert one.classes["right nodule"].specificity == Rate(4, 6)
+    assert one.classes["edema"].specificity == Rate(4, 6), "a class that no prompt names is not asked for"
+    assert one.classes["edema"].sensitivity == Rate(0, 0)
 
 
-def test_classifier_learns_and_is_read_back(cached, monkeypatch):
-    file, classifier = cached
-    assert classifier.held_out.total == TINY.held_out
-    assert classifier.held_out.interval[0] > 0.35  # chance is 0.25
-    monkeypatch.setattr(findings, "train_classifier", lambda *_: pytest.fail("trained again"))
-    again = findings.cached_classifier(file, TINY)
-    images = np.random.default_rng(0).integers(0, 256, (9, 128, 128), dtype=np.uint8)
-    assert findings.classify(again, images) == findings.classify(classifier, images)
-    assert (again.held_out, again.held_out_degraded) == (classifier.held_out, classifier.held_out_degraded)
+def test_other_kinds_count_for_phantoms_if_they_are_asked_about(monkeypatch):
+    truth = [Asked((LEFT, EDEMA), tuple(kind for kind in KINDS if kind not in ("nodule", "edema")))]
+    assert report(truth, [[LEFT]], monkeypatch).rate == Rate(0, 1)
+    assert report(truth, [[LEFT]], monkeypatch, kinds={"nodule"}).rate == Rate(1, 1)
 
 
-def test_classifier_of_other_settings_is_trained_anew(cached, monkeypatch):
-    file, classifier = cached
-    other = dataclasses.replace(TINY, seed=6)
-    monkeypatch.setattr(
-        findings, "train_classifier", lambda settings, _: dataclasses.replace(classifier, settings=settings)
-    )
-    copy = file.with_name("copy.safetensors")
-    copy.write_bytes(file.read_bytes())
-    assert findings.cached_classifier(copy, other).settings == other
-    assert findings.read_classifier(copy).settings == other
-
-
-def test_a_file_of_another_kind_is_left_alone(tmp_path):
-    file = tmp_path / "model.safetensors"
-    file.write_bytes(b"something else")
-    with pytest.raises(UserError, match="not an effusion classifier"):
-        findings.cached_classifier(file, TINY)
-    assert file.read_bytes() == b"something else"
-
-
-@pytest.mark.parametrize("damage", ["shape", "dtype", "nan", "missing", "settings", "counts", "text"])
-def test_a_damaged_classifier_is_refused(cached, tmp_path, damage):
-    with safe_open(cached[0], "numpy") as tensors:
-        parameters = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
-        about = json.loads(tensors.metadata()[findings._MARK])
-    if damage == "shape":
-        parameters["out.kernel"] = parameters["out.kernel"][:, :1]
-    elif damage == "dtype":
-        parameters["out.kernel"] = parameters["out.kernel"].astype(np.float64)
-    elif damage == "nan":
-        parameters["out.kernel"] = np.full_like(parameters["out.kernel"], np.nan)
-    elif damage == "missing":
-        del parameters["out.kernel"]
-    elif damage == "settings":
-        about["settings"]["size"] = "large"
-    elif damage == "counts":
-        about["held_out"][2] = [1, 2]
-    text = "{" if damage == "text" else json.dumps(about)
-    (tmp_path / "c.safetensors").write_bytes(save(parameters, {findings._MARK: text}))
-    with pytest.raises(UserError, match=r"c\.safetensors: .*name another file or remove this one"):
-        findings.cached_classifier(tmp_path / "c.safetensors", TINY)
+def test_sizes_are_counted_where_they_were_asked_for(monkeypatch):
+    asked = [Asked((EDEMA,)), Asked((Finding("edema", size="severe"),)), asked_effusion("left")]
+    one = report(asked, [[EDEMA], [EDEMA], [Finding("effusion", "left", "small")]], monkeypatch)
+    assert one.grades["edema"] == Rate(1, 2)
+    assert one.grades["effusion"] == Rate(0, 0)
 
 
 @pytest.mark.parametrize(
@@ -143,49 +93,58 @@ def test_the_truth_of_phantoms_names_no_file_outside_of_its_folder(tmp_path):
         pictures.read_phantoms(tree, 64, limit=10)
 
 
-def test_degrading_keeps_sides_and_changes_little():
-    image = np.zeros((4, 64, 64), np.uint8)
-    image[:, 40:60, 36:60] = 255  # the patient's left
-    changed = findings._degrade(image, np.random.default_rng(0))
-    assert changed.shape == image.shape
-    assert changed.dtype == np.float32
-    assert (changed[:, :, 32:].mean((1, 2)) > changed[:, :, :32].mean((1, 2)) + 0.1).all()
-
-
 def test_phantom_truth_is_read_from_the_tree(tmp_path):
     tree = write_tree(tmp_path / "tree", patients=30, size=64, seed=3).out
     assert pictures.phantom_seed(tree) == 3
     assert pictures.phantom_seed(tmp_path) is None
     found = pictures.read_phantoms(tree, 64, limit=100)
     rows = [json.loads(line) for line in (tree / "phantom-truth.jsonl").read_text().splitlines()]
-    assert len(found) == sum(row["split"] != "train" for row in rows)
-    assert {picture.effusion for picture in found} <= set(EFFUSIONS)
-    for picture in found:
-        assert (picture.effusion == "none") == ("effusion" not in picture.text)
+    rows = [row for row in rows if row["split"] != "train"]
+    assert len(found) == len(rows)
+    for picture, row in zip(found, rows, strict=True):
+        assert [f.kind for f in picture.asked.findings] == [f["kind"] for f in row["findings"]]
+        assert picture.asked.kinds == set(KINDS)
+        assert ("effusion" in picture.asked.denied) == ("effusion" not in picture.text)
         assert picture.pixels.shape == (64, 64)
 
 
-def test_asked_and_shown(tmp_path, cached):
+def test_what_was_asked_for_is_read_from_the_manifest_old_or_new(tmp_path):
     rows = [{"prompt": "p", "effusion": side} for side in EFFUSIONS]
-    table = findings.asked_and_shown(write_samples(tmp_path / "samples", rows), cached[1])
-    assert [sum(row) for row in table.counts] == [1, 1, 1, 1]
+    rows.append({"prompt": "p", "asked": [LEFT.as_dict(), EDEMA.as_dict()], "denied": ["effusion"]})
+    rows.append({"prompt": "p"})
+    asked = [picture.asked for picture in pictures.read_generated(write_samples(tmp_path / "samples", rows), 64)]
+    assert asked == [*map(asked_effusion, EFFUSIONS), Asked((LEFT, EDEMA), ("effusion",)), None]
 
 
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([{"prompt": "p"}], "1 of 1 images have no `effusion`"),
         ([{"prompt": "p", "effusion": "bilateral"}], "effusion 'bilateral'"),
         ([{"prompt": "p", "effusion": "left", "file_name": "gone.png"}], r"has no file 'gone\.png'"),
         ([{"prompt": "p", "effusion": "left", "file_name": None}], "no file_name"),
+        ([{"prompt": "p", "asked": [{"kind": "fracture"}]}], "image 1: no phantom has 'fracture'; ask for"),
+        (
+            [{"prompt": "p", "asked": [{"kind": "edema", "side": "left", "size": "mild"}]}],
+            "has 'edema left mild'; ask for",
+        ),
+        ([{"prompt": "p", "asked": [], "denied": ["fracture"]}], "denies 'fracture'; choose from effusion"),
+        ([{"prompt": "p", "asked": "left"}], "line 1: Expected `array"),
+        ([{"asked": [EDEMA.as_dict()], "denied": ["edema"]}], "names edema twice"),
         ([], "lists no images"),
     ],
 )
-def test_folders_that_cannot_be_judged(tmp_path, cached, rows, message):
+def test_manifests_that_cannot_be_read(tmp_path, rows, message):
     with pytest.raises(UserError, match=message):
-        findings.asked_and_shown(write_samples(tmp_path / "samples", rows), cached[1])
+        pictures.read_generated(write_samples(tmp_path / "samples", rows), 64)
 
 
-def test_a_folder_without_manifest(tmp_path, cached):
+def test_images_that_do_not_say_what_was_asked_for(tmp_path):
+    known = Picture(np.zeros((64, 64), np.uint8), "", asked_effusion("left"))
+    findings.require_asked([known], tmp_path)
+    with pytest.raises(UserError, match="1 of 2 images have no `asked`"):
+        findings.require_asked([known, Picture(known.pixels)], tmp_path)
+
+
+def test_a_folder_without_manifest(tmp_path):
     with pytest.raises(UserError, match=r"manifest\.jsonl: cannot be read"):
-        findings.asked_and_shown(tmp_path, cached[1])
+        pictures.read_generated(tmp_path, 64)

@@ -15,13 +15,16 @@ from PIL import Image
 
 from jaxcxr.__main__ import main
 from jaxcxr.errors import UserError
-from jaxcxr.evaluation import findings
 from jaxcxr.evaluation.curves import loss_svg, read_run, smooth, speed_svg
-from jaxcxr.evaluation.findings import Settings, Table
+from jaxcxr.evaluation.findings import Report
 from jaxcxr.evaluation.page import Judgement, Page, render
 from jaxcxr.evaluation.pictures import Picture
-from jaxcxr.phantoms.prompts import EFFUSIONS
+from jaxcxr.phantoms.classifier import to_bytes
+from jaxcxr.phantoms.prompts import EFFUSIONS, asked_effusion
+from jaxcxr.phantoms.scores import score, score_grades
 from jaxcxr.phantoms.tree import write_tree
+from jaxcxr.phantoms.truth import CLASSES, GRADES, kind_of, present
+from tests.phantoms.classifiers import untrained
 
 NASTY = "<script>alert('x')</script> & \"left\""
 CONFIG = str(Path(__file__).parents[2] / "configs" / "base.py")
@@ -59,7 +62,18 @@ class _Reader(HTMLParser):
 
 
 def picture(number, text="", effusion=""):
-    return Picture(np.full((64, 64), number, np.uint8), text, effusion)
+    return Picture(np.full((64, 64), number, np.uint8), text, asked_effusion(effusion) if effusion else None)
+
+
+def reported(pictures, shown):
+    """The report of pictures in which these effusions are seen."""
+    asked, seen = (
+        np.stack([present(one.findings) for one in all_of])
+        for all_of in ([p.asked for p in pictures], map(asked_effusion, shown))
+    )
+    about = np.array([[kind_of(name) == "effusion" for name in CLASSES]] * len(pictures))
+    nothing = np.full((len(pictures), len(GRADES)), -1)
+    return Report(asked, seen, about, score(asked, seen), score_grades(nothing, nothing))
 
 
 @pytest.fixture
@@ -79,10 +93,8 @@ def workdir(tmp_path):
 def judged(workdir):
     asked = [side for side in EFFUSIONS for _ in range(3)]
     generated = [picture(index, NASTY, side) for index, side in enumerate(asked)]
-    shown = ["left", *asked[1:]]
-    table = Table.of(asked, shown)
-    judgement = Judgement(findings.Classifier(Settings(seed=1), {}, table, table), shown, table, table)
     real = [picture(100 + index, "small left effusion", side) for index, side in enumerate(EFFUSIONS)]
+    judgement = Judgement(untrained(), 64, reported(generated, ["left", *asked[1:]]), reported(real, EFFUSIONS))
     return Page(NASTY, generated, real, "phantoms", judgement, [read_run(workdir)], {NASTY: NASTY})
 
 
@@ -106,8 +118,28 @@ def test_page_marks_what_is_wrong(judged):
     page = render(judged)
     assert page.count('class="wrong"') == 1
     assert page.count('class="right"') == 11
-    assert "asked none, saw left" in page
+    assert "asked no effusion, saw left effusion" in page
     assert "91.7 %" in page
+    assert [re.sub("<[^>]*>", "", title) for title in re.findall("<h3>.*?</h3>", page)[:4]] == [
+        "No effusion 2 of 3 show it",
+        "Left effusion 3 of 3 show it",
+        "Right effusion 3 of 3 show it",
+        "Bilateral effusion 3 of 3 show it",
+    ]
+
+
+def test_page_has_a_row_for_every_finding_asked_for_and_the_classifiers_own_table(judged):
+    text = re.sub(r"\s+", " ", "".join(_Reader(render(judged)).text))
+    asked, own = text.split("Asked for against shown")[1].split("How well the classifier sees")
+    assert "left effusion100.0 % of 6 (61.0 to 100.0)83.3 % of 6 (43.6 to 97.0)" in asked
+    assert "left nodule–100.0 % of 12" in asked
+    assert "left nodule97.4 % of 500" in own
+    assert "“untrained”, on drawn radiographs of 64²" in own
+    for name in CLASSES:
+        assert name in asked
+        assert name in own
+    assert "size of edema90.0 % of 100" in own
+    assert "96.0 % is the classifier’s worst rate on phantoms of new patients: sensitivity to left pacemaker" in text
 
 
 def test_page_shows_no_reconstructions_unless_asked(judged):
@@ -200,31 +232,56 @@ def _evaluate(tmp_path, *options):
     return main(["evaluate", "--config", CONFIG, "--config.data.size=64", *folders, *options])
 
 
-def test_verb_on_phantoms(tmp_path, monkeypatch, capsys):
-    train = findings.train_classifier
-
-    def train_little(settings, progress):
-        little = dataclasses.replace(settings, patients=40, held_out=10, steps=3)
-        return dataclasses.replace(train(little, progress), settings=settings)
-
-    monkeypatch.setattr(findings, "train_classifier", train_little)
+def test_verb_on_phantoms(tmp_path, capsys):
     write_tree(tmp_path / "real", patients=30, size=64, seed=3)
-    _samples(tmp_path / "samples", [{"prompt": f"Ask {side}.", "effusion": side} for side in EFFUSIONS])
-    assert _evaluate(tmp_path) == 0
+    rows = [{"prompt": f"Ask {side}.", "effusion": side} for side in EFFUSIONS]
+    nodule = {"kind": "nodule", "side": "left", "zone": "mid", "mm": 12}
+    rows.append({"prompt": "A nodule and edema.", "asked": [nodule, {"kind": "edema", "size": "mild"}], "denied": []})
+    _samples(tmp_path / "samples", rows)
+    (tmp_path / "mine.safetensors").write_bytes(to_bytes(untrained()))
+    options = ["--classifier", str(tmp_path / "mine.safetensors")]
+    assert _evaluate(tmp_path, *options) == 0
     assert str(tmp_path / "out" / "index.html") in capsys.readouterr().out
     first = (tmp_path / "out" / "evaluation.json").read_text()
     numbers = json.loads(first)
-    assert numbers["total"] == 4
-    assert numbers["classifier"]["settings"]["seed"] != 3
+    assert numbers["total"] == numbers["shows_what_was_asked"]["total"] == 5
+    assert list(numbers["findings"]) == list(CLASSES)
+    asked = {name: one["sensitivity"]["total"] for name, one in numbers["findings"].items()}
+    assert {name: total for name, total in asked.items() if total} == {
+        "right effusion": 2,
+        "left effusion": 2,
+        "left nodule": 1,
+        "edema": 1,
+    }
+    assert all(one["specificity"]["total"] == 5 - asked[name] for name, one in numbers["findings"].items())
+    assert all(len(one["specificity"]["interval_95"]) == 2 for one in numbers["findings"].values())
+    assert numbers["grades"]["effusion"]["total"] == 0, "an older manifest says no size"
+    assert numbers["grades"]["edema"]["total"] == 1
+    assert numbers["classifier"]["size"] == 64
+    assert numbers["classifier"]["held_out"]["64"]["classes"]["edema"]["sensitivity"]["total"] == 500
+    assert numbers["real"]["total"] > 0
     assert "Ask both." in html.unescape((tmp_path / "out" / "index.html").read_text())
-    monkeypatch.setattr(findings, "train_classifier", lambda *_: pytest.fail("trained again"))
-    assert _evaluate(tmp_path) == 0
+    assert _evaluate(tmp_path, *options) == 0
     assert (tmp_path / "out" / "evaluation.json").read_text() == first
-    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
-        "classifier.safetensors",
-        "evaluation.json",
-        "index.html",
-    ]
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["evaluation.json", "index.html"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--config.data.size=32"], "reads pictures of 64 or 128 pixels a side, these have 32"),
+        (["--classifier", "third"], "third: no such classifier; give first, or a file"),
+        (["--classifier", CONFIG], "is not a classifier of phantoms"),
+    ],
+)
+def test_verb_refuses_a_classifier_that_does_not_fit_in_one_line(tmp_path, capsys, options, message):
+    (tmp_path / "mine.safetensors").write_bytes(to_bytes(untrained()))
+    write_tree(tmp_path / "real", patients=5, size=64, seed=3)
+    _samples(tmp_path / "samples", [{"prompt": "Ask.", "effusion": "left"}])
+    assert _evaluate(tmp_path, "--classifier", str(tmp_path / "mine.safetensors"), *options) == 2
+    error = capsys.readouterr().err.strip()
+    assert len(error.splitlines()) == 1
+    assert message in error
 
 
 def test_verb_keeps_patients_off_the_page(tmp_path):
@@ -247,12 +304,7 @@ def _everything_in(folder):
 
 
 @pytest.mark.parametrize("phantoms", [False, True])
-def test_verb_keeps_the_configs_prompts_off_the_page(tmp_path, monkeypatch, phantoms, capsys):
-    table = Table.of(EFFUSIONS, EFFUSIONS)
-    trained = findings.Classifier(
-        Settings(seed=1), findings._fit(Settings(1, steps=1), *_nothing(), False), table, table
-    )
-    monkeypatch.setattr(findings, "train_classifier", lambda *_: trained)
+def test_verb_keeps_the_configs_prompts_off_the_page(tmp_path, phantoms, capsys):
     if phantoms:
         write_tree(tmp_path / "real", patients=10, size=64, seed=3)
     else:
@@ -265,10 +317,6 @@ def test_verb_keeps_the_configs_prompts_off_the_page(tmp_path, monkeypatch, phan
     assert "PLANTED" not in _everything_in(tmp_path / "out") + said.out + said.err
     assert _evaluate(tmp_path, planted, "--show-real") == 0
     assert "PLANTED" in _everything_in(tmp_path / "out")
-
-
-def _nothing():
-    return np.zeros((2, 64, 64), np.uint8), np.zeros((2, 2), np.float32)
 
 
 def test_others_cannot_read_the_page_unless_its_folder_was_opened(tmp_path):

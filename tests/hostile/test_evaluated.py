@@ -1,14 +1,12 @@
 """What an evaluation reads beside pictures: phantom trees, the classifier's file, the metrics of runs."""
 
 import json
-import struct
 
 import pytest
 from hypothesis import given, settings
 
-from jaxcxr.evaluation import findings, pictures
+from jaxcxr.evaluation import pictures
 from jaxcxr.evaluation.curves import loss_svg, read_run, speed_svg
-from jaxcxr.evaluation.pictures import EFFUSIONS
 from jaxcxr.phantoms.tree import SETTINGS, TRUTH, read_settings, write_tree
 from tests.hostile.mutations import byte_variants, json_variants, one_line_or_fine
 
@@ -30,16 +28,6 @@ def tree(tmp_path_factory):
     return write_tree(tmp_path_factory.mktemp("phantoms") / "tree", patients=4, size=64, seed=3).out
 
 
-@pytest.fixture(scope="module")
-def classifier(tmp_path_factory):
-    """A small classifier's file: its header, the length before it, and the rest."""
-    file = tmp_path_factory.mktemp("classifier") / "classifier.safetensors"
-    findings.cached_classifier(file, findings.Settings(seed=1, patients=2, held_out=2, steps=1, batch_size=2))
-    data = file.read_bytes()
-    (length,) = struct.unpack("<Q", data[:8])
-    return data[: 8 + length], data[8 + length :]
-
-
 def read_tree(tree, name, data):
     before = (tree / name).read_bytes()
     (tree / name).write_bytes(data)
@@ -48,7 +36,7 @@ def read_tree(tree, name, data):
     seed = one_line_or_fine(pictures.phantom_seed, tree)
     assert isinstance(seed, Exception) or seed >= 0
     found = one_line_or_fine(pictures.read_phantoms, tree, 64, 10)
-    assert isinstance(found, Exception) or all(picture.effusion in EFFUSIONS for picture in found)
+    assert isinstance(found, Exception) or all(picture.asked is not None for picture in found)
     (tree / name).write_bytes(before)
 
 
@@ -93,42 +81,6 @@ def test_mutated_truth_of_phantoms(tree, rows):
 @given(data=byte_variants(lines(truth_rows())))
 def test_mutated_bytes_of_truth_of_phantoms(tree, data):
     read_tree(tree, TRUTH, data)
-
-
-def read_classifier(tmp_path, data):
-    (tmp_path / "c.safetensors").write_bytes(data)
-    one_line_or_fine(findings.read_classifier, tmp_path / "c.safetensors")
-
-
-@settings(max_examples=50)
-@given(change=byte_variants(bytes(400)))
-def test_mutated_bytes_of_classifiers(classifier, tmp_path, change):
-    header, rest = classifier
-    changed = bytes(a ^ b for a, b in zip(header, change.ljust(len(header), b"\0"), strict=False))
-    read_classifier(tmp_path, changed + rest)
-
-
-def about():
-    table = [[1, 0, 0, 0]] * 4
-    return {"settings": {"seed": 1, "size": 64, "revision": 1}, "held_out": table, "held_out_degraded": table}
-
-
-@given(value=json_variants(about()))
-def test_mutated_metadata_of_classifiers(classifier, tmp_path, value):
-    header, rest = classifier
-    described = json.loads(header[8:])
-    described["__metadata__"] = {findings._MARK: json.dumps(value)}
-    text = json.dumps(described).encode()
-    read_classifier(tmp_path, struct.pack("<Q", len(text)) + text + rest)
-
-
-@given(value=json_variants({"dtype": "F32", "shape": [16, 2], "data_offsets": [0, 128]}))
-def test_mutated_tensors_of_classifiers(classifier, tmp_path, value):
-    header, rest = classifier
-    described = json.loads(header[8:])
-    described["out.kernel"] = value
-    text = json.dumps(described).encode()
-    read_classifier(tmp_path, struct.pack("<Q", len(text)) + text + rest)
 
 
 def plot(workdir, metrics, config):

@@ -89,6 +89,7 @@ def test_pairs_are_two_kinds_that_the_generator_draws_together():
         ):
             assert first.size != "large"
             assert second.zone != "lower"
+        assert (first.kind, second.kind, second.size) != ("nodule", "edema", "severe"), "nobody would see the nodule"
         assert row["prompt"].count(".") >= 2
     assert len(kinds) == 21
     with pytest.raises(UserError, match="no two of the findings"):

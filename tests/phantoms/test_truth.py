@@ -58,18 +58,41 @@ def test_a_phantom_without_one_finding_is_the_same_chest():
     assert changed > 10
 
 
-def test_visibility_is_of_each_class_and_grows_with_size():
-    small = Finding("nodule", "left", zone="lower", mm=10)
-    sizes = []
-    for size in ("small", "moderate", "large"):
-        one = phantom(1, 0, 64).with_findings([Finding("effusion", "bilateral", size), Finding("edema", size="mild")])
-        visibility = one.visibility()
-        assert set(visibility) == {"right effusion", "left effusion", "edema"}
-        assert min(visibility.values()) > 0
-        sizes.append(visibility["left effusion"])
-    assert sizes == sorted(sizes)
-    hidden = phantom(1, 0, 64).with_findings([Finding("effusion", "left", "large"), small])
-    assert hidden.visibility()["left nodule"] < 0.2 < hidden.visibility()["left effusion"]
+def test_contrast_is_of_each_class_where_it_lies():
+    effusion, nodule = Finding("effusion", "bilateral", "large"), Finding("nodule", "left", zone="upper", mm=20)
+    one = phantom(1, 0, 128).with_findings([effusion, nodule, Finding("edema", size="mild")])
+    contrasts = one.contrasts()
+    assert set(contrasts) == {"right effusion", "left effusion", "left nodule", "edema"}
+    assert min(contrasts.values()) > 12
+    assert one.contrasts(["nodule"]) == {"left nodule": contrasts["left nodule"]}
+    alone = one.with_findings([effusion])
+    others = [one.with_findings([Finding("effusion", side, "large")]).image.astype(int) for side in ("left", "right")]
+    halves = [alone.masks[0] & half for half in _halves(128)]
+    right, left = (np.abs(alone.image - other)[half].mean() for other, half in zip(others, halves, strict=True))
+    assert alone.contrasts() == pytest.approx({"right effusion": right, "left effusion": left}, rel=0.02)
+
+
+def _halves(size):
+    right = np.zeros((size, size), bool)
+    right[:, : size // 2] = True
+    return right, ~right
+
+
+def test_a_nodule_in_severe_edema_under_an_effusion_or_behind_the_heart_is_hidden():
+    nodule = Finding("nodule", "left", zone="lower", mm=14)
+    chest = phantom(1, 0, 128)
+    assert chest.with_findings([nodule]).hidden() == set()
+    assert chest.with_findings([nodule, Finding("edema", size="severe")]).hidden() == {"left nodule"}
+    assert chest.with_findings([Finding("effusion", "left", "large"), nodule]).hidden() == {"left nodule"}
+    assert chest.with_findings([Finding("effusion", "right", "large"), nodule]).hidden() == set()
+    heart = Finding("cardiomegaly", size="severe")
+    nodule = Finding("nodule", "left", zone="mid", mm=20)
+    covered = [phantom(1, index, 64).with_findings([heart, nodule]) for index in range(24)]
+    shares = np.array([one.masks[1].sum() / one.with_findings([nodule]).masks[0].sum() for one in covered])
+    hidden = np.array([bool(one.hidden()) for one in covered])
+    assert hidden[shares < 0.4].all(), "a sliver beside the heart"
+    assert not hidden[shares > 0.7].any()
+    assert 0 < ((shares > 0) & (shares < 0.4)).sum() < 12
 
 
 def test_classes_and_grades_of_findings():
