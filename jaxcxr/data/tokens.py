@@ -8,7 +8,7 @@ import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from msgspec import Meta
@@ -42,9 +42,15 @@ _Token = str | dict[str, str | bool] | None  # a text, or what transformers writ
 
 @dataclasses.dataclass(frozen=True)
 class _Config:
-    """The keys of a `tokenizer_config.json` that are used; others, such as paths of files, are not handed on."""
+    """The keys of a `tokenizer_config.json` that are used; others, such as paths of files, are not handed on.
+
+    Prompts are padded and cut on the right here, so a file that asks for the left is refused.
+    """
 
     tokenizer_class: str | None = None
+    padding_side: Literal["right"] | None = None
+    truncation_side: Literal["right"] | None = None
+    split_special_tokens: bool | None = None
     model_max_length: Annotated[int, Meta(ge=2)] | Annotated[float, Meta(ge=2)] | None = None
     do_lower_case: bool | None = None
     do_basic_tokenize: bool | None = None
@@ -95,7 +101,7 @@ def load(folder: str | Path) -> Any:
     config: _Config = parsed.get("tokenizer_config.json", _Config())
     if "tokenizer_config.json" in files:
         raw = json.loads(files["tokenizer_config.json"])
-        known = {key: raw[key] for key in raw if hasattr(config, key)}
+        known = {field.name: raw[field.name] for field in dataclasses.fields(config) if field.name in raw}
         files["tokenizer_config.json"] = json.dumps(known).encode()
     name = _kind(folder, config, "vocab.txt" in files)
     # Transformers 4 has a slow tokenizer under the plain name; 5 has one tokenizer under both.

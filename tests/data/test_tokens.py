@@ -118,3 +118,15 @@ def test_wrong_folder_is_named(tmp_path):
         (tmp_path / name).write_text("{ damaged")
     with pytest.raises(UserError, match="damaged"):
         tokens.load(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["padding_side", "truncation_side"])
+def test_a_tokenizer_that_works_from_the_left_is_refused_by_the_key(tmp_path, key):
+    tokens.train(["No pleural effusion."] * 3, 600, tmp_path / "tokenizer")
+    file = tmp_path / "tokenizer" / "tokenizer_config.json"
+    config = json.loads(file.read_text()) if file.is_file() else {}
+    file.write_text(json.dumps(config | {key: "left"}))
+    with pytest.raises(UserError, match=key):
+        tokens.load(tmp_path / "tokenizer")
+    file.write_text(json.dumps(config | {key: "right"}))
+    assert getattr(tokens.load(tmp_path / "tokenizer"), key) == "right"

@@ -1,4 +1,4 @@
-"""Every command of README, docs and `--help`, in the order in which they stand, on networks and data made tiny."""
+"""Every command of README and docs, in the order in which they stand, on networks and data made tiny."""
 
 import re
 import shlex
@@ -46,7 +46,7 @@ TINY = {
 
 
 def documented() -> list[tuple[str, list[str]]]:
-    """(where, words) of every `jaxcxr VERB …` in a fenced block or an example."""
+    """(where, words) of every `jaxcxr VERB …` in a fenced block."""
     found = []
     for page in PAGES:
         for block in re.findall(r"^```(?:bash|sh)\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE):
