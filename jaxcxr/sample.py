@@ -150,7 +150,7 @@ def sample(
         return np.asarray(generate(parameters, batch["ids"], batch["noise"], _keys(settings.seed, places)))
 
     started, drawn = time.perf_counter(), 0
-    with begun_folder(out, _identity(rows), private=True) as folder:
+    with begun_folder(out, _identity(rows, settings), private=True) as folder:
         firsts = range(0, len(prompts), batch_size)
         missing = [first for first in firsts if not _all_there(folder, rows[first : first + batch_size])]
         count = sum(len(rows[first : first + batch_size]) for first in missing)
@@ -209,9 +209,14 @@ def _text(row: Mapping[str, Any]) -> str:
     return text
 
 
-def _identity(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A digest of a job; its files are named after nothing, and prompts may be of patients."""
-    return hashlib.blake2b(json.dumps(rows).encode(), digest_size=16).hexdigest()
+def _identity(rows: Sequence[Mapping[str, Any]], settings: Settings) -> str:
+    """A digest of a job's rows, as prompts may be of patients, and of its files' sizes and times, which may be replaced."""
+    named = [Path(name) for name in (settings.checkpoint, settings.latents) if name]
+    if settings.checkpoint_step is not None:  # of a workdir, whose steps are known apart
+        named = named[1:]
+    files = [file for path in named for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
+    stamps = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
+    return hashlib.blake2b(json.dumps([rows, stamps]).encode(), digest_size=16).hexdigest()
 
 
 def _all_there(folder: Path, rows: Sequence[Mapping[str, Any]]) -> bool:

@@ -317,3 +317,16 @@ def test_a_finished_folder_that_lost_a_picture_is_not_called_done(pipeline, tmp_
     (tmp_path / "out" / "00001.png").write_bytes(b"")
     with pytest.raises(UserError, match="00001.png was drawn, but is missing or damaged"):
         drawn.already_done(tmp_path / "out", PROMPTS)
+
+
+def test_a_begun_job_of_weights_that_were_replaced_is_another_one(pipeline, tmp_path, monkeypatch):
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "weights.safetensors").write_bytes(b"1")
+    settings = dataclasses.replace(SETTINGS, checkpoint=str(base))
+    monkeypatch.setattr(jaxcxr.sample, "_require_pictures", lambda _, first, *__: 1 / 0 if first else None)
+    with pytest.raises(ZeroDivisionError):
+        sample(pipeline, PROMPTS, settings, tmp_path / "out", batch_size=1)
+    (base / "weights.safetensors").write_bytes(b"22")
+    with pytest.raises(UserError, match="was begun with other settings"):
+        sample(pipeline, PROMPTS, settings, tmp_path / "out", batch_size=1)

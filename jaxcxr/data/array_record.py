@@ -57,6 +57,9 @@ class Files(Sequence[bytes]):
             if hard != resource.RLIM_INFINITY and hard < needed:
                 raise UserError(f"{len(files)} files of records are more than may be open here: ulimit -Hn {needed}")
             resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+        for file in files:  # now, not at the batch that wants it
+            if not Path(name := getattr(file, "filename", file)).is_file():
+                raise UserError(f"{name}: cannot be read (no such file); copy it again, or make it again")
         self._files, self._open = files, ArrayRecordDataSource
         try:
             self._records = ArrayRecordDataSource(files)
