@@ -210,7 +210,7 @@ def _text(row: Mapping[str, Any]) -> str:
 
 
 def _identity(rows: Sequence[Mapping[str, Any]], settings: Settings) -> str:
-    """A digest of a job's rows, as prompts may be of patients, and of its files' sizes and times, which may be replaced."""
+    """A digest of a job: of its rows, as prompts may be of patients, and of the sizes and times of its files."""
     named = [Path(name) for name in (settings.checkpoint, settings.latents) if name]
     if settings.checkpoint_step is not None:  # of a workdir, whose steps are known apart
         named = named[1:]
