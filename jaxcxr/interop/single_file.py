@@ -245,7 +245,10 @@ def _infer(found: Tensors, path: Path, prediction_type: str | None) -> dict[str,
     """The files of the diffusers folder, but the tokenizer's, for the networks in the file."""
 
     def shape(key: str) -> tuple[int, ...]:
-        return _require(found, key, path).shape
+        axes = _require(found, key, path).shape
+        if len(axes) not in (2, 4):  # of a matrix or a convolution
+            raise _unknown(path, f"{key} has {len(axes)} axes")
+        return axes
 
     present = [name for name, prefix in PREFIXES.items() if any(key.startswith(prefix) for key in found)]
     files: dict[str, bytes] = {}
@@ -318,12 +321,12 @@ def _infer_vae(found: Tensors, shape: _Shape, path: Path) -> dict[str, Any]:
 def _infer_text_encoder(found: Tensors, shape: _Shape, path: Path) -> dict[str, Any]:
     second = any(key.startswith(_OPEN_CLIP) for key in found)
     if second:
-        rows, width = shape(f"{_OPEN_CLIP}token_embedding.weight")
+        rows, width = shape(f"{_OPEN_CLIP}token_embedding.weight")[:2]
         longest = shape(f"{_OPEN_CLIP}positional_embedding")[0]
         inner = shape(f"{_OPEN_CLIP}transformer.resblocks.0.mlp.c_fc.weight")[0]
         layers = 23  # OpenCLIP-H has 24, of which SD 2 conditions on the last but one
     else:
-        rows, width = shape(f"{_CLIP}embeddings.token_embedding.weight")
+        rows, width = shape(f"{_CLIP}embeddings.token_embedding.weight")[:2]
         longest = shape(f"{_CLIP}embeddings.position_embedding.weight")[0]
         inner = shape(f"{_CLIP}encoder.layers.0.mlp.fc1.weight")[0]
         layers = _count(found, rf"{re.escape(_CLIP)}encoder\.layers\.(\d+)\.")
