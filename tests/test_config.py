@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import re
@@ -203,7 +204,8 @@ def test_what_is_compiled_is_kept_in_the_users_cache_or_where_jax_is_told(monkey
 def test_what_differs_of_the_bases_scheduler_is_a_line():
     changes = ["--config.model.scheduler={'prediction_type': 'v_prediction', 'rescale_betas_zero_snr': True}"]
     schedules = [
-        describe(configs.load(ROOT / "configs" / "roentgen.py", each)).schedule.to_config() for each in ([], changes)
+        dataclasses.asdict(describe(configs.load(ROOT / "configs" / "roentgen.py", each)).schedule)
+        for each in ([], changes)
     ]
     assert schedules[0]["beta_schedule"] == "scaled_linear"
     assert schedules[1] == schedules[0] | {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
