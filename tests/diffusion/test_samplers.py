@@ -188,7 +188,6 @@ def test_ddim_adds_noise_as_diffusers(monkeypatch):
     [
         ("ddim", {"thresholding": True}, 10, ("DDIMScheduler", "thresholding")),
         ("ddim", {}, 0, ("--steps 0", "1 to 1000")),
-        ("ddim", {"timestep_spacing": "trailing"}, 61, ("--steps 61", "trailing")),
         ("ddim", {"steps_offset": 500}, 1000, ("steps_offset",)),
         ("ddpm", {"variance_type": "learned_range"}, 10, ("variance_type", "fixed_small")),
         ("euler", {"interpolation_type": "log_linear"}, 10, ("interpolation_type",)),
