@@ -94,7 +94,8 @@ class Settings:
 
     def to_config(self) -> dict[str, Any]:
         """The `scheduler_config.json` from which diffusers builds the same scheduler."""
-        return {"_class_name": self.scheduler, "_diffusers_version": "0.35.0", **dataclasses.asdict(self)}
+        values = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+        return {"_class_name": self.scheduler, "_diffusers_version": "0.35.0", **values}
 
     def require_signal(self, levels: np.ndarray) -> None:
         """Raises UserError if predicted noise would be read off noise alone; levels are (α, σ), (n, 2)."""

@@ -34,7 +34,7 @@ class DPMSolverMultistep(Settings):
     use_flow_sigmas: bool = False
     flow_shift: float = 1.0
     final_sigmas_type: Literal["zero", "sigma_min"] = "zero"
-    lambda_min_clipped: float | str | None = None
+    lambda_min_clipped: float = -math.inf
     variance_type: str | None = None
     timestep_spacing: Spacing = "linspace"
     rescale_betas_zero_snr: bool = False
@@ -110,8 +110,7 @@ class DPMSolverMultistep(Settings):
 
     def _last_timestep(self, table: np.ndarray) -> int:
         """T, or fewer where the noisiest levels are left out: those whose log(α/σ) is below `lambda_min_clipped`."""
-        least = -math.inf if self.lambda_min_clipped is None else float(self.lambda_min_clipped)
-        return len(table) - int(np.searchsorted(-np.log(table[::-1]), least))
+        return len(table) - int(np.searchsorted(-np.log(table[::-1]), self.lambda_min_clipped))
 
     @staticmethod
     def _lu(lowest: float, highest: float, num_steps: int) -> np.ndarray:
