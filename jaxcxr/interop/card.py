@@ -44,7 +44,7 @@ def with_card(checkpoint: Checkpoint, source: Path, license: str) -> Checkpoint:
 
     Args:
       checkpoint: to be written as a diffusers folder.
-      source: where it was read: of a workdir the config, the metrics and what the data were prepared with are told.
+      source: where it was read: the card has a workdir's config, its metrics and what its data were prepared with.
       license: for the card's licence field.
 
     Raises:
