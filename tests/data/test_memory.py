@@ -39,7 +39,7 @@ finally:
 
 def stated_mebibytes() -> int:
     """The figure of docs/data.md."""
-    (found,) = re.findall(r"a process stays below ([\d.]+) GiB", (ROOT / "docs/data.md").read_text())
+    (found,) = re.findall(r"a process stays\s+below ([\d.]+) GiB", (ROOT / "docs/data.md").read_text())
     return int(float(found) * 1024)
 
 

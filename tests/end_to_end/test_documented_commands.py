@@ -123,15 +123,15 @@ def test_every_command_of_the_pages_runs(folder, monkeypatch, capsys):
 def test_the_papers_road_runs_from_prepare_to_diffusers(folder, monkeypatch):
     """RoentGen's selection and training, as `configs/roentgen.py` says."""
     monkeypatch.chdir(folder)
-    data, base = "--config.data.path=runs/roentgen/data", "--config.model.base=stable-diffusion-v1-4"
+    data, base = "--config.data.path=runs/papers/data", "--config.model.base=stable-diffusion-v1-4"
     for command in (
-        "prepare --config configs/data/roentgen.py --source MIMIC --out runs/roentgen/data "
+        "prepare --config configs/data/roentgen.py --source MIMIC --out runs/papers/data "
         "--config.data.tokenizer=CLIP",
-        f"cache --config configs/roentgen.py --out runs/roentgen/cache {data} {base}",
-        f"train --config configs/roentgen.py --workdir runs/roentgen/run {data} "
-        "--config.data.cache=runs/roentgen/cache",
-        'sample --checkpoint runs/roentgen/run --prompt "No pleural effusion." --out runs/roentgen/samples',
-        "convert runs/roentgen/run runs/roentgen/diffusers --to diffusers --verify",
+        f"cache --config configs/roentgen.py --out runs/papers/cache {data} {base}",
+        f"train --config configs/roentgen.py --workdir runs/papers/run {data} "
+        "--config.data.cache=runs/papers/cache",
+        'sample --checkpoint runs/papers/run --prompt "No pleural effusion." --out runs/papers/samples',
+        "convert runs/papers/run runs/papers/diffusers --to diffusers --verify",
     ):
         verb, *words = shlex.split(command)
         assert main([verb, *words, *TINY[verb]]) == 0, command

@@ -8,11 +8,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
-from jaxcxr.evaluation.pictures import EFFUSIONS, read_generated
+from jaxcxr.evaluation.pictures import read_generated
+from jaxcxr.phantoms.generator import KINDS
 from jaxcxr.sample import Settings, _read_latents, read_prompts
 from tests.hostile.mutations import byte_variants, json_variants, one_line_or_fine
 
-PROMPTS = [{"prompt": "No acute process."}, {"prompt": "Small left pleural effusion.", "effusion": "left"}]
+ASKED = {"asked": [{"kind": "nodule", "side": "right", "zone": "mid", "mm": 12}], "denied": ["edema"]}
+PROMPTS = [{"prompt": "Small left pleural effusion.", "effusion": "left"}, {"prompt": "A nodule, no edema.", **ASKED}]
 SETTINGS = Settings("base", size=16)
 ROWS = [SETTINGS.row(index, prompt) for index, prompt in enumerate(PROMPTS)]
 
@@ -59,7 +61,7 @@ def read_manifest(tmp_path, data):
     assert done is True or isinstance(done, Exception)
     found = one_line_or_fine(read_generated, tmp_path, 16)
     if isinstance(found, list):
-        assert all(picture.effusion in ("", *EFFUSIONS) for picture in found)
+        assert all(picture.asked is None or picture.asked.kinds <= set(KINDS) for picture in found)
 
 
 @given(rows=json_variants(ROWS))
