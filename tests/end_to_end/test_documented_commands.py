@@ -125,11 +125,9 @@ def test_the_papers_road_runs_from_prepare_to_diffusers(folder, monkeypatch):
     monkeypatch.chdir(folder)
     data, base = "--config.data.path=runs/papers/data", "--config.model.base=stable-diffusion-v1-4"
     for command in (
-        "prepare --config configs/data/roentgen.py --source MIMIC --out runs/papers/data "
-        "--config.data.tokenizer=CLIP",
+        "prepare --config configs/data/roentgen.py --source MIMIC --out runs/papers/data --config.data.tokenizer=CLIP",
         f"cache --config configs/roentgen.py --out runs/papers/cache {data} {base}",
-        f"train --config configs/roentgen.py --workdir runs/papers/run {data} "
-        "--config.data.cache=runs/papers/cache",
+        f"train --config configs/roentgen.py --workdir runs/papers/run {data} --config.data.cache=runs/papers/cache",
         'sample --checkpoint runs/papers/run --prompt "No pleural effusion." --out runs/papers/samples',
         "convert runs/papers/run runs/papers/diffusers --to diffusers --verify",
     ):
