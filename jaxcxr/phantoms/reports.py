@@ -6,7 +6,7 @@ The impression states every positive finding with its side and size, so it can s
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -237,35 +237,44 @@ class Report:
     """Labels the text hedges."""
 
 
-def write_report(findings: Sequence[Finding], rng: np.random.Generator, impression: bool = True) -> Report:
-    """Word a study's findings; without `impression` the report has its findings section only."""
+def write_report(
+    findings: Sequence[Finding], rng: np.random.Generator, impression: bool = True, unmentioned: Collection[str] = ()
+) -> Report:
+    """Word a study's findings; without `impression` the report has its findings section only.
+
+    The kinds in `unmentioned`, of which there is no finding, are not denied either.
+    """
     kinds = {f.kind for f in findings}
+    silent = kinds.union(unmentioned)
     report = Report("", "")
     sentences = [word_finding(DETAIL, f, rng) for f in findings if f.kind != "device"]
     sentences += [word_finding(IMPRESSION, f, rng) for f in findings if f.kind == "device"]
     if "consolidation" in kinds and rng.random() < 0.5:
         sentences.append(_pick(PNEUMONIA, rng))
         report.uncertain.add("Pneumonia")
-    absent = [kind for kind in ("cardiomegaly", "consolidation", "edema") if kind not in kinds]
+    absent = [kind for kind in ("cardiomegaly", "consolidation", "edema") if kind not in silent]
     stated = [kind for kind in absent if rng.random() < 0.75]
     sentences += [_pick(NEGATIVE[kind], rng) for kind in stated]
-    denial, denied = _deny_pleural(kinds, rng, both=0.9, one=0.8)
+    denial, denied = _deny_pleural(silent, rng, both=0.9, one=0.8)
     report.negated.update(stated, denied)
     report.findings = " ".join([*sentences, *denial, _pick(BONES, rng)])
     if impression:
-        report.impression, denied = write_impression(findings, rng)
+        report.impression, denied = write_impression(findings, rng, unmentioned)
         report.negated.update(denied)
     return report
 
 
-def write_impression(findings: Sequence[Finding], rng: np.random.Generator) -> tuple[str, set[str]]:
-    """Impression naming every finding with its qualifiers, and the kinds that it denies.
+def write_impression(
+    findings: Sequence[Finding], rng: np.random.Generator, unmentioned: Collection[str] = ()
+) -> tuple[str, set[str]]:
+    """Impression naming every finding with its qualifiers, and the kinds that it denies, none of `unmentioned`.
 
     Three in four impressions of a chest without effusion say so.
     """
     kinds = {f.kind for f in findings}
     positive = [word_finding(IMPRESSION, findings[i], rng) for i in rng.permutation(len(findings))]
-    denial, denied = _deny_pleural(kinds, rng, both=0.75, one=0.75 if "effusion" not in kinds else 0.3)
+    silent = kinds.union(unmentioned)
+    denial, denied = _deny_pleural(silent, rng, both=0.75, one=0.75 if "effusion" not in silent else 0.3)
     clear = [_pick(ACUTE if kinds else NORMAL, rng)] if kinds <= {"device"} else []
     return " ".join([*positive, *(clear + denial if rng.random() < 0.5 else denial + clear)]), denied
 
@@ -288,11 +297,17 @@ def effusion_prompt(side: str, rng_or_index: np.random.Generator | int, size: st
     return f"{_pick(NORMAL, rng)} {denial}"
 
 
-def report_text(report: Report, examination: str, comparison: str, rng: np.random.Generator) -> str:
-    """The report file: indented FINAL REPORT, one leading space a line, one space on blank lines."""
+def report_text(
+    report: Report, examination: str, comparison: str, rng: np.random.Generator, unmentioned: Collection[str] = ()
+) -> str:
+    """The report file: indented FINAL REPORT, one leading space a line, one space on blank lines.
+
+    The indication asks for none of `unmentioned`.
+    """
+    indications = [text for text in INDICATIONS if not any(kind in text for kind in unmentioned)]
     sections = [
         ("EXAMINATION", examination),
-        ("INDICATION", _pick(INDICATIONS, rng)),
+        ("INDICATION", _pick(indications, rng)),
         ("COMPARISON", comparison),
         ("FINDINGS", report.findings),
         ("IMPRESSION", report.impression),
@@ -326,9 +341,9 @@ def mentioned_labels(findings: Sequence[Finding], report: Report) -> dict[str, f
     return labels
 
 
-def _deny_pleural(kinds: set[str], rng: np.random.Generator, both: float, one: float) -> tuple[list[str], set[str]]:
-    """Deny the pleural findings that are absent, with the given chances for two and for one of them."""
-    absent = {"effusion", "pneumothorax"} - kinds
+def _deny_pleural(silent: set[str], rng: np.random.Generator, both: float, one: float) -> tuple[list[str], set[str]]:
+    """Deny the pleural findings that are not `silent`, with the given chances for two and for one of them."""
+    absent = {"effusion", "pneumothorax"} - silent
     if not absent or rng.random() >= (both if len(absent) == 2 else one):
         return [], set()
     if len(absent) == 1:

@@ -105,10 +105,12 @@ def write_tree(
     prevalence: Mapping[str, float] = PREVALENCE,
     progress: bool = False,
     film: tuple[int, int] | None = None,
+    unmentioned: Sequence[str] = (),
 ) -> Written:
     """Write `patients` phantom patients, images `size` pixels square, as a MIMIC-CXR-JPG tree at `out`.
 
-    With `film`, a width and a height, they are drawn at `size` and enlarged to that, to be as heavy as real ones.
+    With `film`, a width and a height, they are drawn at `size` and enlarged to that, to be as heavy as real ones. The
+    reports say nothing of the kinds in `unmentioned`, which are not in `findings`.
 
     The tree is written beside `out` and renamed there when whole; equal arguments give equal bytes. Where `out`
     already holds the tree of equal arguments nothing is written.
@@ -117,7 +119,7 @@ def write_tree(
         UserError: an argument is out of range, or `out` holds something else.
     """
     out = Path(out)
-    settings = _settings(patients, size, seed, findings, masks, shares, prevalence, film)
+    settings = _settings(patients, size, seed, findings, masks, shares, prevalence, film, unmentioned)
     there = _already_there(out, settings)
     if there:
         return there
@@ -139,10 +141,13 @@ def _settings(
     shares: Mapping[str, float],
     prevalence: Mapping[str, float],
     film: tuple[int, int] | None,
+    unmentioned: Sequence[str],
 ) -> dict[str, Any]:
-    unknown = sorted(set(findings) - set(KINDS))
+    unknown = sorted({*findings, *unmentioned} - set(KINDS))
     if unknown:
         raise UserError(f"phantom finding {unknown[0]!r} is unknown; choose from {', '.join(KINDS)}")
+    if both := sorted(set(findings) & set(unmentioned)):
+        raise UserError(f"phantom finding {both[0]!r} is drawn and unmentioned; leave it out of --findings")
     if not MIN_SIZE <= size <= MAX_SIZE:
         raise UserError(f"phantom size {size} is outside {MIN_SIZE} to {MAX_SIZE}; choose a size in that range")
     if film and not size <= min(film) <= max(film) <= MAX_FILM:
@@ -166,6 +171,7 @@ def _settings(
         "masks": masks,
         "shares": dict(shares),
         "prevalence": dict(prevalence),
+        **({"unmentioned": [kind for kind in KINDS if kind in unmentioned]} if unmentioned else {}),
     }
 
 
@@ -177,7 +183,8 @@ def _already_there(out: Path, settings: dict[str, Any]) -> Written | None:
     if not any(out.iterdir()):
         return None
     recorded = read_settings(out)
-    changed = [name for name in settings if recorded.settings.get(name) != settings[name]]
+    names = [*settings, *(name for name in recorded.settings if name not in settings)]
+    changed = [name for name in names if recorded.settings.get(name) != settings.get(name)]
     if changed:
         raise UserError(f"{out} holds phantoms with another {', '.join(changed)}; choose another --out or remove it")
     counts = recorded.written
@@ -211,13 +218,14 @@ class _Tree:
     def _add_study(self, patient: Patient, study: int, subject: int, year: int) -> None:
         rng = np.random.default_rng([self.seed, patient.number, study, 2**31])
         findings = sample_findings(rng, self.settings["findings"], self.settings["prevalence"])
-        report = write_report(findings, rng, impression=rng.random() >= FINDINGS_ONLY)
+        unmentioned = self.settings.get("unmentioned", ())
+        report = write_report(findings, rng, rng.random() >= FINDINGS_ONLY, unmentioned)
         views = ["AP" if rng.random() < PORTABLE else "PA"] + ["AP"] * int(rng.random() < SECOND_IMAGE)
         study_id = 50_000_000 + _scatter(patient.number * MAX_STUDIES + study, self.seed)
         folder = self.root / "files" / f"p{str(subject)[:2]}" / f"p{subject}"
         folder.joinpath(f"s{study_id}").mkdir(parents=True)
         comparison = "Chest radiograph ___." if study else "None."
-        text = report_text(report, VIEWS[views[0]][0], comparison, rng)
+        text = report_text(report, VIEWS[views[0]][0], comparison, rng, unmentioned)
         (folder / f"s{study_id}.txt").write_text(text, encoding="utf-8", newline="\n")
         date = 10_000 * year + 100 * int(rng.integers(1, 13)) + int(rng.integers(1, 29))
         time = 10_000 * int(rng.integers(24)) + 100 * int(rng.integers(60)) + int(rng.integers(60)) + 0.875

@@ -23,6 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--findings", default=",".join(KINDS), metavar="LIST", help=f"comma list out of {', '.join(KINDS)}"
     )
+    parser.add_argument(
+        "--unmentioned", default="", metavar="LIST", help="of those not in --findings: no report denies them either"
+    )
     parser.add_argument("--masks", action="store_true", help="also write each finding's mask as PNG under masks/")
 
 
@@ -33,8 +36,15 @@ def _film(text: str) -> tuple[int, int]:
 
 def run(args: argparse.Namespace) -> None:
     """Write the tree and say what is where; see `write_tree` for the errors."""
-    kinds = [kind.strip() for kind in args.findings.split(",") if kind.strip()]
-    tree = write_tree(args.out, args.patients, args.size, args.seed, kinds, args.masks, progress=True, film=args.film)
+    kinds, unmentioned = (
+        [kind.strip() for kind in text.split(",") if kind.strip()] for text in (args.findings, args.unmentioned)
+    )
+    tree = write_tree(
+        *(args.out, args.patients, args.size, args.seed, kinds, args.masks),
+        film=args.film,
+        unmentioned=unmentioned,
+        progress=True,
+    )
     if not tree.fresh:
         print(f"{tree.out} already holds these phantoms ({tree.images} images); nothing written")
         return
