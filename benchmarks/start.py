@@ -2,8 +2,8 @@
 
     python benchmarks/start.py [--scratch DIR]
 
-Starts the quickstart's autoencoder as a user does, twice with one compile cache, which is new the first time. Writes
-benchmarks/results/start-DATE.json.
+Starts the autoencoder of `configs/phantom.py` as a user does, twice with one compile cache, which is new the first
+time. Writes benchmarks/results/start-DATE.json.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from jaxcxr.data.prepare import prepare
 from jaxcxr.phantoms.tree import write_tree
 
 ROOT = Path(__file__).parents[1]
-CONFIG = ROOT / "configs" / "quickstart.py:autoencoder"
+CONFIG = ROOT / "configs" / "phantom.py:autoencoder"
 
 
 def seconds_to_first_step(folder: Path, name: str) -> float:

@@ -4,7 +4,7 @@
 #
 #   launch/local.sh PROCESSES DEVICES cpu|gpu COMMAND...     DEVICES of each process
 #   launch/local.sh 2 4 gpu jaxcxr train --config configs/roentgen.py:h100-8 --workdir runs/roentgen
-#   launch/local.sh 2 2 cpu jaxcxr train --config configs/quickstart.py:autoencoder --workdir runs/try
+#   launch/local.sh 2 2 cpu jaxcxr train --config configs/phantom.py:autoencoder --workdir runs/try
 set -euo pipefail
 
 if ! [[ $# -ge 4 && ${1:-} =~ ^[1-9][0-9]*$ && ${2:-} =~ ^[1-9][0-9]*$ && ${3:-} =~ ^(cpu|gpu)$ ]]; then

@@ -24,8 +24,8 @@ def measure(scratch: Path) -> dict[str, Any]:
 
 
 def _wait_of_training(scratch: Path) -> dict[str, float]:
-    """The metric `data_wait` of the quickstart's autoencoder, without the first steps, which compile."""
-    config = configs.load(Path(__file__).parents[2] / "configs" / "quickstart.py:autoencoder")
+    """The metric `data_wait` of the autoencoder of `configs/phantom.py`, without the first steps, which compile."""
+    config = configs.load(Path(__file__).parents[2] / "configs" / "phantom.py:autoencoder")
     config.data.path = str(scratch / "phantoms-prepared")
     config.steps, config.log_every, config.eval_every, config.sample_every = 60, 10, 0, 0
     if not Path(config.data.path).exists():
