@@ -28,7 +28,7 @@ from jaxcxr.phantoms.scores import Rate, Score
 from jaxcxr.phantoms.truth import CLASSES, GRADES
 
 WEIGHTS = Path(__file__).with_name("weights")
-NAMES = ("first",)
+NAMES = ("first", "second")
 _MARK = "jaxcxr phantom classifier"
 _BATCH = 64
 

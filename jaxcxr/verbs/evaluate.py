@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--classifier",
         default="first",
         metavar="NAME",
-        help="first, or a file of another; default: %(default)s",
+        help="first, or second where the first has selected the pictures, or a file; default: %(default)s",
     )
     parser.add_argument("--title", default="Synthetic chest X-rays", help="of the page; default: %(default)s")
     parser.add_argument(

@@ -54,7 +54,7 @@ def test_answers_do_not_depend_on_the_other_pictures():
 
 
 def test_files_that_are_no_classifier_are_one_line(tmp_path):
-    with pytest.raises(UserError, match="third: no such classifier; give first, or a file"):
+    with pytest.raises(UserError, match="third: no such classifier; give first or second, or a file"):
         read("third")
     file = tmp_path / "mine.safetensors"
     one = untrained()
