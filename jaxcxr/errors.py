@@ -7,3 +7,12 @@ class UserError(Exception):
     The message is one line that names the thing and the mend. The command line prints it without a
     traceback and exits with code 2; anything else that escapes a verb is a bug and keeps its traceback.
     """
+
+
+def one_line(said: BaseException | str, most: int = 200) -> str:
+    """An exception, with its type, or a text, as a part of a message: one line of at most so many characters.
+
+    Halves of surrogate pairs, which a terminal cannot print, are escaped.
+    """
+    text = f"{type(said).__name__}: {said}" if isinstance(said, BaseException) else said
+    return " ".join(text.split())[:most].encode("utf-8", "backslashreplace").decode()

@@ -159,6 +159,18 @@ def test_every_verb_has_help_with_an_example(verb, capsys):
         (["evaluate", *EVALUATED, "--runs", "a", "gs://b/w"], "--runs gs://b/w: only files and folders of this"),
         (["prompts", "--out", "gs://b/p.jsonl"], "--out gs://b/p.jsonl: only files and folders of this machine"),
         (["plan", "--config", str(BASE), "--target", "v5e-16"], "give --target v5e:4x4"),
+        ([], "jaxcxr: no verb is given; it may be phantoms, prepare"),
+        (["--bar"], "--bar; see jaxcxr --help"),
+        (["--"], "see jaxcxr --help"),
+        (["tra\nin"], "jaxcxr: tra in: no such verb; it may be phantoms, prepare"),
+        (["prepare"], "--config, --source, --out; type for example jaxcxr prepare --config"),
+        (["sample", "--checkpoint", "c", "--out", "o", "--steps", "a\nb"], "--steps: invalid int value"),
+        (["sample", "--checkpoint", "c", "--prompt", "a", "--prompts", "b"], "--prompts: not allowed with"),
+        (["sample", "--checkpoint", "c", "--s", "3"], "--s could match --sampler, --steps"),
+        (["convert", "a", "b", "--to", "zip"], "--to: invalid choice: 'zip' (choose from"),
+        (["convert", "a", "b", "--to"], "--to: expected one argument; type for example jaxcxr convert"),
+        (["phantoms", "--out", "x", "--film", "100"], "--film: '100' may be two numbers of pixels, as 2544x3056"),
+        (["phantoms", "--out", "x", "--si\nzes"], "--si zes: no such option"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_2(argv, message, capsys, tmp_path, monkeypatch):

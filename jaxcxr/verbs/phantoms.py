@@ -27,8 +27,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _film(text: str) -> tuple[int, int]:
-    width, height = text.split("x")
-    return int(width), int(height)
+    try:
+        width, height = map(int, text.split("x"))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r:.100} may be two numbers of pixels, as 2544x3056") from error
+    return width, height
 
 
 def run(args: argparse.Namespace) -> None:
