@@ -73,10 +73,10 @@ def _verb(argv: list[str]) -> str:
     commands = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for verb, summary in VERBS.items():
         commands.add_parser(verb, help=summary, add_help=False)
-    # Checked here, since argparse does not list the verbs where none is given.
+    # Checked here, since argparse lists the verbs only for a wrong one.
     if not argv:
         parser.error(f"no verb is given; it may be {', '.join(VERBS)}")
-    if argv[0] not in VERBS and not argv[0].startswith("-"):
+    if argv[0] not in (*VERBS, "-h", "--help", "--version"):
         parser.error(f"{argv[0]}: no such verb; it may be {', '.join(VERBS)}")
     return str(parser.parse_args(argv[:1]).verb)
 
@@ -95,7 +95,8 @@ def _run(verb: str, argv: list[str]) -> None:
     _keep_compiled()
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", str(platforms.GPU_MEMORY))
     # Config overrides are open-ended, so what argparse does not know goes to the config, which is strict.
-    args, args.overrides = command.parse_known_args(_joined(argv))
+    args, overrides = command.parse_known_args(_joined(argv))
+    args.overrides = overrides
     # Orbax says at every read that a file it does not need is absent, and of a full disk, which it raises too, once
     # for each tensor and thread.
     for library in ("absl", "asyncio"):

@@ -18,7 +18,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raises UserError with argparse's message, an example and where all options are listed."""
-        said = one_line(message.removeprefix("argument "), 300)
+        said = one_line(message.removeprefix("argument "))
         example = f"type for example {self.example}; " if self.example else ""
         raise UserError(f"{said}; {example}see {self.prog} --help")
 
