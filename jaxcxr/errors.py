@@ -1,5 +1,7 @@
 """The one error a user sees."""
 
+_MOST = 300  # characters of what a message quotes
+
 
 class UserError(Exception):
     """A mistake in what the user gave: a path, a key, an option, a data set.
@@ -9,10 +11,10 @@ class UserError(Exception):
     """
 
 
-def one_line(said: BaseException | str, most: int = 200) -> str:
-    """An exception, with its type, or a text, as a part of a message: one line of at most so many characters.
+def one_line(said: BaseException | str) -> str:
+    """An exception, with its type, or a text, as a part of a message: one line, cut if it is long.
 
     Halves of surrogate pairs, which a terminal cannot print, are escaped.
     """
     text = f"{type(said).__name__}: {said}" if isinstance(said, BaseException) else said
-    return " ".join(text.split())[:most].encode("utf-8", "backslashreplace").decode()
+    return " ".join(text.split())[:_MOST].encode("utf-8", "backslashreplace").decode()

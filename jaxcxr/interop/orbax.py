@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxcxr.errors import UserError
+from jaxcxr.errors import UserError, one_line
 from jaxcxr.files import new_folder
 from jaxcxr.interop import checksums
 from jaxcxr.interop.checkpoint import Checkpoint
@@ -139,7 +139,7 @@ def _readable(folder: Path) -> Iterator[None]:
     except (MemoryError, UserError):
         raise
     except Exception as error:
-        said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        said = one_line(error)
         raise UserError(f"{folder}: cannot be read ({said}); it is damaged or not complete, copy it again") from error
 
 

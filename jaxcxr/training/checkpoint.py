@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from jaxcxr import config as configs
 from jaxcxr.data import settings
-from jaxcxr.errors import UserError
+from jaxcxr.errors import UserError, one_line
 from jaxcxr.files import locked_folder, new_folder, replace_file
 from jaxcxr.interop import checksums
 from jaxcxr.interop.orbax import CHECKPOINTS, MODEL, disk_errors, latest_step, steps
@@ -262,7 +262,7 @@ class Checkpoints:
             folder = self._folder / str(step)
             if (folder / checksums.CHECKSUMS).is_file():
                 raise  # the files are as they were written
-            said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            said = one_line(error)
             older = [each for each in self._manager.all_steps() if each < step]
             remedy = (
                 f"move it away to resume from step {max(older)}" if older else "copy it back, or name another --workdir"
