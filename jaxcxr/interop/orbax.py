@@ -102,6 +102,7 @@ def _tensor_handler() -> Any:
     class Handler(ocp.type_handlers.NumpyHandler):
         def __init__(self) -> None:
             super().__init__(deepcopy_host_arrays=False)
+            self._errors: list[Exception] = []
 
         async def serialize(self, values: Any, infos: Any, args: Any = None) -> list[Any]:
             args, start = args or [ocp.SaveArgs()] * len(values), 0
@@ -113,8 +114,18 @@ def _tensor_handler() -> Any:
                 arrays = [contiguous(tensor.read()) for tensor in values[start:end]]
                 for written in await super().serialize(arrays, infos[start:end], args[start:end]):
                     written.result()
+                if self._errors:
+                    raise self._errors[0]
                 start = end
             return []
+
+        async def _open_and_write(self, *args: Any) -> None:
+            # Kept until all are written: at the first error Orbax ends its event loop, and TensorStore then prints a
+            # traceback for each of the others.
+            try:
+                await super()._open_and_write(*args)
+            except Exception as error:
+                self._errors.append(error)
 
     return Handler()
 
