@@ -132,7 +132,8 @@ def _override(config: ConfigDict, override: str) -> None:
     if override.startswith(_PREFIX) and not separator:
         raise UserError(f"{one_line(override)}: has no value; give {one_line(override)}=VALUE")
     if not override.startswith(_PREFIX):
-        raise UserError(f"{one_line(override)}: no option of this verb (a config value is set by {_PREFIX}a.b=value)")
+        remedy = f"a config value is set by {_PREFIX}a.b=value"
+        raise UserError(f"{one_line(override)}: not an option of this verb ({remedy})")
     *parents, leaf = name.split(".")
     node = config
     for depth, key in enumerate([*parents, leaf]):
