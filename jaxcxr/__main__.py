@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from jaxcxr import __version__, platforms
 from jaxcxr.console import lasting_streams
@@ -97,14 +98,28 @@ def _run(verb: str, argv: list[str]) -> None:
     # Config overrides are open-ended, so what argparse does not know goes to the config, which is strict.
     args, overrides = command.parse_known_args(_joined(argv))
     args.overrides = overrides
-    # Orbax says at every read that a file it does not need is absent, and of a full disk, which it raises too, once
-    # for each tensor and thread.
-    for library in ("absl", "asyncio"):
-        logging.getLogger(library).setLevel(logging.CRITICAL)
+    _quiet_checkpoints()
     if args.overrides and not hasattr(args, "config"):
         raise UserError(f"{one_line(args.overrides[0])}: no such option; see jaxcxr {verb} --help")
     _check_local_paths(command, args)
     module.run(args)
+
+
+def _quiet_checkpoints() -> None:
+    """Keeps to itself what Orbax and TensorStore say beside what they raise.
+
+    That is at every read that a file which is not needed is absent; and of a full disk or damaged files, once for each
+    tensor and thread, that something failed, or that it ended after Orbax had closed the event loop at the first error.
+    """
+    for library in ("absl", "asyncio"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)
+    if sys.unraisablehook is sys.__unraisablehook__:
+        sys.unraisablehook = _unraisable
+
+
+def _unraisable(unraisable: Any) -> None:
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
 
 
 def _check_local_paths(command: argparse.ArgumentParser, args: argparse.Namespace) -> None:
