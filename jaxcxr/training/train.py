@@ -20,8 +20,8 @@ from jaxcxr.parallel import mesh as meshes
 from jaxcxr.parallel.processes import on_first
 from jaxcxr.training import flops, prepared, ranges
 from jaxcxr.training.checkpoint import Checkpoints, claim, newest_whole, opened
+from jaxcxr.training.evaluator import Evaluator
 from jaxcxr.training.feed import check_cache, open_batches, some_images, tokenizer_folder
-from jaxcxr.training.judge import Judge
 from jaxcxr.training.metrics import Metrics
 from jaxcxr.training.model import compute_dtype, make_model, with_scaling_factor
 from jaxcxr.training.objectives import measure_scaling_factor
@@ -35,7 +35,7 @@ from jaxcxr.training.watch import Watch
 from jaxcxr.workdir import Command
 
 _EVERY = ("log", "eval", "sample", "checkpoint")  # what is done every so many steps
-_JUDGED = ("eval", "sample")
+_EVALUATED = ("eval", "sample")
 _NO_VALIDATION = (
     "{}: has no images in split 'validate', so there are no {} during training; to get such a split, run jaxcxr prepare"
     " into a new folder, with the share of patients for it: --config.data.validate_share=0.05"
@@ -118,9 +118,9 @@ def _train(
     # --- Loop ----------------------------------------------------------------------------------------------
     every = _intervals(config, validation is not None)
     ahead = _ahead(start, stop_at, every, config.steps)
-    judge = None
-    if ahead.intersection(_JUDGED):
-        judge = Judge(pipeline, program.loss, config, mesh, tokenizer, validation)
+    evaluator = None
+    if ahead.intersection(_EVALUATED):
+        evaluator = Evaluator(pipeline, program.loss, config, mesh, tokenizer, validation)
     images = {"train": batches.images} | ({"validate": validation.images} if validation else {})
     lines = banner(config, program, images, start)
     if off := [text for what, text in _NEEDS_VALIDATION.items() if every[what] != config[f"{what}_every"]]:
@@ -135,12 +135,12 @@ def _train(
     )
     stream = batches.iterate(start)
     with metrics, checkpoints, trace:
-        if judge:
+        if evaluator:
             # While there is nothing to lose: it compiles for minutes, and what is wrong with it is known at once.
             progress.doing("evaluating what it starts from")
-            judged = _judge(judge, ahead, state, stopping.unless_asked)
+            found = _evaluate(evaluator, ahead, state, stopping.unless_asked)
             due = _due(start, every, config.steps)
-            _record(metrics, progress, start, {what: found for what, found in judged.items() if what in due})
+            _record(metrics, progress, start, {what: each for what, each in found.items() if what in due})
         progress.doing("compiling the step")
         for step in range(start + 1, stop_at + 1):
             with speed.waiting():
@@ -162,18 +162,18 @@ def _train(
             due = _due(step, every, config.steps)
             if "log" in due:
                 metrics.write(step, {**values, **speed.report()})
-            if judge and due.intersection(_JUDGED):
+            if evaluator and due.intersection(_EVALUATED):
                 watch.catch_up()
                 # A stop does not wait for it, and the next start makes up for that; but the last step has none.
                 how = stopping.unless_asked if step < config.steps else _at_once
-                _record(metrics, progress, step, _judge(judge, due, state, how))
+                _record(metrics, progress, step, _evaluate(evaluator, due, state, how))
             last = step == stop_at or stopping.agreed(step)
             if last or "checkpoint" in due:
                 watch.catch_up()
                 metrics.flush()  # what a state has done is written before it is kept, and never again after it
                 checkpoints.save(state)
                 progress.line(f"step {step}: saving a checkpoint")
-            if due.intersection((*_JUDGED, "checkpoint")):
+            if due.intersection((*_EVALUATED, "checkpoint")):
                 speed.restart()  # none of it is the step's time
             if last:
                 break
@@ -201,7 +201,7 @@ def _validation(config: ConfigDict, tokenizer: Any, rows: np.ndarray) -> Batches
 def _intervals(config: ConfigDict, validation: bool) -> dict[str, int]:
     """How many steps lie between what is done every so many; 0 is never, as without the images that it needs."""
     every = {what: config[f"{what}_every"] for what in _EVERY}
-    missing = () if validation else ("eval",) if config.objective.name == "diffusion" else _JUDGED
+    missing = () if validation else ("eval",) if config.objective.name == "diffusion" else _EVALUATED
     return every | dict.fromkeys(missing, 0)
 
 
@@ -215,20 +215,20 @@ def _ahead(start: int, last: int, every: Mapping[str, int], steps: int) -> set[s
     return {what for what, number in every.items() if number and (last == steps or last // number * number >= start)}
 
 
-def _judge(judge: Judge, due: set[str], state: State, do: Callable[..., Any]) -> dict[str, Any]:
+def _evaluate(evaluator: Evaluator, due: set[str], state: State, do: Callable[..., Any]) -> dict[str, Any]:
     """The validation loss and the sheet of a state, as far as they are due, each as `do` makes it, or None."""
-    ways = {"eval": judge.validate, "sample": judge.picture}
-    return {what: do(ways[what], averaged(state)) for what in _JUDGED if what in due}
+    ways = {"eval": evaluator.validate, "sample": evaluator.picture}
+    return {what: do(ways[what], averaged(state)) for what in _EVALUATED if what in due}
 
 
 def _at_once(do: Callable[..., Any], *args: Any) -> Any:
     return do(*args)
 
 
-def _record(metrics: Metrics, progress: Progress, step: int, judged: Mapping[str, Any]) -> None:
-    if judged.get("eval"):
-        metrics.write(step, judged["eval"])
-        progress.line(f"step {step}: validation loss {judged['eval']['validation_loss']:.4f}")
-    if judged.get("sample") is not None:
-        metrics.picture(step, judged["sample"])
+def _record(metrics: Metrics, progress: Progress, step: int, found: Mapping[str, Any]) -> None:
+    if found.get("eval"):
+        metrics.write(step, found["eval"])
+        progress.line(f"step {step}: validation loss {found['eval']['validation_loss']:.4f}")
+    if found.get("sample") is not None:
+        metrics.picture(step, found["sample"])
         progress.line(f"step {step}: picture samples/{step:08d}.png")
