@@ -1,10 +1,10 @@
 """Train or resume a model.
 
 The workdir holds the run: config.json, model/ (a diffusers folder without weights), checkpoints/,
-metrics.jsonl, tensorboard/ and samples/. SIGTERM and Ctrl-C save first. To resume, give --workdir alone: config and
-overrides are in the workdir; a --config or overrides that are given again have to agree with them, except for steps,
-mesh and display settings. Started several times, by srun, on a TPU slice or by launch/local.sh, the processes find one
-another and train together.
+metrics.jsonl, tensorboard/ and samples/. SIGTERM, SIGHUP and Ctrl-C save first. To resume, give --workdir alone:
+config and overrides are in the workdir; a --config or overrides that are given again have to agree with them, except
+for steps, mesh and display settings. Started several times, by srun, on a TPU slice or by launch/local.sh, the
+processes find one another and train together.
 
 A --config file is Python and is executed. Read a config file from someone else before you use it.
 """
