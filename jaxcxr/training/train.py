@@ -126,7 +126,7 @@ def _train(
     if off := [text for what, text in _NEEDS_VALIDATION.items() if every[what] != config[f"{what}_every"]]:
         lines.append(_NO_VALIDATION.format(config.data.path, " and no ".join(off)))
     metrics, progress = Metrics(workdir, start), Progress(workdir, config.steps, start, lines)
-    watch = Watch(config.skip_nonfinite, lambda step: open_batches(config, "train", tokenizer).ids(step - 1))
+    watch = Watch(config.skip_nonfinite, lambda step: open_batches(config, "train", tokenizer).places(step - 1))
     speed = Speed(
         began,
         config.batch_size,
