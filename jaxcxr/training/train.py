@@ -3,10 +3,11 @@
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from jaxcxr import interop
@@ -15,9 +16,9 @@ from jaxcxr.data.records import EmptySplit
 from jaxcxr.data.tokens import load as load_tokenizer
 from jaxcxr.interop.diffusers import read_files
 from jaxcxr.interop.orbax import MODEL
-from jaxcxr.interop.pipeline import from_files
+from jaxcxr.interop.pipeline import StableDiffusion, from_files
 from jaxcxr.parallel import mesh as meshes
-from jaxcxr.parallel.processes import on_first
+from jaxcxr.parallel.processes import least, on_first
 from jaxcxr.training import flops, prepared, ranges
 from jaxcxr.training.checkpoint import Checkpoints, claim, newest_whole, opened
 from jaxcxr.training.evaluator import Evaluator
@@ -25,14 +26,14 @@ from jaxcxr.training.feed import check_cache, open_batches, some_images, tokeniz
 from jaxcxr.training.metrics import Metrics
 from jaxcxr.training.model import compute_dtype, make_model, with_scaling_factor
 from jaxcxr.training.objectives import measure_scaling_factor
-from jaxcxr.training.program import make_program
+from jaxcxr.training.program import Program, make_program
 from jaxcxr.training.progress import Progress, banner
 from jaxcxr.training.speed import Speed
 from jaxcxr.training.step import State, averaged
 from jaxcxr.training.stopping import Stopped, Stopping
 from jaxcxr.training.trace import Trace
 from jaxcxr.training.watch import Watch
-from jaxcxr.workdir import Command
+from jaxcxr.workdir import Command, Prepared
 
 _EVERY = ("log", "eval", "sample", "checkpoint")  # what is done every so many steps
 _EVALUATED = ("eval", "sample")
@@ -70,89 +71,50 @@ def _train(
     config: ConfigDict, workdir: Path, stop_at: int | None, stopping: Stopping, command: Command | None = None
 ) -> None:
     began = time.perf_counter()
-    # --- Devices and data -------------------------------------------------------------------------------
-    mesh = meshes.make_mesh(config.mesh)
-    meshes.check_batch(config.batch_size, config.accumulation, mesh)
-    rows = meshes.local_rows(mesh, config.batch_size)
-    trace = Trace(workdir / "tensorboard", config.profile.after, config.profile.steps)
-    tokenizer = load_tokenizer(tokenizer_folder(config))
-    first_time, data = not (workdir / MODEL).is_dir(), prepared.describe(config)
-    if first_time:
-        prepared.check_settings(config, data)
-    else:
-        prepared.check_same(workdir, data)
-    trained = newest_whole(workdir)
-
-    # --- Model: described by the config the first time, by the workdir from then on ----------------------
-    dtype, key = compute_dtype(config), jax.random.key(config.seed)
-    parameters: Mapping[str, Any] | None = None
-    if first_time:
-        pipeline, parameters = make_model(config, key)
-        if config.model.measure_scaling_factor:
-            factor = measure_scaling_factor(pipeline, parameters, some_images(config, tokenizer, 256))
-            pipeline = with_scaling_factor(pipeline, factor, dtype)
-    else:
-        pipeline = from_files(read_files(workdir / MODEL), dtype)
-        if trained is None:  # stopped before the first checkpoint: the same seed gives the same weights
-            _, parameters = make_model(config, key)
-    tokenizer = pipeline.tokenizer if "text_encoder" in pipeline.networks else tokenizer
-    batches = open_batches(config, "train", tokenizer, rows=rows)
-    validation = _validation(config, tokenizer, rows)
-    program = make_program(config, pipeline, mesh)
-    if config.data.cache:
-        check_cache(config, pipeline, program.learns, parameters if parameters is not None else _frozen(workdir))
-    on_first(lambda: claim(workdir, config, pipeline.files if first_time else None, data, command))
-
-    # --- State: restored, or made anew --------------------------------------------------------------------
-    checkpoints = Checkpoints(workdir, config.keep)
-    state = checkpoints.restore(program.state) if parameters is None else program.init(parameters)
-    del parameters
-    start = int(state["step"])
+    run, parameters = _open(config, workdir)
     stop_at = min(config.steps, stop_at if stop_at is not None else config.steps)
-    if start >= stop_at:
+    if run.start >= stop_at:
         if jax.process_index() == 0:
-            print(f"{workdir}: already trained to step {start}")
-        checkpoints.close()
+            print(f"{workdir}: already trained to step {run.start}")
         return
-
-    # --- Loop ----------------------------------------------------------------------------------------------
-    every = _intervals(config, validation is not None)
-    ahead = _ahead(start, stop_at, every, config.steps)
+    trace = Trace(workdir / "tensorboard", config.profile.after, config.profile.steps)
+    every = _intervals(config, run.validation is not None)
+    ahead = _ahead(run.start, stop_at, every, config.steps)
     evaluator = None
     if ahead.intersection(_EVALUATED):
-        evaluator = Evaluator(pipeline, program.loss, config, mesh, tokenizer, validation)
-    images = {"train": batches.images} | ({"validate": validation.images} if validation else {})
-    lines = banner(config, program, images, start)
-    if off := [text for what, text in _NEEDS_VALIDATION.items() if every[what] != config[f"{what}_every"]]:
-        lines.append(_NO_VALIDATION.format(config.data.path, " and no ".join(off)))
-    metrics, progress = Metrics(workdir, start), Progress(workdir, config.steps, start, lines)
-    watch = Watch(config.skip_nonfinite, lambda step: open_batches(config, "train", tokenizer).places(step - 1))
+        evaluator = Evaluator(run.pipeline, run.program.loss, config, run.mesh, run.tokenizer, run.validation)
+    state, checkpoints = _first_state(config, workdir, run, parameters, command)
+    del parameters
+
+    metrics = Metrics(workdir, run.start)
+    progress = Progress(workdir, config.steps, run.start, _banner(config, run, every))
+    watch = Watch(config.skip_nonfinite, lambda step: open_batches(config, "train", run.tokenizer).places(step - 1))
     speed = Speed(
         began,
         config.batch_size,
         config.dtype,
-        lambda: flops.of_step(config, pipeline, program.learns, batches.batch(start)),
+        lambda: flops.of_step(config, run.pipeline, run.program.learns, run.batches.batch(run.start)),
     )
-    stream = batches.iterate(start)
     with metrics, checkpoints, trace:
         if evaluator:
             # While there is nothing to lose: it compiles for minutes, and what is wrong with it is known at once.
             progress.doing("evaluating what it starts from")
             found = _evaluate(evaluator, ahead, state, stopping.unless_asked)
-            due = _due(start, every, config.steps)
-            _record(metrics, progress, start, {what: each for what, each in found.items() if what in due})
+            due = _due(run.start, every, config.steps)
+            _record(metrics, progress, run.start, {what: each for what, each in found.items() if what in due})
         progress.doing("compiling the step")
-        for step in range(start + 1, stop_at + 1):
+        stream = run.batches.iterate(run.start)
+        for step in range(run.start + 1, stop_at + 1):
             with speed.waiting():
                 own_rows = next(stream)
-            batch = meshes.to_global(own_rows, mesh, config.batch_size)
+            batch = meshes.to_global(own_rows, run.mesh, config.batch_size)
             trace.before_step()
-            if step == start + 1:  # which is compiled now
-                state, values = stopping.unless_asked(program.step, state, batch)
+            if step == run.start + 1:  # which is compiled now
+                state, values = stopping.unless_asked(run.program.step, state, batch)
                 stopping.started()
             else:
                 with jax.profiler.StepTraceAnnotation("train", step_num=step):
-                    state, values = program.step(state, batch)
+                    state, values = run.program.step(state, batch)
             watch.see(step, values)
             speed.stepped(values)
             progress.stepped(values, speed.rate())
@@ -180,6 +142,90 @@ def _train(
         progress.close()
     if jax.process_index() == 0:
         print(f"{workdir}: at step {step} of {config.steps}" + ("; run again to resume" if step < config.steps else ""))
+
+
+class _Run(NamedTuple):
+    """What a run is made of; its state lies apart, as it is large and changes.
+
+    Attributes:
+      start: the step of the newest whole checkpoint, 0 without one.
+      first_time: whether the workdir is new, so that the model is described by the config, and not by the workdir.
+      data: what the data were prepared with.
+    """
+
+    start: int
+    first_time: bool
+    data: tuple[Prepared, ...]
+    mesh: Mesh
+    tokenizer: Any
+    pipeline: StableDiffusion
+    program: Program
+    batches: Batches
+    validation: Batches | None
+
+
+def _open(config: ConfigDict, workdir: Path) -> tuple[_Run, Mapping[str, Any] | None]:
+    """Devices, data and model; and the first parameters, None where a checkpoint has them. Nothing is written."""
+    mesh = meshes.make_mesh(config.mesh)
+    meshes.check_batch(config.batch_size, config.accumulation, mesh)
+    rows = meshes.local_rows(mesh, config.batch_size)
+    first_time = not (workdir / MODEL).is_dir()
+    if not first_time:
+        prepared.check_there(workdir, config)
+    tokenizer, data = load_tokenizer(tokenizer_folder(config)), prepared.describe(config)
+    if first_time:
+        prepared.check_settings(config, data)
+    else:
+        prepared.check_same(workdir, data)
+    trained = newest_whole(workdir)
+
+    dtype, key = compute_dtype(config), jax.random.key(config.seed)
+    parameters: Mapping[str, Any] | None = None
+    if first_time:
+        pipeline, parameters = make_model(config, key)
+        if config.model.measure_scaling_factor:
+            factor = measure_scaling_factor(pipeline, parameters, some_images(config, tokenizer, 256))
+            pipeline = with_scaling_factor(pipeline, factor, dtype)
+    else:
+        pipeline = from_files(read_files(workdir / MODEL), dtype)
+        if trained is None:  # stopped before the first checkpoint: the same seed gives the same weights
+            _, parameters = make_model(config, key)
+    tokenizer = pipeline.tokenizer if "text_encoder" in pipeline.networks else tokenizer
+    batches = open_batches(config, "train", tokenizer, rows=rows)
+    validation = _validation(config, tokenizer, rows)
+    program = make_program(config, pipeline, mesh)
+    if config.data.cache:
+        check_cache(config, pipeline, program.learns, parameters if parameters is not None else _frozen(workdir))
+    run = _Run(trained or 0, first_time, data, mesh, tokenizer, pipeline, program, batches, validation)
+    return run, parameters
+
+
+def _first_state(
+    config: ConfigDict, workdir: Path, run: _Run, parameters: Mapping[str, Any] | None, command: Command | None
+) -> tuple[State, Checkpoints]:
+    """The state, restored or made anew, and the checkpoints of a workdir that is then this run's.
+
+    The workdir is claimed when all processes have read a batch, and the state where there is one: what stops before
+    leaves the workdir as it was.
+    """
+    run.batches.batch(run.start)
+    if parameters is None:
+        checkpoints = Checkpoints(workdir, config.keep)
+        state = checkpoints.restore(run.program.state)
+    else:
+        state = run.program.init(parameters)
+    least(0)  # waits for all
+    on_first(lambda: claim(workdir, config, run.pipeline.files if run.first_time else None, run.data, command))
+    return state, checkpoints if parameters is None else Checkpoints(workdir, config.keep)
+
+
+def _banner(config: ConfigDict, run: _Run, every: Mapping[str, int]) -> list[str]:
+    """The lines that a run begins with."""
+    images = {"train": run.batches.images} | ({"validate": run.validation.images} if run.validation else {})
+    lines = banner(config, run.program, images, run.start)
+    if off := [text for what, text in _NEEDS_VALIDATION.items() if every[what] != config[f"{what}_every"]]:
+        lines.append(_NO_VALIDATION.format(config.data.path, " and no ".join(off)))
+    return lines
 
 
 def _frozen(workdir: Path) -> dict[str, np.ndarray]:
