@@ -134,7 +134,7 @@ def _named(name: str) -> Iterator[None]:
 
 
 def _kind(folder: Path, config: _Config, has_words: bool) -> str:
-    """The name of the tokenizer's class: told by its config, or else by the files there are."""
+    """The name of the tokenizer's class: by its config, or else by the files there are."""
     name = config.tokenizer_class or ("BertTokenizer" if has_words else KINDS[0])
     if (name := name.removesuffix("Fast")) not in KINDS:
         raise UserError(f"{folder}: tokenizer_class {name!r:.100} is not supported (only {', '.join(KINDS)})")

@@ -300,7 +300,7 @@ def _open_zip(file: Path) -> tuple[Any, Callable[[_Storage], _Region]]:
     pickle, prefix = pickles[0], pickles[0].filename.removesuffix("data.pkl")
     _require(pickle.file_size <= _LARGEST_PICKLE, f"data.pkl is larger than {_LARGEST_PICKLE} bytes")
     data = _contents(file, pickle)
-    _require(pickle.CRC in (0, zlib.crc32(data)), "data.pkl is not what was written")  # 0: PyTorch was told not to sum
+    _require(pickle.CRC in (0, zlib.crc32(data)), "data.pkl is not what was written")  # 0: PyTorch was asked not to sum
     if order := entries.get(f"{prefix}byteorder"):
         _require_little_endian(file, order.file_size == 6 and _contents(file, order) == b"little")
     top = _Program(file).run(io.BytesIO(data))
