@@ -10,11 +10,13 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from jaxcxr import __version__, platforms
 from jaxcxr.console import lasting_streams
-from jaxcxr.errors import UserError
+from jaxcxr.errors import UserError, one_line
 from jaxcxr.files import check_local
+from jaxcxr.options import Parser
 
 VERBS = {
     "phantoms": "draw synthetic chest radiographs with reports, laid out as MIMIC-CXR-JPG",
@@ -25,17 +27,17 @@ VERBS = {
     "prompts": "write prompts that ask for known findings",
     "sample": "generate images from prompts",
     "convert": "convert checkpoints between Orbax and diffusers",
-    "evaluate": "judge generated images and write a page to look at",
+    "evaluate": "evaluate generated images and write a page to look at",
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one verb; returns 0, 1 (a bug or a failure, lost output too) or 2 (a user's mistake, told in one line)."""
+    """Runs one verb; returns 0, 1 (a bug or a failure, lost output too) or 2 (a user's mistake, in one line)."""
     lost: list[str] = []
     try:
         with lasting_streams() as lost:
             code = _main(list(sys.argv[1:] if argv is None else argv))
-    except SystemExit as stop:  # of --help, or of argparse
+    except SystemExit as stop:  # of --help or --version
         if stop.code or not lost:
             raise
         code = 0
@@ -43,52 +45,81 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="jaxcxr", description="Latent diffusion for chest X-rays and radiology reports, in JAX."
-    )
+    name = "jaxcxr"  # in front of an error
+    try:
+        verb = _verb(argv)
+        name = f"jaxcxr {verb}"
+        _run(verb, argv[1:])
+    except UserError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return 2
+    except FloatingPointError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        print(f"{name}: a path is too long ({str(error.filename)[:60]}…); give a shorter one", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"\n{name}: interrupted", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _verb(argv: list[str]) -> str:
+    """The verb that the first argument names; raises UserError where it names none."""
+    parser = Parser(prog="jaxcxr", description="Latent diffusion for chest X-rays and radiology reports, in JAX.")
     parser.add_argument("--version", action="version", version=_versions())
     commands = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for verb, summary in VERBS.items():
         commands.add_parser(verb, help=summary, add_help=False)
-    verb = parser.parse_args(argv[:1]).verb
+    # Checked here, since argparse lists the verbs only for a wrong one.
+    if not argv:
+        parser.error(f"no verb is given; it may be {', '.join(VERBS)}")
+    if argv[0] not in (*VERBS, "-h", "--help", "--version"):
+        parser.error(f"{argv[0]}: no such verb; it may be {', '.join(VERBS)}")
+    return str(parser.parse_args(argv[:1]).verb)
+
+
+def _run(verb: str, argv: list[str]) -> None:
     platforms.only_those_here()
     module = importlib.import_module(f"jaxcxr.verbs.{verb}")
-    command = argparse.ArgumentParser(
+    command = Parser(
         prog=f"jaxcxr {verb}",
         description=module.__doc__,
         epilog=f"example:\n  {module.EXAMPLE}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    command.example = module.EXAMPLE
     module.add_arguments(command)
     _keep_compiled()
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", str(platforms.GPU_MEMORY))
     # Config overrides are open-ended, so what argparse does not know goes to the config, which is strict.
-    args, overrides = command.parse_known_args(_joined(argv[1:]))
+    args, overrides = command.parse_known_args(_joined(argv))
     args.overrides = overrides
-    # Orbax says at every read that a file it does not need is absent, and of a full disk, which it raises too, once
-    # for each tensor and thread.
+    _quiet_checkpoints()
+    if args.overrides and not hasattr(args, "config"):
+        raise UserError(f"{one_line(args.overrides[0])}: no such option; see jaxcxr {verb} --help")
+    _check_local_paths(command, args)
+    module.run(args)
+
+
+def _quiet_checkpoints() -> None:
+    """Keeps to itself what Orbax and TensorStore say beside what they raise.
+
+    That is at every read that a file which is not needed is absent; and of a full disk or damaged files, once for each
+    tensor and thread, that something failed, or that it ended after Orbax had closed the event loop at the first error.
+    """
     for library in ("absl", "asyncio"):
         logging.getLogger(library).setLevel(logging.CRITICAL)
-    try:
-        if args.overrides and not hasattr(args, "config"):
-            raise UserError(f"{args.overrides[0]}: no such option; see jaxcxr {verb} --help")
-        _check_local_paths(command, args)
-        module.run(args)
-    except UserError as error:
-        print(f"jaxcxr {verb}: {error}", file=sys.stderr)
-        return 2
-    except FloatingPointError as error:
-        print(f"jaxcxr {verb}: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        if error.errno != errno.ENAMETOOLONG:
-            raise
-        print(f"jaxcxr {verb}: a path is too long ({str(error.filename)[:60]}…); give a shorter one", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"\njaxcxr {verb}: interrupted", file=sys.stderr)
-        return 1
-    return 0
+    if sys.unraisablehook is sys.__unraisablehook__:
+        sys.unraisablehook = _unraisable
+
+
+def _unraisable(unraisable: Any) -> None:
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
 
 
 def _check_local_paths(command: argparse.ArgumentParser, args: argparse.Namespace) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxcxr.errors import UserError
+from jaxcxr.errors import UserError, one_line
 from jaxcxr.files import check_local
 
 _PREFIX = "--config."
@@ -91,8 +91,8 @@ def first_difference(old: dict, new: dict, prefix: str = "") -> str | None:
             if found:
                 return found
         elif before != after and (before or after or (key in old and key in new)):
-            told = [repr(config[key])[:200] if key in config else "absent" for config in (old, new)]
-            return f"{prefix}{key} was {told[0]}, is {told[1]}"
+            was, now = (repr(config[key])[:200] if key in config else "absent" for config in (old, new))
+            return f"{prefix}{key} was {was}, is {now}"
     return None
 
 
@@ -100,11 +100,7 @@ def _in_one_line(error: BaseException, path: Path) -> str:
     """An error with the last line of the file at `path` that led to it; a SyntaxError says its line itself."""
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if Path(frame.filename).resolve() == path.resolve()]
-    return _line(f"{type(error).__name__}: {error}") + (f" (line {lines[-1]})" if lines else "")
-
-
-def _line(text: str) -> str:
-    return " ".join(text.split())[:300]
+    return one_line(error) + (f" (line {lines[-1]})" if lines else "")
 
 
 def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
@@ -123,7 +119,8 @@ def _section(values: dict, name: str) -> ConfigDict:
     """A nested dict as a section of a config; raises UserError for a key that is not a word."""
     for key in values:
         if not isinstance(key, str) or not key or "." in key:
-            raise UserError(f"{_PREFIX}{name}: a key of a section is a text without a dot; this has {_line(repr(key))}")
+            said = one_line(repr(key))
+            raise UserError(f"{_PREFIX}{name}: a key of a section is a text without a dot; this has {said}")
     inner = {
         key: _section(value, f"{name}.{key}") if isinstance(value, dict) else value for key, value in values.items()
     }
@@ -133,16 +130,17 @@ def _section(values: dict, name: str) -> ConfigDict:
 def _override(config: ConfigDict, override: str) -> None:
     name, separator, text = override.removeprefix(_PREFIX).partition("=")
     if override.startswith(_PREFIX) and not separator:
-        raise UserError(f"{_line(override)}: has no value; give {_line(override)}=VALUE")
+        raise UserError(f"{one_line(override)}: has no value; give {one_line(override)}=VALUE")
     if not override.startswith(_PREFIX):
-        raise UserError(f"{_line(override)}: not an option of this verb (a config value is set by {_PREFIX}a.b=value)")
+        remedy = f"a config value is set by {_PREFIX}a.b=value"
+        raise UserError(f"{one_line(override)}: not an option of this verb ({remedy})")
     *parents, leaf = name.split(".")
     node = config
     for depth, key in enumerate([*parents, leaf]):
         if not isinstance(node, ConfigDict) or key not in node:
             here = ".".join(parents[:depth]) or "the config"
             known = ", ".join(sorted(node.keys())) if isinstance(node, ConfigDict) else "no keys: it is a value"
-            raise UserError(f"{_PREFIX}{_line(name)}: no such key; {here} has {known}")
+            raise UserError(f"{_PREFIX}{one_line(name)}: no such key; {here} has {known}")
         if depth < len(parents):
             node = node[key]
     try:
@@ -151,7 +149,7 @@ def _override(config: ConfigDict, override: str) -> None:
         value = text  # a bare word is a string: --config.data.path=runs/data
     old = node[leaf]
     if isinstance(old, ConfigDict) and not isinstance(value, dict):
-        raise UserError(f"{_PREFIX}{name}={_line(text)}: is a section; set its keys, as {_PREFIX}{name}.KEY=VALUE")
+        raise UserError(f"{_PREFIX}{name}={one_line(text)}: is a section; set its keys, as {_PREFIX}{name}.KEY=VALUE")
     if isinstance(old, str):
         value = text
     elif isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**1023:
@@ -162,5 +160,5 @@ def _override(config: ConfigDict, override: str) -> None:
         value = _section(value, name)
     if old is not None and type(value) is not type(old):
         wanted = f"a {type(old).__name__} is wanted, as in {repr(old)[:200]}"
-        raise UserError(f"{_PREFIX}{name}={_line(text)}: {wanted}")
+        raise UserError(f"{_PREFIX}{name}={one_line(text)}: {wanted}")
     node[leaf] = value

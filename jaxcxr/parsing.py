@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from jaxcxr.errors import UserError
+from jaxcxr.errors import UserError, one_line
 
 T = TypeVar("T")
 MOST_BYTES = 64 * 2**20  # of a JSON file; the largest tokenizers have a third of that
@@ -104,5 +104,5 @@ def _wrong(error: Exception, name: str, remedy: str) -> UserError:
         why = f"not JSON ({error})"
     else:
         why = str(error).replace(" - at `$.", ", at `").replace(" - at `$", ", at `")
-        why = " ".join(why.split())[:300]
+        why = one_line(why)
     return UserError(f"{name}: {why}{'; ' if remedy else ''}{remedy}")

@@ -17,6 +17,7 @@ from tests.training.runs import ROOT
 
 BASE = ROOT / "configs" / "base.py"
 EVALUATED = ["--config", "c.py", "--real", "r", "--generated", "g", "--out", "o"]
+PREPARE = ["prepare", "--config", str(BASE), "--source", "s", "--out", "o"]
 
 
 def test_overrides_take_the_keys_type():
@@ -147,7 +148,7 @@ def test_every_verb_has_help_with_an_example(verb, capsys):
     ("argv", "message"),
     [
         (["train", "--config", "nowhere.py", "--workdir", "w"], "nowhere.py: no such config file"),
-        (["train", "--config", "nowhere.py", "--workdir", "w", "--stop-at", "0"], "--stop-at 0: wants a step"),
+        (["train", "--config", "nowhere.py", "--workdir", "w", "--stop-at", "0"], "'0' may be a whole number from 1"),
         (["train", "--config", str(BASE), "--workdir", "w", "--config.stepz=1"], "stepz: no such key"),
         (["phantoms", "--out", "x", "--sizes", "3"], "--sizes: no such option"),
         (["sample", "--checkpoint", "nowhere", "--prompt", "x", "--out", "o"], "nowhere: no such file or folder"),
@@ -159,6 +160,24 @@ def test_every_verb_has_help_with_an_example(verb, capsys):
         (["evaluate", *EVALUATED, "--runs", "a", "gs://b/w"], "--runs gs://b/w: only files and folders of this"),
         (["prompts", "--out", "gs://b/p.jsonl"], "--out gs://b/p.jsonl: only files and folders of this machine"),
         (["plan", "--config", str(BASE), "--target", "v5e-16"], "give --target v5e:4x4"),
+        ([], "jaxcxr: no verb is given; it may be phantoms, prepare"),
+        (["--bar"], "jaxcxr: --bar: no such verb; it may be phantoms, prepare"),
+        (["tra\nin"], "jaxcxr: tra in: no such verb; it may be phantoms, prepare"),
+        (["prepare"], "--config, --source, --out; type for example jaxcxr prepare --config"),
+        (["sample", "--checkpoint", "c", "--out", "o", "--steps", "a\nb"], "--steps: invalid int value"),
+        (["sample", "--checkpoint", "c", "--prompt", "a", "--prompts", "b"], "--prompts: not allowed with"),
+        (["sample", "--checkpoint", "c", "--s", "3"], "--s could match --sampler, --steps"),
+        (["convert", "a", "b", "--to", "zip"], "--to: invalid choice: 'zip' (choose from"),
+        (["convert", "a", "b", "--to"], "--to: expected one argument; type for example jaxcxr convert"),
+        ([*PREPARE, "--workers", "0"], "--workers: '0' may be a whole number from 1 to 1,024"),
+        ([*PREPARE, "--workers", "-3"], "--workers: '-3' may be a whole number from 1 to 1,024"),
+        ([*PREPARE, "--workers", "9" * 5000], "may be a whole number from 1 to 1,024"),
+        (["phantoms", "--out", "x", "--patients", "0"], "--patients: '0' may be a whole number from 1 to 1,000,000"),
+        (["phantoms", "--out", "x", "--size", "1.5"], "--size: '1.5' may be a whole number from 64 to 512"),
+        (["phantoms", "--out", "x", "--seed", "-1"], "--seed: '-1' may be a whole number from 0 to"),
+        (["prompts", "--out", "x.jsonl", "--count", "-1"], "--count: '-1' may be a whole number from 1 to"),
+        (["phantoms", "--out", "x", "--film", "100"], "--film: '100' may be two numbers of pixels, as 2544x3056"),
+        (["phantoms", "--out", "x", "--si\nzes"], "--si zes: no such option"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_2(argv, message, capsys, tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ from jaxcxr.errors import UserError
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP")
 """What is read as a picture, whatever a file is called; Pillow would give PostScript to Ghostscript."""
 
-MOST_SIDE = 2**16 - 1  # pixels, as in JPEG and DICOM; weights for resizing take 48 bytes for each of a side
+MOST_SIDE = 2**16 - 1  # pixels, as in JPEG and DICOM; weights for resizing take 48 bytes for each
 MOST_BYTES = 4  # of a file, for each pixel allowed: as many as a decoded pixel takes at most
 _BAND = 2**20  # samples that are converted at once
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # the limit is data.max_pixels
@@ -100,7 +100,7 @@ def load_square(path: Path, size: int, intensity: str = "stored", most_pixels: i
 
     Args:
       path: the file.
-      size: pixels of a side.
+      size: height and width in pixels.
       intensity: "stored"; "equalize" spreads the gray levels evenly; "percentile" stretches them so that the
         lowest and the highest 0.5 % become black and white.
       most_pixels: that the picture may have; what its header says is checked before a pixel is decoded.

@@ -107,7 +107,7 @@ class Batches:
         return step * self._batch_size + self._rows
 
     def _read(self, step: int) -> list[dict[str, Any]]:
-        places = self._order[self._indices(step)].tolist()
+        places = self.places(step)
         # In parallel for disks that are far away. ArrayRecord's own way of it starts a thread for each file at each
         # batch, which costs several times what the reading does.
         parts = [places[first::_READERS] for first in range(min(_READERS, len(places)))]
@@ -152,8 +152,12 @@ class Batches:
         return found
 
     def ids(self, step: int) -> list[str]:
-        """Returns the record ids of `batch(step)`, for messages about it."""
-        return [as_text(self._source[place]["id"]) for place in self._order[self._indices(step)].tolist()]
+        """Returns the record ids of `batch(step)`; not for messages, as an id may be a patient's."""
+        return [as_text(self._source[place]["id"]) for place in self.places(step)]
+
+    def places(self, step: int) -> list[int]:
+        """Returns where the records of `batch(step)` are in the source, from 0, for messages about it."""
+        return self._order[self._indices(step)].tolist()
 
     def iterate(self, start_step: int = 0, *, workers: int = 4, ahead: int = 4) -> Iterator[dict[str, np.ndarray]]:
         """Yields batch(start_step), batch(start_step + 1), … read on threads up to `ahead` steps early."""

@@ -260,7 +260,7 @@ class MimicCxr(Source):
     def fields(self, candidate: Candidate) -> Mapping[str, str]:
         """The values of `FIELDS`, and of a patient where MIMIC-IV's tables are there.
 
-        With `data.report_tables` the report is theirs, and impression and findings are not told.
+        With `data.report_tables` the report is theirs, and impression and findings are not given.
         """
         if self.settings.report_tables:
             if not candidate.known["report"]:

@@ -50,15 +50,14 @@ def prepare(
         raise UserError(f"{out}: is no name of a new folder; give one")
     settings = Settings.from_config(config_data)
     source = open_source(folder, settings)
-    done = Summary.read(out)
-    if done is not None:
-        if _is_same(done, source):
-            print(f"{out}: already prepared from the same tables with the same settings")
-            return done
-        raise UserError(
-            f"{out}: holds data prepared with other settings or from another source, or by an earlier version that made"
-            " no split 'validate' where the source has none; give another --out"
-        )
+    if (done := Summary.read(out)) is not None:
+        if not _is_same(done, source):
+            raise UserError(
+                f"{out}: holds data prepared with other settings or from another source, or by an earlier version that"
+                " made no split 'validate' where the source has none; give another --out"
+            )
+        print(f"{out}: already prepared from the same tables with the same settings")
+        return done
     if settings.tokenizer:
         tokens.load(settings.tokenizer)  # before the long work, not after it
 
@@ -76,16 +75,7 @@ def prepare(
         if summary is None:
             shards.make(maker, work, workers=workers, beam=beam)
             counts = _book(maker, work, ledger)
-            try:
-                ledger.check(folder, settings, failed)
-            except UserError:
-                if ledger.bad:
-                    ledger.write_quarantine(failed)
-                if sum(counts):
-                    _forget(maker, work)
-                else:
-                    shutil.rmtree(partial)
-                raise
+            _check(maker, work, ledger, failed)
             shards.describe(partial / shards.RECORDS, work, counts, settings.size)
             summary = _finish(partial, source, fingerprint, ledger, maker, work)
         for shard in work:
@@ -137,6 +127,20 @@ def _book(maker: shards.Maker, work: list[shards.Shard], ledger: Ledger) -> list
         ledger.add(account.ledger)
         counts.append(account.ledger.kept.total())
     return counts
+
+
+def _check(maker: shards.Maker, work: list[shards.Shard], ledger: Ledger, failed: Path) -> None:
+    """Raises UserError where too much is bad or nothing is left; the list is then in `failed`, and the rest kept."""
+    try:
+        ledger.check(maker.source.folder, maker.source.settings, failed)
+    except UserError:
+        if ledger.bad:
+            ledger.write_quarantine(failed)
+        if ledger.kept.total():
+            _forget(maker, work)
+        else:
+            shutil.rmtree(maker.folder)
+        raise
 
 
 def _forget(maker: shards.Maker, work: list[shards.Shard]) -> None:

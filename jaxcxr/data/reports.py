@@ -29,6 +29,11 @@ _BLANK_LINE = "\n \n"
 _MARK = re.compile(r"-?(_{2,}|X{4,})([-/](_{2,}|X{4,}))*-?")
 
 LAST_PARAGRAPH = "last_paragraph"
+# The sections that `data.sections` may name: those that are common in MIMIC-CXR or Open-i, and what `parse` makes.
+SECTIONS = (
+    *("impression", "findings", LAST_PARAGRAPH, "full report", "preamble", "indication", "history", "comparison"),
+    *("technique", "examination", "procedure", "recommendations", "notification", "wet read", "addendum"),
+)
 # Other sections under the names that the parser's table of exceptions knows them by.
 _NAMES = {
     "recommendation": "recommendations",

@@ -8,7 +8,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxcxr import parsing
-from jaxcxr.errors import UserError
+from jaxcxr.data.reports import SECTIONS
+from jaxcxr.errors import UserError, one_line
 
 LABEL_TABLES = ("chexpert", "negbio", "test")
 INTENSITIES = ("stored", "equalize", "percentile")
@@ -21,10 +22,10 @@ MOST_PIXELS = 178_956_970  # that data.max_pixels may allow; Pillow opens no lar
 def defaults() -> ConfigDict:
     """Returns the `data` section of a config with its default values."""
     config = ConfigDict()
-    config.size = 512  # pixels of a side; the longer one is resized to it, the shorter padded with black
+    config.size = 512  # height and width in pixels; the longer side is resized to it, the shorter padded with black
     config.intensity = "stored"  # or equalize (its histogram), or percentile: the lowest and highest 0.5 % are clipped
     config.views = ("PA", "AP")  # empty: every view, also an unstated one
-    config.sections = ("impression", "findings")  # {report} in a prompt is the first of these that is there
+    config.sections = ("impression", "findings")  # of reports.SECTIONS; {report} in a prompt is the first that is there
     # Templates; several are several prompts of one image. Fields: {report}, {impression}, {findings}, {labels}, {view},
     # and with MIMIC-IV's tables {age}, {sex}, {race}; of an image folder every column of its metadata.
     config.prompts = ("{report}",)
@@ -93,6 +94,8 @@ class Settings:
                 raise UserError(f"data.{key} is {getattr(settings, key)}: give at least {least}")
         if not settings.sections:
             raise UserError("data.sections is empty: name a report section such as 'impression'")
+        if unknown := [name for name in settings.sections if name not in SECTIONS]:
+            raise UserError(f"data.sections has {one_line(repr(unknown[0]))}: give some of {', '.join(SECTIONS)}")
         if not settings.prompts:
             raise UserError("data.prompts is empty: give a template such as '{report}'")
         if len(settings.tokens) != 2 or min(settings.tokens) < 0:

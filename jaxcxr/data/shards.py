@@ -214,7 +214,7 @@ def describe(folder: Path, shards: Sequence[Shard], counts: Sequence[int], size:
       folder: that of the files.
       shards: all of them.
       counts: their numbers of records.
-      size: pixels of a side.
+      size: height and width in pixels.
     """
     import tensorflow_datasets as tfds
 

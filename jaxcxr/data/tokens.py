@@ -15,7 +15,7 @@ from msgspec import Meta
 
 from jaxcxr import parsing
 from jaxcxr.data.settings import LEAST_VOCAB
-from jaxcxr.errors import UserError
+from jaxcxr.errors import UserError, one_line
 
 KINDS = ("CLIPTokenizer", "BertTokenizer", "RobertaTokenizer")
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
@@ -129,12 +129,12 @@ def _named(name: str) -> Iterator[None]:
         # A panic of the library's Rust code derives from BaseException, as interrupts do.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        reason = one_line(error)
         raise UserError(f"{name}: not a tokenizer ({reason}): its files may be damaged") from error
 
 
 def _kind(folder: Path, config: _Config, has_words: bool) -> str:
-    """The name of the tokenizer's class: told by its config, or else by the files there are."""
+    """The name of the tokenizer's class: by its config, or else by the files there are."""
     name = config.tokenizer_class or ("BertTokenizer" if has_words else KINDS[0])
     if (name := name.removesuffix("Fast")) not in KINDS:
         raise UserError(f"{folder}: tokenizer_class {name!r:.100} is not supported (only {', '.join(KINDS)})")

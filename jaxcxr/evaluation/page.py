@@ -23,7 +23,7 @@ _MOST_GROUPS = 48
 
 
 @dataclasses.dataclass(frozen=True)
-class Judgement:
+class Classified:
     """What a classifier sees in the generated and in the real images, and the size at which it reads them."""
 
     classifier: Classifier
@@ -43,14 +43,14 @@ class Judgement:
 class Page:
     """Everything that the page shows; what is not here cannot get onto it.
 
-    Without a `judgement` nothing is said of findings. `settings` are texts by title, for the end of the page.
+    Without `classified` nothing is said of findings. `settings` are texts by title, for the end of the page.
     """
 
     title: str
     generated: Sequence[Picture]
     real: Sequence[Picture]
     real_name: str
-    judgement: Judgement | None
+    classified: Classified | None
     runs: Sequence[Run]
     settings: Mapping[str, str]
     reconstructions: bool = False
@@ -70,17 +70,17 @@ def _head(page: Page) -> Iterator[str]:
     beside = f", beside {page.real_name} for comparison" if page.real else ""
     yield f"<p>Chest radiographs drawn by a latent diffusion model from the words of a report{escape(beside)}.</p>\n"
     yield '<span class="notice">Synthetic images, not for diagnosis</span>\n'
-    if page.real and not page.judgement:
+    if page.real and not page.classified:
         yield f'<span class="notice">The {escape(page.real_name)} on this page are of patients</span>\n'
-    if page.judgement:
-        judgement = page.judgement
+    if page.classified:
+        classified = page.classified
         yield '<div class="numbers">\n'
-        yield _number("of the generated images show what they were asked for", judgement.generated.rate)
+        yield _number("of the generated images show what they were asked for", classified.generated.rate)
         yield _number(
             f"of the {page.real_name} kept from training are read correctly, in every finding asked about",
-            judgement.real.rate,
+            classified.real.rate,
         )
-        worst, of = judgement.worst()
+        worst, of = classified.worst()
         yield _number(f"is the classifier’s worst rate on phantoms of new patients: {of}", worst)
         yield "</div>\n"
     yield "</header>\n"
@@ -98,7 +98,7 @@ def _percent(share: float) -> str:
 
 def _samples(page: Page) -> Iterator[str]:
     yield "<section>\n<h2>What was asked for, and what came</h2>\n"
-    if not page.judgement:
+    if not page.classified:
         yield from _figures(page.generated[: page.shown])
         yield from _beside(page.real[:24], page.real_name)
         yield "</section>\n"
@@ -107,7 +107,7 @@ def _samples(page: Page) -> Iterator[str]:
         '<p class="soft">Drawn in the order of the prompts, none chosen by hand. As on any radiograph, '
         "the patient’s left is on the right of the picture.</p>\n"
     )
-    generated, real = page.judgement.generated, page.judgement.real
+    generated, real = page.classified.generated, page.classified.real
     groups: dict[bytes, list[int]] = {}
     for index, (asked, about) in enumerate(zip(generated.asked, generated.about, strict=True)):
         groups.setdefault(asked.tobytes() + about.tobytes(), []).append(index)
@@ -151,10 +151,10 @@ def _image(png: bytes, alt: str) -> str:
 
 
 def _tables(page: Page) -> Iterator[str]:
-    if not page.judgement:
+    if not page.classified:
         return
-    classifier, size = page.judgement.classifier, page.judgement.size
-    generated, own = page.judgement.generated, classifier.about.tables[str(size)]
+    classifier, size = page.classified.classifier, page.classified.size
+    generated, own = page.classified.generated, classifier.about.tables[str(size)]
     yield "<section>\n<h2>Asked for against shown</h2>\n"
     yield (
         '<p class="soft">Sensitivity: of the images that were asked to show a finding on a side, how many do. '

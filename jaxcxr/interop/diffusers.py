@@ -118,7 +118,7 @@ def _read_network(network: str, folder: Path, root: Path, files: Mapping[str, by
     """The tensors of one network under their full names here."""
     config = parse_object(f"{network}/config.json", files[f"{network}/config.json"])
     tensors: dict[str, Tensor] = {}
-    network_class(network, config)  # another family is told by its name, rather than by its first tensor's
+    network_class(network, config)  # another family is refused by its name, rather than by its first tensor's
     for key, tensor in _open_weights(folder, WEIGHTS[network], root).items():
         key = _modern(network, config, key)
         if key.startswith(_STRAYS):

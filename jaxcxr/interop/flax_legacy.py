@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxcxr.errors import UserError
+from jaxcxr.errors import UserError, one_line
 from jaxcxr.interop.checkpoint import Checkpoint, check_blocks, check_parameters
 from jaxcxr.interop.diffusers import read_files
 from jaxcxr.interop.folder import has_file
@@ -96,7 +96,7 @@ def _read_arrays(file: Path, root: Path) -> Iterator[tuple[str, np.ndarray]]:
         tree = msgpack_restore(file.read_bytes())
         leaves = list(_leaves(tree))
     except Exception as error:  # msgpack, NumPy and Flax each have their own for what is damaged
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        reason = one_line(error)
         raise UserError(f"{file}: cannot be read ({reason}); copy the file again") from error
     for name, value in leaves:
         if not isinstance(value, np.ndarray):

@@ -11,7 +11,7 @@ A parameter has the same path in both; only the leaf's name and the order of its
 | `bias` | features | `bias` | features |
 
 PyTorch calls four of them `weight`. The axes tell a convolution and a norm from the rest; a dense layer is
-told from an embedding by the name of the module, which ends in `embedding` or `embeddings` for a table alone.
+distinguished from an embedding by the name of the module, which ends in `embedding` or `embeddings` for a table alone.
 """
 
 from __future__ import annotations

@@ -10,13 +10,13 @@ import itertools
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jaxcxr.errors import UserError
+from jaxcxr.errors import UserError, one_line
 from jaxcxr.files import new_folder
 from jaxcxr.interop import checksums
 from jaxcxr.interop.checkpoint import Checkpoint
@@ -36,9 +36,19 @@ def is_orbax(path: Path) -> bool:
 
 def steps(path: Path) -> list[int]:
     """The complete steps under `path/checkpoints`, the newest first."""
-    # Orbax renames a step's folder to its number when it is complete.
-    found = [folder.name for folder in (path / CHECKPOINTS).glob("[0-9]*") if _NUMBER.fullmatch(folder.name)]
+    # Orbax renames a step's folder to its number when it is complete. Other files and folders may have such a name too.
+    found = [folder.name for folder in (path / CHECKPOINTS).glob("[0-9]*") if _is_step(folder)]
     return sorted(map(int, found), reverse=True)
+
+
+def no_steps(path: Path) -> list[Path]:
+    """What else is under `path/checkpoints` that has a number for a name, and that Orbax takes for a step."""
+    return [each for each in sorted((path / CHECKPOINTS).glob("*")) if each.name.isdecimal() and not _is_step(each)]
+
+
+def _is_step(folder: Path) -> bool:
+    parts = (folder / "params", folder / checksums.CHECKSUMS)  # a damaged step has one of them
+    return _NUMBER.fullmatch(folder.name) is not None and any(part.exists() for part in parts)
 
 
 def latest_step(path: Path) -> int | None:
@@ -62,14 +72,17 @@ def read(path: Path, *, ema: bool = True, only: Iterable[str] | None = None) -> 
     if step is None:
         raise UserError(f"{path / CHECKPOINTS}: no complete checkpoint; train longer or copy the folder again")
     folder, items = path / CHECKPOINTS / str(step), ("params", "ema") if ema else ("params",)
-    if what := checksums.damage(folder, items):
+
+    def remedy() -> str:
         others = (each for each in steps(path)[1:] if not checksums.damage(folder.with_name(str(each)), items))
         older = next(others, None)
-        remedy = "copy it again" if older is None else f"step {older} is whole; move {folder} away to use that one"
-        raise UserError(f"{folder}: is damaged, {what}; {remedy}")
-    found = _read_item(folder / "params", only)
+        return "copy it again" if older is None else f"step {older} is whole; move {folder} away to use that one"
+
+    if what := checksums.damage(folder, items):
+        raise UserError(f"{folder}: is damaged, {what}; {remedy()}")
+    found = _read_item(folder / "params", only, remedy)
     if ema and (folder / "ema").is_dir():
-        found |= _read_item(folder / "ema", only)
+        found |= _read_item(folder / "ema", only, remedy)
     return Checkpoint(files, found)
 
 
@@ -132,22 +145,22 @@ def disk_errors() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _readable(folder: Path) -> Iterator[None]:
-    """Raises UserError for whatever Orbax and TensorStore raise of files that they cannot read."""
+def _readable(folder: Path, remedy: Callable[[], str]) -> Iterator[None]:
+    """Raises UserError, with a remedy, for whatever Orbax and TensorStore raise of files that they cannot read."""
     try:
         yield
     except (MemoryError, UserError):
         raise
     except Exception as error:
-        said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise UserError(f"{folder}: cannot be read ({said}); it is damaged or not complete, copy it again") from error
+        said = f"{folder}: cannot be read ({one_line(error)}); it is damaged or not complete"
+        raise UserError(f"{said}; {remedy()}") from error
 
 
-def _read_item(folder: Path, only: Iterable[str] | None) -> dict[str, Tensor]:
+def _read_item(folder: Path, only: Iterable[str] | None, remedy: Callable[[], str]) -> dict[str, Tensor]:
     """An item's tensors of the networks wanted; neighbours are read together, and the last two groups are kept."""
     import orbax.checkpoint as ocp
 
-    with _readable(folder), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+    with _readable(folder, remedy), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         stored = checkpointer.metadata(folder).item_metadata.tree
         wanted = {name: meta for name, meta in sorted(stored.items()) if only is None or name.split(".")[0] in only}
     starts = itertools.accumulate(
@@ -164,7 +177,7 @@ def _read_item(folder: Path, only: Iterable[str] | None) -> dict[str, Tensor]:
             restore_args={name: ocp.RestoreArgs(restore_type=np.ndarray) for name in groups[group]},
             partial_restore=True,
         )
-        with _readable(folder), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        with _readable(folder, remedy), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
             return dict(checkpointer.restore(folder, args=arguments))
 
     def tensor(group: int, name: str) -> Tensor:

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 import ml_dtypes
 import numpy as np
 
-from jaxcxr.errors import UserError
+from jaxcxr.errors import UserError, one_line
 from jaxcxr.interop.tensors import Tensor, require_name
 
 _LARGEST_PICKLE = 64 << 20  # bytes; that of Stable Diffusion's U-Net has 200 000
@@ -82,12 +82,8 @@ def _guarded(file: Path, action: Callable[[], Any]) -> Any:
     except UserError:
         raise
     except Exception as error:  # a hostile file may provoke any
-        reason = str(error) if isinstance(error, _Damaged) else f"{type(error).__name__}: {error}"
-        raise UserError(f"{file}: cannot be read ({_one_line(reason)}); copy the file again") from error
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())[:200].encode("utf-8", "backslashreplace").decode()
+        reason = one_line(str(error) if isinstance(error, _Damaged) else error)
+        raise UserError(f"{file}: cannot be read ({reason}); copy the file again") from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -269,7 +265,7 @@ class _Program:
                 raise UserError(
                     f"{self._file}: is a textual-inversion embedding, not a whole checkpoint; give its base"
                 )
-            what = f"refers to `{_one_line(name)}`; such a file could run code and is not read"
+            what = f"refers to `{one_line(name)}`; such a file could run code and is not read"
             raise UserError(f"{self._file}: {what}; save its tensors alone, with torch.save(model.state_dict(), …)")
         self._stack.append(_Global(name))
 
@@ -304,7 +300,7 @@ def _open_zip(file: Path) -> tuple[Any, Callable[[_Storage], _Region]]:
     pickle, prefix = pickles[0], pickles[0].filename.removesuffix("data.pkl")
     _require(pickle.file_size <= _LARGEST_PICKLE, f"data.pkl is larger than {_LARGEST_PICKLE} bytes")
     data = _contents(file, pickle)
-    _require(pickle.CRC in (0, zlib.crc32(data)), "data.pkl is not what was written")  # 0: PyTorch was told not to sum
+    _require(pickle.CRC in (0, zlib.crc32(data)), "data.pkl is not what was written")  # 0: PyTorch was asked not to sum
     if order := entries.get(f"{prefix}byteorder"):
         _require_little_endian(file, order.file_size == 6 and _contents(file, order) == b"little")
     top = _Program(file).run(io.BytesIO(data))

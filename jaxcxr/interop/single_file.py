@@ -46,7 +46,7 @@ def read(
 
     Args:
       path: a `.safetensors`, `.ckpt`, `.pt` or `.pth` file.
-      config: a diffusers folder, of which everything but the weights is taken. Without it the configs are told from
+      config: a diffusers folder, of which everything but the weights is taken. Without it the configs follow from
         the tensors' shapes, for networks of Stable Diffusion 1 and 2, and there is no tokenizer.
       prediction_type: what the U-Net predicts: epsilon, v_prediction or sample. Without it the config says so; where
         there is none, epsilon is taken for Stable Diffusion 1.
@@ -57,7 +57,7 @@ def read(
 
     Raises:
       UserError: the file cannot be read or is of another family; a tensor is missing, unexpected or misshapen, with
-        its key; the configs cannot be told, or not what the U-Net predicts.
+        its key; the configs do not follow from the tensors, or not what the U-Net predicts.
     """
     path = Path(path)
     if prediction_type not in (None, *_PREDICTION_TYPES):

@@ -11,7 +11,7 @@ import numpy as np
 from msgspec import Meta
 
 from jaxcxr import parsing
-from jaxcxr.errors import UserError
+from jaxcxr.errors import UserError, one_line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +114,7 @@ def open_safetensors(file: Path) -> dict[str, Tensor]:
             length = int.from_bytes(stream.read(8), "little")
             header = stream.read(length)
     except (SafetensorError, OSError, ValueError, UnicodeError) as error:
-        reason = " ".join(f"{error}".split())[:200]
+        reason = one_line(str(error))
         raise UserError(f"{file}: cannot be read ({reason}); copy the file again") from error
     entries: dict[str, Any] = parsing.parse_json(header, dict[str, Any], str(file), remedy=_COPY)
     entries.pop("__metadata__", None)

@@ -46,7 +46,7 @@ def joined() -> Iterator[None]:
 def join(timeout: int = 300) -> bool:
     """Joins the other processes of this run, if the environment tells of some; to be called before devices are used.
 
-    They are told of by `JAXCXR_COORDINATOR` (host:port of process 0), `JAXCXR_NUM_PROCESSES` and `JAXCXR_PROCESS_ID`,
+    They are named by `JAXCXR_COORDINATOR` (host:port of process 0), `JAXCXR_NUM_PROCESSES` and `JAXCXR_PROCESS_ID`,
     or else by what JAX detects itself: srun, a TPU slice (on TPU VMs or GKE), a Kubernetes job with the package
     `kubernetes`. A process that does not find the others in `timeout` seconds says so in one line and exits with 1:
     JAX would abort with a stack trace.

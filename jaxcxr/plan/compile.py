@@ -99,7 +99,7 @@ def measure(
 
 
 class _Seconds:
-    """The time of each stage, told as it begins."""
+    """The time of each stage, printed as it begins."""
 
     def __init__(self, tell: Callable[[str], None]):
         self._tell = tell

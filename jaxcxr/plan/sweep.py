@@ -139,14 +139,14 @@ def _cost(config: ConfigDict) -> tuple[float, int, bool]:
 
 
 def _no_dearer(one: ConfigDict, other: ConfigDict) -> bool:
-    """Whether `one` needs no more memory than `other`, as far as can be told beforehand."""
+    """Whether `one` needs no more memory than `other`, as far as is known beforehand."""
     swept = dict.fromkeys(("batch_size", "accumulation", "remat", "sharding", "mesh"))
     rest = [json.dumps(config.to_dict() | swept, default=list) for config in (one, other)]
     alike = one.sharding == other.sharding and one.mesh == other.mesh
     # Each kind of remat saves something, and either may save more than the other.
     saves = other.remat in (one.remat, "none")
     # Whole states need the most, whatever the mesh, unless split ones are gathered into as many bytes; of two ways to
-    # split it cannot be told.
+    # split it is not known.
     whole = other.sharding == "replicated" and not other.ema_sharding and one.mesh.tensor == other.mesh.tensor
     whole = whole and one.dtype == "bfloat16"
     cheaper = all(a <= b for a, b in zip(_cost(one), _cost(other), strict=True))

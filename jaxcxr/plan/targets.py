@@ -166,7 +166,7 @@ def environment(target: Target) -> dict[str, str]:
     if target.platform == "cpu":
         settings["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={target.chips}"
     if target.platform == "tpu":
-        # libtpu looks for a TPU's host, and complains, unless it is told of one.
+        # libtpu looks for a TPU's host, and complains, unless one is named.
         settings |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
         settings |= {"TPU_ACCELERATOR_TYPE": "v5litepod-8", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"}
     return settings

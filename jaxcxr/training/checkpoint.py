@@ -15,10 +15,10 @@ from ml_collections import ConfigDict
 
 from jaxcxr import config as configs
 from jaxcxr.data import settings
-from jaxcxr.errors import UserError
+from jaxcxr.errors import UserError, one_line
 from jaxcxr.files import locked_folder, new_folder, replace_file
 from jaxcxr.interop import checksums
-from jaxcxr.interop.orbax import CHECKPOINTS, MODEL, disk_errors, latest_step, steps
+from jaxcxr.interop.orbax import CHECKPOINTS, MODEL, disk_errors, latest_step, no_steps, steps
 from jaxcxr.interop.pipeline import write_files
 from jaxcxr.parallel.processes import from_first, least, on_first
 from jaxcxr.training import schema
@@ -143,7 +143,8 @@ def _check_parts(workdir: Path, first: int) -> None:
     reached = max((int(row["step"] or 0) for row in read_metrics(workdir)), default=0)
     if folder.is_dir():
         # Killed before its first checkpoint is complete, a run has the mark, or the step under its temporary name.
-        lost = reached >= first and not (folder / _NONE_YET).exists() and not list(folder.glob("*tmp*"))
+        begun = (folder / _NONE_YET).exists() or list(folder.glob("*.orbax-checkpoint-tmp*"))
+        lost = reached >= first and not begun
     else:
         lost = has_model and reached > 0
     if lost:
@@ -184,20 +185,23 @@ def claim(
 def newest_whole(workdir: Path) -> int | None:
     """The newest checkpoint whose files are what was written; None if there is none at all.
 
-    Newer ones that are damaged are moved aside, to `STEP.damaged`. One without checksums is taken to be whole.
-    Every process reads its share of the files.
+    Newer ones that are damaged are moved aside, to `STEP.damaged`, as is what has the name of a step and is none. One
+    without checksums is taken to be whole. Every process reads its share of the files.
 
     Raises:
       UserError: all of them are damaged.
     """
     damaged: dict[int, str] = {}
+    on_first(functools.partial(_set_aside, dict.fromkeys(no_steps(workdir), "is no checkpoint")))
     # One process lists them for all: from a network disk the others may still get an older listing.
     for step in from_first(lambda: steps(workdir)):
         part = (jax.process_index(), jax.process_count())
         what = checksums.damage(workdir / CHECKPOINTS / str(step), part=part, agree=least)
         if what is None:
             if damaged:
-                on_first(functools.partial(_set_aside, workdir, damaged, step))
+                found = {workdir / CHECKPOINTS / str(each): f"is damaged, {why}" for each, why in damaged.items()}
+                on_first(functools.partial(_set_aside, found))
+                on_first(functools.partial(print, f"{workdir}: resumes from step {step}"))
             return step
         damaged[step] = what
     if damaged:
@@ -209,15 +213,16 @@ def newest_whole(workdir: Path) -> int | None:
     return None
 
 
-def _set_aside(workdir: Path, damaged: Mapping[int, str], whole: int) -> None:
-    for step, what in damaged.items():
-        folder = workdir / CHECKPOINTS / str(step)
-        aside = folder.with_name(f"{step}.damaged")
-        if aside.exists():
+def _set_aside(found: Mapping[Path, str]) -> None:
+    """Renames what is in the place of a step, with a line that says why."""
+    for path, why in found.items():
+        aside = path.with_name(f"{path.name}.damaged")
+        if aside.is_dir() and not aside.is_symlink():
             shutil.rmtree(aside)
-        folder.replace(aside)
-        print(f"{folder}: is damaged, {what}; it is now {aside}")
-    print(f"{workdir}: resumes from step {whole}")
+        else:
+            aside.unlink(missing_ok=True)
+        path.replace(aside)
+        print(f"{path}: {why}; it is now {aside}")
 
 
 class Checkpoints:
@@ -262,7 +267,7 @@ class Checkpoints:
             folder = self._folder / str(step)
             if (folder / checksums.CHECKSUMS).is_file():
                 raise  # the files are as they were written
-            said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            said = one_line(error)
             older = [each for each in self._manager.all_steps() if each < step]
             remedy = (
                 f"move it away to resume from step {max(older)}" if older else "copy it back, or name another --workdir"

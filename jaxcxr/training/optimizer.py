@@ -90,7 +90,7 @@ OPTIMIZERS = {"adamw": _adamw, "adafactor": _adafactor, "lion": _lion, "schedule
 
 
 def schedule_free_average(opt_state: Any, parameters: Any) -> Any:
-    """The weights to judge by, of a schedule-free optimizer's state; None of another's."""
+    """The weights to evaluate, of a schedule-free optimizer's state; None of another's."""
 
     def found(node: Any) -> bool:
         return isinstance(node, optax.contrib.ScheduleFreeState)

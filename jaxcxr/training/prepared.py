@@ -66,6 +66,22 @@ def check_settings(config: ConfigDict, found: tuple[Prepared, ...]) -> None:
                 )
 
 
+def check_there(workdir: Path, config: ConfigDict) -> None:
+    """Sees to it that the folders which a run that is resumed reads are there.
+
+    Raises:
+      UserError: one is not, with the option that says where it is.
+    """
+    for number, folder in enumerate(folders(config)):
+        for key, path in (("path", folder.path), ("cache", folder.cache)):
+            if path and not Path(path).exists():
+                option = f"data.mixture={_typed(tuple(config.data.mixture))}" if number else f"data.{key}=FOLDER"
+                raise UserError(
+                    f"{path}: is not there; if it has moved, give its new place:"
+                    f" jaxcxr train --workdir {shlex.quote(str(workdir))} --config.{option}"
+                )
+
+
 def check_same(workdir: Path, found: tuple[Prepared, ...]) -> None:
     """Compares the data with those that a run was started with; folders may have moved.
 

@@ -8,7 +8,7 @@ import msgspec
 from ml_collections import ConfigDict
 
 from jaxcxr import parsing
-from jaxcxr.errors import UserError
+from jaxcxr.errors import UserError, one_line
 
 Word = Annotated[str, msgspec.Meta(max_length=100)]
 Text = Annotated[str, msgspec.Meta(max_length=2**16)]
@@ -155,7 +155,7 @@ def completed(values: Mapping[str, Any], name: str) -> ConfigDict:
     try:
         return ConfigDict(_filled(values, dataclasses.asdict(Run())))
     except (TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise UserError(f"{name}: is no config ({' '.join(str(error).split())[:200]})") from error
+        raise UserError(f"{name}: is no config ({one_line(error)})") from error
 
 
 def _absent(values: Mapping[str, Any], whole: Mapping[str, Any]) -> str:

@@ -26,7 +26,7 @@ class Speed:
 
         Args:
           began: `time.perf_counter()` when the run began, to tell the time to its first step, with all that is
-            compiled before it and the judging of what it starts from.
+            compiled before it and the evaluation of what it starts from.
           images: a step's.
           dtype: that the networks compute in.
           flops: of a step; asked for where the devices' peak is known.

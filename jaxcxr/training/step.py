@@ -106,7 +106,7 @@ def mean_over_parts(gradient: Callable, trainable: Any, batch: Any, keys: jax.Ar
 
 
 def averaged(state: State) -> dict[str, jax.Array]:
-    """The parameters to judge and to sample with: the averages where there are any, also from the host's memory."""
+    """The parameters to evaluate and to sample with: the averages where there are any, also from the host's memory."""
 
     def fetched(value: jax.Array) -> jax.Array:
         waits = value.sharding.memory_kind == "pinned_host"

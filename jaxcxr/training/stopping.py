@@ -19,7 +19,9 @@ class Stopped(BaseException):
 
 
 class Stopping:
-    """A context in which SIGTERM (preemption) and SIGINT (Ctrl-C) ask the run to stop; asked twice, it is interrupted.
+    """A context in which SIGTERM (preemption), SIGINT (Ctrl-C) and SIGHUP (the terminal is gone) ask the run to stop.
+
+    Asked twice, it is interrupted. A SIGHUP that is ignored at the start, as under nohup, stays so.
 
     Until `started` a request raises `Stopped` at once. From then on any of several processes may be asked: JAX tells
     the others, and `agreed` is true on all of them at the same step.
@@ -34,7 +36,8 @@ class Stopping:
         self._restore: list[Callable[[], None]] = []
 
     def __enter__(self) -> "Stopping":
-        for number in (signal.SIGINT, signal.SIGTERM):
+        hangup = [] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP]
+        for number in (signal.SIGINT, *hangup, signal.SIGTERM):  # SIGTERM last: `started` gives back that one
             self._restore.append(processes.kept_handler(number))
             signal.signal(number, self._note)
         return self
@@ -103,7 +106,7 @@ class Stopping:
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self._several and self._started:
             # As if it were a preemption, for the others to know; a second time JAX would not say anything.
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(number, signal.default_int_handler)
             os.kill(os.getpid(), signal.SIGTERM)
             return
         if self.asked:

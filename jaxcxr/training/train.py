@@ -3,10 +3,11 @@
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from jaxcxr import interop
@@ -15,27 +16,27 @@ from jaxcxr.data.records import EmptySplit
 from jaxcxr.data.tokens import load as load_tokenizer
 from jaxcxr.interop.diffusers import read_files
 from jaxcxr.interop.orbax import MODEL
-from jaxcxr.interop.pipeline import from_files
+from jaxcxr.interop.pipeline import StableDiffusion, from_files
 from jaxcxr.parallel import mesh as meshes
-from jaxcxr.parallel.processes import on_first
+from jaxcxr.parallel.processes import least, on_first
 from jaxcxr.training import flops, prepared, ranges
 from jaxcxr.training.checkpoint import Checkpoints, claim, newest_whole, opened
+from jaxcxr.training.evaluator import Evaluator
 from jaxcxr.training.feed import check_cache, open_batches, some_images, tokenizer_folder
-from jaxcxr.training.judge import Judge
 from jaxcxr.training.metrics import Metrics
 from jaxcxr.training.model import compute_dtype, make_model, with_scaling_factor
 from jaxcxr.training.objectives import measure_scaling_factor
-from jaxcxr.training.program import make_program
+from jaxcxr.training.program import Program, make_program
 from jaxcxr.training.progress import Progress, banner
 from jaxcxr.training.speed import Speed
 from jaxcxr.training.step import State, averaged
 from jaxcxr.training.stopping import Stopped, Stopping
 from jaxcxr.training.trace import Trace
 from jaxcxr.training.watch import Watch
-from jaxcxr.workdir import Command
+from jaxcxr.workdir import Command, Prepared
 
 _EVERY = ("log", "eval", "sample", "checkpoint")  # what is done every so many steps
-_JUDGED = ("eval", "sample")
+_EVALUATED = ("eval", "sample")
 _NO_VALIDATION = (
     "{}: has no images in split 'validate', so there are no {} during training; to get such a split, run jaxcxr prepare"
     " into a new folder, with the share of patients for it: --config.data.validate_share=0.05"
@@ -70,20 +71,114 @@ def _train(
     config: ConfigDict, workdir: Path, stop_at: int | None, stopping: Stopping, command: Command | None = None
 ) -> None:
     began = time.perf_counter()
-    # --- Devices and data -------------------------------------------------------------------------------
+    run, parameters = _open(config, workdir)
+    stop_at = min(config.steps, stop_at if stop_at is not None else config.steps)
+    if run.start >= stop_at:
+        if jax.process_index() == 0:
+            print(f"{workdir}: already trained to step {run.start}")
+        return
+    trace = Trace(workdir / "tensorboard", config.profile.after, config.profile.steps)
+    every = _intervals(config, run.validation is not None)
+    ahead = _ahead(run.start, stop_at, every, config.steps)
+    evaluator = None
+    if ahead.intersection(_EVALUATED):
+        evaluator = Evaluator(run.pipeline, run.program.loss, config, run.mesh, run.tokenizer, run.validation)
+    state, checkpoints = _first_state(config, workdir, run, parameters, command)
+    del parameters
+
+    metrics = Metrics(workdir, run.start)
+    progress = Progress(workdir, config.steps, run.start, _banner(config, run, every))
+    watch = Watch(config.skip_nonfinite, lambda step: open_batches(config, "train", run.tokenizer).places(step - 1))
+    speed = Speed(
+        began,
+        config.batch_size,
+        config.dtype,
+        lambda: flops.of_step(config, run.pipeline, run.program.learns, run.batches.batch(run.start)),
+    )
+    with metrics, checkpoints, trace:
+        if evaluator:
+            # While there is nothing to lose: it compiles for minutes, and what is wrong with it is known at once.
+            progress.doing("evaluating what it starts from")
+            found = _evaluate(evaluator, ahead, state, stopping.unless_asked)
+            due = _due(run.start, every, config.steps)
+            _record(metrics, progress, run.start, {what: each for what, each in found.items() if what in due})
+        progress.doing("compiling the step")
+        stream = run.batches.iterate(run.start)
+        for step in range(run.start + 1, stop_at + 1):
+            with speed.waiting():
+                own_rows = next(stream)
+            batch = meshes.to_global(own_rows, run.mesh, config.batch_size)
+            trace.before_step()
+            if step == run.start + 1:  # which is compiled now
+                state, values = stopping.unless_asked(run.program.step, state, batch)
+                stopping.started()
+            else:
+                with jax.profiler.StepTraceAnnotation("train", step_num=step):
+                    state, values = run.program.step(state, batch)
+            watch.see(step, values)
+            speed.stepped(values)
+            progress.stepped(values, speed.rate())
+            if trace.after_step(values):
+                speed.restart()
+
+            due = _due(step, every, config.steps)
+            if "log" in due:
+                metrics.write(step, {**values, **speed.report()})
+            if evaluator and due.intersection(_EVALUATED):
+                watch.catch_up()
+                # A stop does not wait for it, and the next start makes up for that; but the last step has none.
+                how = stopping.unless_asked if step < config.steps else _at_once
+                _record(metrics, progress, step, _evaluate(evaluator, due, state, how))
+            last = step == stop_at or stopping.agreed(step)
+            if last or "checkpoint" in due:
+                watch.catch_up()
+                metrics.flush()  # what a state has done is written before it is kept, and never again after it
+                checkpoints.save(state)
+                progress.line(f"step {step}: saving a checkpoint")
+            if due.intersection((*_EVALUATED, "checkpoint")):
+                speed.restart()  # none of it is the step's time
+            if last:
+                break
+        progress.close()
+    if jax.process_index() == 0:
+        print(f"{workdir}: at step {step} of {config.steps}" + ("; run again to resume" if step < config.steps else ""))
+
+
+class _Run(NamedTuple):
+    """What a run is made of; its state lies apart, as it is large and changes.
+
+    Attributes:
+      start: the step of the newest whole checkpoint, 0 without one.
+      first_time: whether the workdir is new, so that the model is described by the config, and not by the workdir.
+      data: what the data were prepared with.
+    """
+
+    start: int
+    first_time: bool
+    data: tuple[Prepared, ...]
+    mesh: Mesh
+    tokenizer: Any
+    pipeline: StableDiffusion
+    program: Program
+    batches: Batches
+    validation: Batches | None
+
+
+def _open(config: ConfigDict, workdir: Path) -> tuple[_Run, Mapping[str, Any] | None]:
+    """Devices, data and model; and the first parameters, None where a checkpoint has them. Nothing is written."""
     mesh = meshes.make_mesh(config.mesh)
     meshes.check_batch(config.batch_size, config.accumulation, mesh)
     rows = meshes.local_rows(mesh, config.batch_size)
-    trace = Trace(workdir / "tensorboard", config.profile.after, config.profile.steps)
-    tokenizer = load_tokenizer(tokenizer_folder(config))
-    first_time, data = not (workdir / MODEL).is_dir(), prepared.describe(config)
+    first_time = not (workdir / MODEL).is_dir()
+    if not first_time:
+        prepared.check_there(workdir, config)
+    tokenizer, data = load_tokenizer(tokenizer_folder(config)), prepared.describe(config)
     if first_time:
         prepared.check_settings(config, data)
     else:
         prepared.check_same(workdir, data)
     trained = newest_whole(workdir)
 
-    # --- Model: described by the config the first time, by the workdir from then on ----------------------
     dtype, key = compute_dtype(config), jax.random.key(config.seed)
     parameters: Mapping[str, Any] | None = None
     if first_time:
@@ -101,85 +196,36 @@ def _train(
     program = make_program(config, pipeline, mesh)
     if config.data.cache:
         check_cache(config, pipeline, program.learns, parameters if parameters is not None else _frozen(workdir))
-    on_first(lambda: claim(workdir, config, pipeline.files if first_time else None, data, command))
+    run = _Run(trained or 0, first_time, data, mesh, tokenizer, pipeline, program, batches, validation)
+    return run, parameters
 
-    # --- State: restored, or made anew --------------------------------------------------------------------
-    checkpoints = Checkpoints(workdir, config.keep)
-    state = checkpoints.restore(program.state) if parameters is None else program.init(parameters)
-    del parameters
-    start = int(state["step"])
-    stop_at = min(config.steps, stop_at if stop_at is not None else config.steps)
-    if start >= stop_at:
-        if jax.process_index() == 0:
-            print(f"{workdir}: already trained to step {start}")
-        checkpoints.close()
-        return
 
-    # --- Loop ----------------------------------------------------------------------------------------------
-    every = _intervals(config, validation is not None)
-    ahead = _ahead(start, stop_at, every, config.steps)
-    judge = None
-    if ahead.intersection(_JUDGED):
-        judge = Judge(pipeline, program.loss, config, mesh, tokenizer, validation)
-    images = {"train": batches.images} | ({"validate": validation.images} if validation else {})
-    lines = banner(config, program, images, start)
+def _first_state(
+    config: ConfigDict, workdir: Path, run: _Run, parameters: Mapping[str, Any] | None, command: Command | None
+) -> tuple[State, Checkpoints]:
+    """The state, restored or made anew, and the checkpoints of a workdir that is then this run's.
+
+    The workdir is claimed when all processes have read a batch, and the state where there is one: what stops before
+    leaves the workdir as it was.
+    """
+    run.batches.batch(run.start)
+    if parameters is None:
+        checkpoints = Checkpoints(workdir, config.keep)
+        state = checkpoints.restore(run.program.state)
+    else:
+        state = run.program.init(parameters)
+    least(0)  # waits for all
+    on_first(lambda: claim(workdir, config, run.pipeline.files if run.first_time else None, run.data, command))
+    return state, checkpoints if parameters is None else Checkpoints(workdir, config.keep)
+
+
+def _banner(config: ConfigDict, run: _Run, every: Mapping[str, int]) -> list[str]:
+    """The lines that a run begins with."""
+    images = {"train": run.batches.images} | ({"validate": run.validation.images} if run.validation else {})
+    lines = banner(config, run.program, images, run.start)
     if off := [text for what, text in _NEEDS_VALIDATION.items() if every[what] != config[f"{what}_every"]]:
         lines.append(_NO_VALIDATION.format(config.data.path, " and no ".join(off)))
-    metrics, progress = Metrics(workdir, start), Progress(workdir, config.steps, start, lines)
-    watch = Watch(config.skip_nonfinite, lambda step: open_batches(config, "train", tokenizer).ids(step - 1))
-    speed = Speed(
-        began,
-        config.batch_size,
-        config.dtype,
-        lambda: flops.of_step(config, pipeline, program.learns, batches.batch(start)),
-    )
-    stream = batches.iterate(start)
-    with metrics, checkpoints, trace:
-        if judge:
-            # While there is nothing to lose: it compiles for minutes, and what is wrong with it is known at once.
-            progress.doing("evaluating what it starts from")
-            judged = _judge(judge, ahead, state, stopping.unless_asked)
-            due = _due(start, every, config.steps)
-            _record(metrics, progress, start, {what: found for what, found in judged.items() if what in due})
-        progress.doing("compiling the step")
-        for step in range(start + 1, stop_at + 1):
-            with speed.waiting():
-                own_rows = next(stream)
-            batch = meshes.to_global(own_rows, mesh, config.batch_size)
-            trace.before_step()
-            if step == start + 1:  # which is compiled now
-                state, values = stopping.unless_asked(program.step, state, batch)
-                stopping.started()
-            else:
-                with jax.profiler.StepTraceAnnotation("train", step_num=step):
-                    state, values = program.step(state, batch)
-            watch.see(step, values)
-            speed.stepped(values)
-            progress.stepped(values, speed.rate())
-            if trace.after_step(values):
-                speed.restart()
-
-            due = _due(step, every, config.steps)
-            if "log" in due:
-                metrics.write(step, {**values, **speed.report()})
-            if judge and due.intersection(_JUDGED):
-                watch.catch_up()
-                # A stop does not wait for it, and the next start makes up for that; but the last step has none.
-                how = stopping.unless_asked if step < config.steps else _at_once
-                _record(metrics, progress, step, _judge(judge, due, state, how))
-            last = step == stop_at or stopping.agreed(step)
-            if last or "checkpoint" in due:
-                watch.catch_up()
-                metrics.flush()  # what a state has done is written before it is kept, and never again after it
-                checkpoints.save(state)
-                progress.line(f"step {step}: saving a checkpoint")
-            if due.intersection((*_JUDGED, "checkpoint")):
-                speed.restart()  # none of it is the step's time
-            if last:
-                break
-        progress.close()
-    if jax.process_index() == 0:
-        print(f"{workdir}: at step {step} of {config.steps}" + ("; run again to resume" if step < config.steps else ""))
+    return lines
 
 
 def _frozen(workdir: Path) -> dict[str, np.ndarray]:
@@ -201,7 +247,7 @@ def _validation(config: ConfigDict, tokenizer: Any, rows: np.ndarray) -> Batches
 def _intervals(config: ConfigDict, validation: bool) -> dict[str, int]:
     """How many steps lie between what is done every so many; 0 is never, as without the images that it needs."""
     every = {what: config[f"{what}_every"] for what in _EVERY}
-    missing = () if validation else ("eval",) if config.objective.name == "diffusion" else _JUDGED
+    missing = () if validation else ("eval",) if config.objective.name == "diffusion" else _EVALUATED
     return every | dict.fromkeys(missing, 0)
 
 
@@ -215,20 +261,20 @@ def _ahead(start: int, last: int, every: Mapping[str, int], steps: int) -> set[s
     return {what for what, number in every.items() if number and (last == steps or last // number * number >= start)}
 
 
-def _judge(judge: Judge, due: set[str], state: State, do: Callable[..., Any]) -> dict[str, Any]:
+def _evaluate(evaluator: Evaluator, due: set[str], state: State, do: Callable[..., Any]) -> dict[str, Any]:
     """The validation loss and the sheet of a state, as far as they are due, each as `do` makes it, or None."""
-    ways = {"eval": judge.validate, "sample": judge.picture}
-    return {what: do(ways[what], averaged(state)) for what in _JUDGED if what in due}
+    ways = {"eval": evaluator.validate, "sample": evaluator.picture}
+    return {what: do(ways[what], averaged(state)) for what in _EVALUATED if what in due}
 
 
 def _at_once(do: Callable[..., Any], *args: Any) -> Any:
     return do(*args)
 
 
-def _record(metrics: Metrics, progress: Progress, step: int, judged: Mapping[str, Any]) -> None:
-    if judged.get("eval"):
-        metrics.write(step, judged["eval"])
-        progress.line(f"step {step}: validation loss {judged['eval']['validation_loss']:.4f}")
-    if judged.get("sample") is not None:
-        metrics.picture(step, judged["sample"])
+def _record(metrics: Metrics, progress: Progress, step: int, found: Mapping[str, Any]) -> None:
+    if found.get("eval"):
+        metrics.write(step, found["eval"])
+        progress.line(f"step {step}: validation loss {found['eval']['validation_loss']:.4f}")
+    if found.get("sample") is not None:
+        metrics.picture(step, found["sample"])
         progress.line(f"step {step}: picture samples/{step:08d}.png")

@@ -16,9 +16,9 @@ class Watch:
     Each step is looked at some steps late, so that nothing is waited for; before a state is kept, `catch_up`.
     """
 
-    def __init__(self, allowed: int, record_ids: Callable[[int], Sequence[str]]):
-        """`record_ids` gives the ids of the batch of a step."""
-        self._allowed, self._record_ids = allowed, record_ids
+    def __init__(self, allowed: int, places: Callable[[int], Sequence[int]]):
+        """`places` gives the places of a step's batch among the records, as a record's id may be a patient's."""
+        self._allowed, self._places = allowed, places
         self._waiting: deque[tuple[int, Mapping[str, Any]]] = deque()
 
     def see(self, step: int, values: Mapping[str, Any]) -> None:
@@ -32,7 +32,7 @@ class Watch:
 
         Raises:
           FloatingPointError: in one line the step, the groups of parameters, as in `grad_norm/<group>`, whose gradient
-            is not finite, and the records of its batch.
+            is not finite, and where the records of its batch are.
         """
         while self._waiting:
             self._check(*self._waiting.popleft())
@@ -44,14 +44,15 @@ class Watch:
         prefix = "grad_norm/"
         groups = [name.removeprefix(prefix) for name in values if name.startswith(prefix)]
         bad = [group for group in groups if not np.isfinite(float(values[prefix + group]))]
-        told = [f"the loss is {float(values['loss'])}"]
+        found = [f"the loss is {float(values['loss'])}"]
         if bad:
-            told.append(f"the gradient is not finite in {', '.join(bad)}")
+            found.append(f"the gradient is not finite in {', '.join(bad)}")
         elif not np.isfinite(float(values["grad_norm"])):
-            told.append(f"the norm of the gradient is {float(values['grad_norm'])}")
+            found.append(f"the norm of the gradient is {float(values['grad_norm'])}")
         if self._allowed:
-            told.append(f"as in {in_a_row} steps in a row (config.skip_nonfinite={self._allowed})")
-        records = ", ".join(self._record_ids(step))
+            found.append(f"as in {in_a_row} steps in a row (config.skip_nonfinite={self._allowed})")
+        places = ", ".join(map(str, self._places(step)))
         raise FloatingPointError(
-            f"at step {step} {', '.join(told)}; the last checkpoint is kept; the records of its batch: {records}"
+            f"at step {step} {', '.join(found)}; the last checkpoint is kept;"
+            f" the places of its batch's records in the split train, from 0: {places}"
         )

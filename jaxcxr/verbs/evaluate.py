@@ -1,4 +1,4 @@
-"""Judge generated images and write a page to look at.
+"""Evaluate generated images and write a page to look at.
 
 Writes OUT/index.html, one file that needs nothing else, and OUT/evaluation.json. Where --real is a tree that
 `jaxcxr phantoms` wrote, a small classifier says whether each image shows the findings that its prompt asked for, on
@@ -55,13 +55,13 @@ def run(args: argparse.Namespace) -> None:
     if pictures.phantom_seed(args.real) is None:
         _show(args, config, generated, runs)
     else:
-        _judge(args, config, generated, runs)
+        _classify(args, config, generated, runs)
 
 
-def _judge(args: argparse.Namespace, config: Any, generated: list, runs: list) -> None:
+def _classify(args: argparse.Namespace, config: Any, generated: list, runs: list) -> None:
     """With phantoms: the numbers, and a page where everything may be seen."""
     from jaxcxr.evaluation import findings, pictures
-    from jaxcxr.evaluation.page import Judgement
+    from jaxcxr.evaluation.page import Classified
     from jaxcxr.phantoms.classifier import read
 
     findings.require_asked(generated, args.generated)
@@ -79,10 +79,10 @@ def _judge(args: argparse.Namespace, config: Any, generated: list, runs: list) -
             | {"held_out": {name: table.as_dict() for name, table in classifier.about.tables.items()}},
         }
     )
-    judgement = Judgement(classifier, size, shown, ceiling)
-    _write(args, config, numbers, generated, real, "phantoms", judgement, runs)
+    classified = Classified(classifier, size, shown, ceiling)
+    _write(args, config, numbers, generated, real, "phantoms", classified, runs)
     low, high = shown.rate.interval
-    worst, of = judgement.worst()
+    worst, of = classified.worst()
     print(
         f"{shown.rate.hits} of {shown.rate.total} images show what was asked for: "
         f"{100 * shown.rate.share:.1f} % (95 % interval {100 * low:.1f} to {100 * high:.1f} %)"
@@ -104,7 +104,7 @@ def _show(args: argparse.Namespace, config: Any, generated: list, runs: list) ->
     if not args.show_real:  # a prompt may be a report's text
         generated = [dataclasses.replace(picture, text="") for picture in generated]
     _write(args, config, {"total": len(generated)}, generated, real, "real images", None, runs)
-    print(f"{len(generated)} images, not judged: {args.real} is not a tree that `jaxcxr phantoms` wrote")
+    print(f"{len(generated)} images, without numbers: {args.real} is not a tree that `jaxcxr phantoms` wrote")
     print(f"page: {args.out / 'index.html'}")
 
 
@@ -137,7 +137,7 @@ def _write(
     generated: list,
     real: list,
     name: str,
-    judgement: Any,
+    classified: Any,
     runs: list,
 ) -> None:
     import json
@@ -154,7 +154,7 @@ def _write(
         generated=generated,
         real=real,
         real_name=name,
-        judgement=judgement,
+        classified=classified,
         runs=runs,
         settings={"Evaluation": text, "Config": _config_text(config, args.show_real)},
         reconstructions=args.show_real,

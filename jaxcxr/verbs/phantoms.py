@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from jaxcxr.phantoms.generator import KINDS
+from jaxcxr.options import whole
+from jaxcxr.phantoms.generator import KINDS, MAX_SIZE, MIN_SIZE
 from jaxcxr.phantoms.tree import TRUTH, write_tree
 
 EXAMPLE = "jaxcxr phantoms --out runs/phantoms --patients 2000 --size 64"
@@ -14,12 +15,17 @@ EXAMPLE = "jaxcxr phantoms --out runs/phantoms --patients 2000 --size 64"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add this verb's options."""
     parser.add_argument("--out", type=Path, required=True, help="folder to write; must not hold anything else")
-    parser.add_argument("--patients", type=int, default=2000, help="number of patients, one to three studies each")
-    parser.add_argument("--size", type=int, default=64, help="image side in pixels, 64 to 512")
+    parser.add_argument(
+        "--patients",
+        type=whole(1, 1_000_000),
+        default=2000,
+        help="number of patients, one to three studies each",
+    )
+    parser.add_argument("--size", type=whole(MIN_SIZE, MAX_SIZE), default=64, help="image side in pixels, 64 to 512")
     parser.add_argument(
         "--film", type=_film, metavar="WxH", help="enlarge to this many pixels, with noise: 2544x3056 weighs as MIMIC's"
     )
-    parser.add_argument("--seed", type=int, default=0, help="equal seeds give equal bytes")
+    parser.add_argument("--seed", type=whole(0, 2**63 - 1), default=0, help="equal seeds give equal bytes")
     parser.add_argument(
         "--findings", default=",".join(KINDS), metavar="LIST", help=f"comma list out of {', '.join(KINDS)}"
     )
@@ -30,8 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _film(text: str) -> tuple[int, int]:
-    width, height = text.split("x")
-    return int(width), int(height)
+    try:
+        width, height = map(int, text.split("x"))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r:.100} may be two numbers of pixels, as 2544x3056") from error
+    return width, height
 
 
 def run(args: argparse.Namespace) -> None:

@@ -119,7 +119,7 @@ def _scaling(args: argparse.Namespace, config: Any, target: Any) -> None:
     from jaxcxr import config as configs
     from jaxcxr.plan import apart, page, report, scaling
 
-    # A mistake in the config is told here, once, before all sizes are planned for minutes.
+    # A mistake in the config is found here, once, before all sizes are planned for minutes.
     apart.measure(scaling.at(config, target, target, config.batch_size), target, sharding_only=True)
     scaled = scaling.scaling(config, target, args.out, coarse=args.coarse)
     for kind, sizes in scaled.items():

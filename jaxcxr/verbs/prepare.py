@@ -14,6 +14,8 @@ import argparse
 import shlex
 from pathlib import Path
 
+from jaxcxr.options import whole
+
 EXAMPLE = "jaxcxr prepare --config configs/phantom.py --source runs/phantoms --out runs/data"
 
 
@@ -22,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", required=True, type=Path, help="config file; its `data` section is used")
     parser.add_argument("--source", required=True, type=Path, help="folder with the raw data")
     parser.add_argument("--out", required=True, type=Path, help="folder to write, new")
-    parser.add_argument("--workers", type=int, help="processes; default: one a core")
+    parser.add_argument("--workers", type=whole(1, 1024), help="processes, 1 to 1,024; default: one a core")
     parser.add_argument(
         "--beam",
         metavar="OPTIONS",

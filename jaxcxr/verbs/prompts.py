@@ -9,14 +9,16 @@ a bilateral one, in equal parts.
 import argparse
 from pathlib import Path
 
+from jaxcxr.options import whole
+
 EXAMPLE = 'jaxcxr prompts --out runs/prompts.jsonl --count 200 --ask "left effusion, severe cardiomegaly, device"'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's options."""
     parser.add_argument("--out", required=True, type=Path, metavar="FILE.jsonl", help="file to write, new")
-    parser.add_argument("--count", type=int, default=200, help="default: %(default)s")
-    parser.add_argument("--seed", type=int, default=0, help="of the wording; default: %(default)s")
+    parser.add_argument("--count", type=whole(1, 1_000_000), default=200, help="default: %(default)s")
+    parser.add_argument("--seed", type=whole(0, 2**63 - 1), default=0, help="of the wording; default: %(default)s")
     parser.add_argument(
         "--ask", metavar="LIST", help='comma list of findings, each "[size or zone] [side] name", or "all" of them'
     )

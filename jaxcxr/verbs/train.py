@@ -1,16 +1,18 @@
 """Train or resume a model.
 
 The workdir holds the run: config.json, model/ (a diffusers folder without weights), checkpoints/,
-metrics.jsonl, tensorboard/ and samples/. SIGTERM and Ctrl-C save first. To resume, give --workdir alone: config and
-overrides are in the workdir; a --config or overrides that are given again have to agree with them, except for steps,
-mesh and display settings. Started several times, by srun, on a TPU slice or by launch/local.sh, the processes find one
-another and train together.
+metrics.jsonl, tensorboard/ and samples/. SIGTERM, SIGHUP and Ctrl-C save first. To resume, give --workdir alone:
+config and overrides are in the workdir; a --config or overrides that are given again have to agree with them, except
+for steps, mesh and display settings. Started several times, by srun, on a TPU slice or by launch/local.sh, the
+processes find one another and train together.
 
 A --config file is Python and is executed. Read a config file from someone else before you use it.
 """
 
 import argparse
 from pathlib import Path
+
+from jaxcxr.options import whole
 
 EXAMPLE = "jaxcxr train --config configs/phantom.py --workdir runs/phantom/diffusion"
 
@@ -21,20 +23,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--config", help="config file, FILE.py or FILE.py:STAGE, which is executed; not needed to resume"
     )
     parser.add_argument("--workdir", required=True, type=Path, help="folder of the run, new or to resume")
-    parser.add_argument("--stop-at", type=int, help="save and stop at this step; the schedule is that of the whole run")
+    parser.add_argument(
+        "--stop-at",
+        type=whole(1, 2**31 - 1),
+        help="save and stop at this step; the schedule is that of the whole run",
+    )
 
 
 def run(args: argparse.Namespace) -> None:
     """Trains; raises UserError on a user's mistake."""
     from jaxcxr import config as configs
-    from jaxcxr.errors import UserError
     from jaxcxr.parallel import processes
     from jaxcxr.training.checkpoint import resumed
     from jaxcxr.training.train import train
     from jaxcxr.workdir import Command
 
-    if args.stop_at is not None and args.stop_at < 1:
-        raise UserError(f"--stop-at {args.stop_at}: wants a step, 1 or a later one")
     if args.config is None:
         config, command = resumed(args.workdir, args.overrides), None
     else:

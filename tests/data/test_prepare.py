@@ -265,7 +265,12 @@ def test_given_tokenizer_is_copied_and_a_train_split_is_not_needed(tmp_path):
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"size": 0}, "data.size is 0"), ({"sections": ()}, "data.sections is empty"), ({"max_bad_share": 2.0}, "share")],
+    [
+        ({"size": 0}, "data.size is 0"),
+        ({"sections": ()}, "data.sections is empty"),
+        ({"sections": ("findings", "Impresion")}, "data.sections has 'Impresion': give some of impression, findings"),
+        ({"max_bad_share": 2.0}, "share"),
+    ],
 )
 def test_wrong_settings_are_named(tmp_path, change, message):
     with pytest.raises(UserError, match=message):

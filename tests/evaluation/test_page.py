@@ -17,7 +17,7 @@ from jaxcxr.__main__ import main
 from jaxcxr.errors import UserError
 from jaxcxr.evaluation.curves import loss_svg, read_run, smooth, speed_svg
 from jaxcxr.evaluation.findings import Report
-from jaxcxr.evaluation.page import Judgement, Page, render
+from jaxcxr.evaluation.page import Classified, Page, render
 from jaxcxr.evaluation.pictures import Picture
 from jaxcxr.phantoms.classifier import to_bytes
 from jaxcxr.phantoms.prompts import EFFUSIONS, asked_effusion
@@ -90,16 +90,16 @@ def workdir(tmp_path):
 
 
 @pytest.fixture
-def judged(workdir):
+def evaluated(workdir):
     asked = [side for side in EFFUSIONS for _ in range(3)]
     generated = [picture(index, NASTY, side) for index, side in enumerate(asked)]
     real = [picture(100 + index, "small left effusion", side) for index, side in enumerate(EFFUSIONS)]
-    judgement = Judgement(untrained(), 64, reported(generated, ["left", *asked[1:]]), reported(real, EFFUSIONS))
-    return Page(NASTY, generated, real, "phantoms", judgement, [read_run(workdir)], {NASTY: NASTY})
+    classified = Classified(untrained(), 64, reported(generated, ["left", *asked[1:]]), reported(real, EFFUSIONS))
+    return Page(NASTY, generated, real, "phantoms", classified, [read_run(workdir)], {NASTY: NASTY})
 
 
-def test_page_is_whole_escaped_and_needs_nothing_else(judged):
-    page = render(judged)
+def test_page_is_whole_escaped_and_needs_nothing_else(evaluated):
+    page = render(evaluated)
     reader = _Reader(page)
     assert "script" not in reader.tags
     assert len(reader.images) == 12 + 4 + 1
@@ -114,8 +114,8 @@ def test_page_is_whole_escaped_and_needs_nothing_else(judged):
     assert "step 390" in text
 
 
-def test_page_marks_what_is_wrong(judged):
-    page = render(judged)
+def test_page_marks_what_is_wrong(evaluated):
+    page = render(evaluated)
     assert page.count('class="wrong"') == 1
     assert page.count('class="right"') == 11
     assert "asked no effusion, saw left effusion" in page
@@ -128,8 +128,8 @@ def test_page_marks_what_is_wrong(judged):
     ]
 
 
-def test_page_has_a_row_for_every_finding_asked_for_and_the_classifiers_own_table(judged):
-    text = re.sub(r"\s+", " ", "".join(_Reader(render(judged)).text))
+def test_page_has_a_row_for_every_finding_asked_for_and_the_classifiers_own_table(evaluated):
+    text = re.sub(r"\s+", " ", "".join(_Reader(render(evaluated)).text))
     asked, own = text.split("Asked for against shown")[1].split("How well the classifier sees")
     assert "left effusion100.0 % of 6 (61.0 to 100.0)83.3 % of 6 (43.6 to 97.0)" in asked
     assert "left nodule–100.0 % of 12" in asked
@@ -142,15 +142,15 @@ def test_page_has_a_row_for_every_finding_asked_for_and_the_classifiers_own_tabl
     assert "96.0 % is the classifier’s worst rate on phantoms of new patients: sensitivity to left pacemaker" in text
 
 
-def test_page_shows_no_reconstructions_unless_asked(judged):
-    run = dataclasses.replace(judged.runs[0], config={"objective": {"name": "autoencoder"}})
-    page = dataclasses.replace(judged, runs=[run])
+def test_page_shows_no_reconstructions_unless_asked(evaluated):
+    run = dataclasses.replace(evaluated.runs[0], config={"objective": {"name": "autoencoder"}})
+    page = dataclasses.replace(evaluated, runs=[run])
     assert "reconstructions" not in render(page)
     assert "reconstructions" in render(dataclasses.replace(page, reconstructions=True))
 
 
-def test_curves_are_svg_in_the_pages_colours(judged):
-    page = render(judged)
+def test_curves_are_svg_in_the_pages_colours(evaluated):
+    page = render(evaluated)
     assert page.count("<svg") == 2
     assert "#0101" not in page
     assert "var(--blue)" in page.split("</style>")[1]
@@ -191,15 +191,15 @@ def test_a_folder_that_is_no_run(tmp_path):
         read_run(tmp_path)
 
 
-def test_a_sheet_that_is_no_png_or_lies_elsewhere_is_refused(judged, workdir):
+def test_a_sheet_that_is_no_png_or_lies_elsewhere_is_refused(evaluated, workdir):
     sheet = workdir / "samples" / "00000390.png"
     for data in (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", b"", sheet.read_bytes()[:60]):
         sheet.write_bytes(data)
         with pytest.raises(UserError, match=r"00000390\.png: cannot be decoded"):
-            render(judged)
+            render(evaluated)
     sheet.write_bytes(b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", struct.pack(">2I", 100_000_000, 2) + b"\x08\0\0\0\0"))
     with pytest.raises(UserError, match="cannot be decoded|too many for a sheet"):
-        render(judged)
+        render(evaluated)
     sheet.unlink()
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(workdir.parent / "elsewhere.png")
     sheet.symlink_to(workdir.parent / "elsewhere.png")

@@ -93,3 +93,19 @@ def test_a_full_disk_is_told_and_leaves_nothing(workdir, tmp_path, full_disk):
     with full_disk(), pytest.raises(UserError, match="out: cannot be written .File too large"):
         interop.orbax.write(checkpoint, tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_fills_up_on_the_way_is_one_line(workdir, tmp_path):
+    """Many tensors cannot be written, and what native code prints counts."""
+    convert = [sys.executable, "-m", "jaxcxr", "convert", workdir[0], tmp_path / "out", "--to", "orbax"]
+    done = subprocess.run(
+        ["bash", "-c", 'ulimit -f 100; exec "$@"', "bash", *convert],
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    said = f"{tmp_path / 'out'}: cannot be written (File too large); nothing was left there"
+    assert done.stderr == f"jaxcxr convert: {said}\n"
+    assert not list(tmp_path.iterdir())

@@ -389,13 +389,3 @@ def test_a_film_is_as_large_as_asked_and_its_truth_is_enlarged_with_it(tmp_path)
         write_tree(film.out, 3, 64, seed=5, masks=True, film=(318, 300))
     with pytest.raises(UserError, match="film 318x60 has a side outside 64"):
         write_tree(tmp_path / "low", 3, 64, film=(318, 60))
-
-
-def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
-    def fail(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("jaxcxr.phantoms.tree.draw", fail)
-    with pytest.raises(KeyboardInterrupt):
-        write_tree(tmp_path / "tree", 2, 64)
-    assert not list(tmp_path.iterdir())

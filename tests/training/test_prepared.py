@@ -8,6 +8,7 @@ import pytest
 
 from jaxcxr import config as configs
 from jaxcxr import workdir as workdirs
+from jaxcxr.__main__ import main
 from jaxcxr.data.prepare import prepare
 from jaxcxr.data.summary import Summary
 from jaxcxr.errors import UserError
@@ -171,6 +172,30 @@ def test_data_that_moved_are_taken_and_others_refused(tmp_path):
         train(config, run)
     config.data.path = str(tmp_path / "moved")
     train(config, run)
+
+
+def test_data_that_are_gone_are_one_line_with_the_option_that_says_where_they_are(tmp_path, capsys):
+    data, run = shutil.copytree(runs.data(), tmp_path / "data"), tmp_path / "run"
+    train(autoencoder(**{"data.path": str(data)}), run, stop_at=1)
+    data.rename(tmp_path / "moved")
+    capsys.readouterr()
+    assert main(["train", "--workdir", str(run)]) == 2
+    error = capsys.readouterr().err
+    assert f"{data}: is not there; if it has moved, give its new place" in error
+    assert f"jaxcxr train --workdir {run} --config.data.path=FOLDER" in error
+    assert error.count("\n") == 1
+    assert main(["train", "--workdir", str(run), f"--config.data.path={tmp_path / 'moved'}", "--stop-at", "2"]) == 0
+
+
+def test_data_that_cannot_be_read_leave_the_workdir_as_it_was(tmp_path):
+    data, run = shutil.copytree(runs.data(), tmp_path / "data"), tmp_path / "run"
+    train(autoencoder(), run, stop_at=1)
+    for file in data.rglob("*array_record*"):
+        file.write_bytes(bytes(file.stat().st_size))
+    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+    with pytest.raises(UserError, match="cannot be read"):
+        train(autoencoder(keep=7, **{"data.path": str(data)}), run)
+    assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
 
 
 def test_the_published_recipes_fit_what_their_documents_prepare(tmp_path):

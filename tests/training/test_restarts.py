@@ -144,8 +144,8 @@ def test_killed_at_any_moment_a_run_ends_as_one_that_never_was(tmp_path, monkeyp
 
 @pytest.mark.slow
 def test_moved_to_other_meshes_and_processes_a_run_goes_on_alike(tmp_path):
-    judged = {"eval_every": 2, "sample_every": 2}
-    config = jobs.write_config(diffusion(steps=8, checkpoint_every=2, **judged), tmp_path / "config.py")
+    evaluated = {"eval_every": 2, "sample_every": 2}
+    config = jobs.write_config(diffusion(steps=8, checkpoint_every=2, **evaluated), tmp_path / "config.py")
     # So that parameters as small as these are split too.
     config.write_text("from jaxcxr.parallel import rules\n\nrules._MIN_SIZE = 64\n" + config.read_text())
     whole, moved = tmp_path / "whole", tmp_path / "moved"
@@ -195,7 +195,7 @@ def test_two_processes_stop_together_and_one_does_not_wait_for_a_dead_one(tmp_pa
     jobs.finish(jobs.start(config, run, "--stop-at", str(latest_step(run) + 2)), run)
 
 
-def test_asked_to_stop_while_it_judges_it_leaves_that_and_exits_with_0(tmp_path):
+def test_asked_to_stop_while_it_evaluates_it_leaves_that_and_exits_with_0(tmp_path):
     script = """
 import os, signal, threading, time
 from jaxcxr.training.stopping import Stopping
@@ -267,7 +267,8 @@ def test_a_batch_that_is_not_finite_stops_the_run_and_is_named_or_skipped(tmp_pa
     run, ids = tmp_path / "run", batches.ids(2)
     with pytest.raises(FloatingPointError, match="at step 3 the loss is nan") as error:
         train(config, run)
-    assert str(error.value).endswith(", ".join(ids))
+    assert str(error.value).endswith(f"from 0: {', '.join(map(str, batches.places(2)))}")
+    assert not any(each in str(error.value) for each in ids), "an id may be a patient's"
     assert latest_step(run) == 2
     assert ids[0] not in (run / "metrics.jsonl").read_text()
     config.skip_nonfinite = 1
@@ -281,7 +282,7 @@ def test_a_batch_that_is_not_finite_stops_the_run_and_is_named_or_skipped(tmp_pa
     assert all(np.isfinite(value).all() for value in jobs.weights(run).values())
 
 
-def test_an_average_that_waits_on_the_host_is_judged_and_taken_up_alike(tmp_path):
+def test_an_average_that_waits_on_the_host_is_evaluated_and_taken_up_alike(tmp_path):
     for memory in ("host", "device"):
         config = autoencoder(steps=2, eval_every=1, sample_every=2, ema_memory=memory)
         for stop in (1, 2):

@@ -78,7 +78,25 @@ print(step)
 """
 
 
-@pytest.mark.parametrize("number", ["SIGTERM", "SIGINT"])
+ASKED_ALONE = """
+import os, signal
+from jaxcxr.training.stopping import Stopping
+signal.signal(signal.SIGHUP, signal.{before})
+with Stopping() as stopping:
+    stopping.started()
+    os.kill(os.getpid(), signal.SIGHUP)
+    print(stopping.agreed(1))
+"""
+
+
+@pytest.mark.parametrize(("before", "stops"), [("SIG_DFL", True), ("SIG_IGN", False)])
+def test_a_terminal_that_is_gone_stops_a_run_unless_that_is_ignored_as_under_nohup(before, stops):
+    command = [sys.executable, "-c", ASKED_ALONE.format(before=before)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=True)
+    assert done.stdout == f"{stops}\n"
+
+
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGINT", "SIGHUP"])
 def test_from_the_first_step_on_several_processes_stop_at_the_same_one(number):
     address = free_address()
     pair = [start(ASKED_AT_WORK.format(number=number), process, address) for process in range(2)]

@@ -19,7 +19,7 @@ from jaxcxr.training.train import train
 from tests.training import jobs, runs
 from tests.training.jobs import assert_same, metrics, weights
 
-JUDGED = {"eval_every": 3, "sample_every": 6}
+EVALUATED = {"eval_every": 3, "sample_every": 6}
 
 
 @pytest.fixture(scope="module")
@@ -32,17 +32,17 @@ def autoencoder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def diffusion(autoencoder, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("diffusion") / "run"
-    train(runs.diffusion(autoencoder, **JUDGED), workdir)
+    train(runs.diffusion(autoencoder, **EVALUATED), workdir)
     return workdir
 
 
 def test_stopped_and_started_again_elsewhere_goes_on_bit_for_bit(autoencoder, diffusion, tmp_path, monkeypatch):
-    train(runs.diffusion(autoencoder, **JUDGED), tmp_path / "run", stop_at=2)
+    train(runs.diffusion(autoencoder, **EVALUATED), tmp_path / "run", stop_at=2)
     for file in (tmp_path / "run").rglob("*"):
         os.utime(file, (2e9, 2e9))
     monkeypatch.setattr(socket, "gethostname", lambda: "another-host")
     monkeypatch.setattr(time, "time", lambda: 1e9)
-    train(runs.diffusion(autoencoder, **JUDGED), tmp_path / "run")
+    train(runs.diffusion(autoencoder, **EVALUATED), tmp_path / "run")
     assert_same(tmp_path / "run", diffusion)
 
 
@@ -50,7 +50,7 @@ def test_a_checkpoint_saved_on_the_way_is_that_of_its_step(autoencoder, diffusio
     """Saving goes on behind the steps that follow, which reuse the state's memory."""
     shutil.copytree(diffusion, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "6")
-    train(runs.diffusion(autoencoder, **JUDGED), tmp_path / "run")
+    train(runs.diffusion(autoencoder, **EVALUATED), tmp_path / "run")
     assert_same(tmp_path / "run", diffusion)
 
 
@@ -143,19 +143,19 @@ def test_the_scaling_factor_makes_the_latents_unit(autoencoder, diffusion):
     assert abs(float(latents.std()) - 1) < 0.1
 
 
-def test_a_judging_that_a_stop_left_out_is_made_up_for(autoencoder, diffusion, tmp_path):
+def test_an_evaluation_that_a_stop_left_out_is_made_up_for(autoencoder, diffusion, tmp_path):
     shutil.copytree(diffusion, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "6")
     file = tmp_path / "run" / "metrics.jsonl"
     lines = file.read_text().splitlines(keepends=True)
     missing = [line for line in lines if '"validation_loss"' in line and '"step": 3,' in line]
     file.write_text("".join(line for line in lines if line not in missing))
-    train(runs.diffusion(autoencoder, **JUDGED), tmp_path / "run")
+    train(runs.diffusion(autoencoder, **EVALUATED), tmp_path / "run")
     assert len(missing) == 1
     assert_same(tmp_path / "run", diffusion)
 
 
-def test_asked_at_the_last_step_a_run_is_judged_all_the_same(autoencoder, diffusion, tmp_path, monkeypatch):
+def test_asked_at_the_last_step_a_run_is_evaluated_all_the_same(autoencoder, diffusion, tmp_path, monkeypatch):
     """No start would make up for it."""
     started = Stopping.started
 
@@ -163,7 +163,7 @@ def test_asked_at_the_last_step_a_run_is_judged_all_the_same(autoencoder, diffus
         started(self)
         self.asked = True
 
-    config = runs.diffusion(autoencoder, **JUDGED)
+    config = runs.diffusion(autoencoder, **EVALUATED)
     train(config, tmp_path / "run", stop_at=5)
     monkeypatch.setattr(Stopping, "started", asked)
     train(config, tmp_path / "run")
@@ -181,7 +181,7 @@ def test_all_is_compiled_before_the_first_step_so_that_no_stop_has_to_wait_for_i
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
-        train(runs.diffusion(autoencoder, **JUDGED), tmp_path / "run")
+        train(runs.diffusion(autoencoder, **EVALUATED), tmp_path / "run")
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
     assert {"jit(step)", "jit(generate)"} <= set(compiled)
@@ -190,7 +190,7 @@ def test_all_is_compiled_before_the_first_step_so_that_no_stop_has_to_wait_for_i
 
 def test_a_finished_run_is_left_alone(diffusion, autoencoder, capsys):
     before = (diffusion / "metrics.jsonl").read_text()
-    train(runs.diffusion(autoencoder, **JUDGED), diffusion)
+    train(runs.diffusion(autoencoder, **EVALUATED), diffusion)
     assert "already trained to step 6" in capsys.readouterr().out
     assert (diffusion / "metrics.jsonl").read_text() == before
 

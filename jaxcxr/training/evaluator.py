@@ -1,4 +1,4 @@
-"""How a run is judged on its way: a validation loss and a sheet of pictures, the same noise each time."""
+"""Evaluation of a run during training: a validation loss and a sheet of pictures, with the same noise each time."""
 
 import functools
 from collections.abc import Mapping
@@ -22,8 +22,8 @@ from jaxcxr.training.objectives import Loss, normalize
 from jaxcxr.training.step import example_keys
 
 
-class Judge:
-    """Judges weights on the validation split, by the run's own loss and by eye.
+class Evaluator:
+    """Evaluates weights on the validation split, by the run's own loss and by eye.
 
     The training loss of diffusion is flat and noisy, because timestep and noise decide most of it; with both
     fixed, as here, the loss of two moments of a run can be compared.
