@@ -1,5 +1,6 @@
 """Draws requests: texts, pictures and noise become a batch, and each kind of batch has one program."""
 
+import copy
 import dataclasses
 import functools
 import math
@@ -88,9 +89,15 @@ class Drawer:
         self.shape = latent_shape(pipeline, self.size, inpaints=self._inpaints)
         self._pipeline, self._options, self._mesh = pipeline, options, mesh
         self._length = tokens.length(pipeline.tokenizer)
-        self._sampler(0, "")
-        # A picture or a mask may be that of many requests.
-        self._square = functools.lru_cache(maxsize=64)(self._load)
+        self._sampler(0, inverts=False)
+        self._programs: dict[tuple[int, bool], Any] = {}
+
+    def with_guidance(self, guidance: float) -> "Drawer":
+        """The same with another guidance, which no program depends on."""
+        other = copy.copy(self)
+        other._options = dataclasses.replace(self._options, guidance=guidance)
+        other._options.check()
+        return other
 
     def kind(self, request: Request) -> Kind:
         """Which requests can be drawn together with this one.
@@ -106,6 +113,13 @@ class Drawer:
         begin = request.begin(self._options.steps)
         self._program(begin, request.edits == "edit_mask")
         return Kind(len(means.texts), means.mix is not None, means.shares_first, request.edits, begin)
+
+    def batches(self, asked: Sequence[Request], size: int) -> list[list[int]]:
+        """The places of requests in `asked`, those of a kind together, at most `size` to a batch; errors as `kind`."""
+        of_kind: dict[Kind, list[int]] = {}
+        for place, request in enumerate(asked):
+            of_kind.setdefault(self.kind(request), []).append(place)
+        return [places[first : first + size] for places in of_kind.values() for first in range(0, len(places), size)]
 
     def draw(
         self, some: Sequence[Request], places: Sequence[tuple[int, int]], noise: np.ndarray | None = None
@@ -144,23 +158,29 @@ class Drawer:
     def _unconditional(self) -> jax.Array:
         return jax.jit(functools.partial(unconditional_states, self._pipeline))(self._parameters)
 
-    @functools.cache  # noqa: B019 a drawer lives as long as its programs
     def _program(self, begin: int, inverts: bool) -> Any:
-        keep_outside, rescale = self._options.keep_outside, self._options.guidance_rescale
-        sampler = self._sampler(begin, "edit_mask" if inverts else "")
-        return jax.jit(make_generate(self._pipeline, sampler, self._mesh, rescale=rescale, keep_outside=keep_outside))
+        if (begin, inverts) not in self._programs:
+            sampler, options = self._sampler(begin, inverts), self._options
+            generate = make_generate(
+                self._pipeline,
+                sampler,
+                self._mesh,
+                rescale=options.guidance_rescale,
+                keep_outside=options.keep_outside,
+            )
+            self._programs[begin, inverts] = jax.jit(generate)
+        return self._programs[begin, inverts]
 
-    def _sampler(self, begin: int, edits: str) -> Sampler:
+    def _sampler(self, begin: int, inverts: bool) -> Sampler:
         options = self._options
         changes: dict[str, Any] = {"use_karras_sigmas": True} if options.karras else {}
         if options.timestep_spacing:
             changes["timestep_spacing"] = options.timestep_spacing
         described = self._pipeline.sampler(options.sampler, **changes)
-        if edits == "edit_mask" and not isinstance(described, DDIM | DDPM):
+        if inverts and not isinstance(described, DDIM | DDPM):
             raise UserError(f"--sampler {options.sampler}: an edit mask wants ddim or ddpm, whose steps are inverted")
         if isinstance(described, DDIM):
-            eta = options.eta or float(edits == "edit_mask")
-            return described.sampler(options.steps, begin, eta=eta)
+            return described.sampler(options.steps, begin, eta=options.eta or float(inverts))
         if options.eta:
             raise UserError(f"--eta {options.eta:g}: is for --sampler ddim; {options.sampler} has its own noise")
         return described.sampler(options.steps, begin)
@@ -177,25 +197,36 @@ class Drawer:
             arrays["mix"] = np.stack([each.mix for each in means if each.mix is not None])
         if not kind.edits:
             return arrays
-        arrays["image"] = np.stack([self._square(one.image, False) for one in some])
-        if kind.edits == "mask":
-            arrays["mask"] = np.stack([self._square(one.mask, True) for one in some])
-        elif kind.edits == "edit_mask":
-            arrays["edit_mask"] = np.stack([self._square(one.edit_mask, True) for one in some])
-            kept = [None if one.keep_mask is None else self._square(one.keep_mask, True) for one in some]
-            arrays["keep_mask"] = np.stack(
-                [1 - edited if keep is None else keep for keep, edited in zip(kept, arrays["edit_mask"], strict=True)]
-            )
-        return arrays
+        return arrays | {name: np.stack(stack) for name, stack in self._pictures(some, kind.edits).items()}
 
-    def _load(self, picture: Any, binary: bool) -> np.ndarray:
-        square = requests.read_picture(images.load_square, picture, "mask" if binary else "image", self.size)
-        if not binary:
+    def _pictures(self, some: Sequence[Request], edits: str) -> dict[str, list[np.ndarray]]:
+        """The images and masks of requests, each uint8 (H, W, 1)."""
+        read: dict[int | str, np.ndarray] = {}  # the same one may be that of all
+
+        def load(picture: Any, name: str) -> np.ndarray:
+            key = f"{name}:{picture}" if isinstance(picture, str) else id(picture)
+            if key not in read:
+                read[key] = self._load(picture, name)
+            return read[key]
+
+        found = {"image": [load(one.image, "image") for one in some]}
+        if edits in ("mask", "edit_mask"):
+            found[edits] = [load(getattr(one, edits), edits) for one in some]
+        if edits == "edit_mask":
+            found["keep_mask"] = [
+                1 - edited if one.keep_mask is None else load(one.keep_mask, "keep_mask")
+                for one, edited in zip(some, found["edit_mask"], strict=True)
+            ]
+        return found
+
+    def _load(self, picture: Any, name: str) -> np.ndarray:
+        square = requests.read_picture(images.load_square, picture, name, self.size)
+        if name == "image":
             return square
         mask = (square >= 128).astype(np.uint8)  # as diffusers rounds it
         if not mask.any():
             raise UserError(
-                f"mask {str(picture)[:200]}: is black throughout at {self.size} pixels; white is what counts"
+                f"{name} {str(picture)[:200]}: is black throughout at {self.size} pixels; white is what counts"
             )
         return mask
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from msgspec import Meta
+from PIL import Image
 
 from jaxcxr import parsing
 from jaxcxr.data import images
@@ -105,7 +106,7 @@ def parse(row: Mapping[str, Any], where: str) -> Request:
     known = {key: row[key] for key in Request.__dataclass_fields__ if row.get(key) is not None}
     request: Request = parsing.convert(known, Request, where)
     for name in _FILES:
-        if not isinstance(value := getattr(request, name), str | None):
+        if not isinstance(value := getattr(request, name), str | Image.Image | None):
             raise UserError(f"{where}: {name} {value!r:.100} is not the name of a file")
     check(request, where)
     return request

@@ -131,7 +131,7 @@ def sample(
     mesh = meshes.make_mesh({"data": -1, "fsdp": 1, "tensor": 1})
     drawer = Drawer(pipeline, settings, mesh)
     batch_size = -(-min(batch_size, len(prompts)) // mesh.size) * mesh.size
-    batches = _batches([drawer.kind(request) for request in asked], batch_size)
+    batches = drawer.batches(asked, batch_size)
     latents = None if settings.latents is None else _read_latents(Path(settings.latents), len(prompts), drawer.shape)
     for number, request in enumerate(asked, 1):
         requests.check_files(request, f"prompt {number}")
@@ -194,14 +194,6 @@ def _check(settings: Settings, batch_size: int) -> None:
     ):
         if not fits:
             raise UserError(f"--{option} {value}: may be {allowed}")
-
-
-def _batches(kinds: Sequence[Any], size: int) -> list[list[int]]:
-    """The numbers of pictures, those of a kind in batches of at most `size`."""
-    of_kind: dict[Any, list[int]] = {}
-    for number, kind in enumerate(kinds):
-        of_kind.setdefault(kind, []).append(number)
-    return [members[first : first + size] for members in of_kind.values() for first in range(0, len(members), size)]
 
 
 def _identity(rows: Sequence[Mapping[str, Any]], settings: Settings, asked: Sequence[Request]) -> str:
