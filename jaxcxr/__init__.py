@@ -14,6 +14,9 @@ __version__ = "0.1.0"
 
 def load(path: str | Path, *, dtype: str = "float32", weights: str = "ema") -> Pipeline:
     """Reads a checkpoint of any kind, ready to draw; see `jaxcxr.pipeline.load`. JAX is imported here, not before."""
+    from jaxcxr import platforms
+
+    platforms.only_those_here()
     from jaxcxr import pipeline
 
     return pipeline.load(path, dtype=dtype, weights=weights)
