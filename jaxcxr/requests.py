@@ -134,15 +134,18 @@ def check(request: Request, where: str) -> None:
 
 
 def expanded(rows: Iterable[Mapping[str, Any]], where: str = "prompt") -> Iterator[dict[str, Any]]:
-    """Rows without `count`: one for each picture, checked. The copies of a row with a `seed` have the following ones.
+    """Rows without `count` and nulls: one for each picture, checked. Copies of a row with a `seed` have the following.
 
     Raises:
       UserError: as `parse`, with the row's number.
     """
+    fields = Request.__dataclass_fields__
     for number, row in enumerate(rows, 1):
         request = parse(row, f"{where} {number}")
         for copy in range(request.count or 1):
-            own = {key: value for key, value in row.items() if key != "count"}
+            own = {
+                key: value for key, value in row.items() if key not in fields or (value is not None and key != "count")
+            }
             if request.seed is not None:
                 own["seed"] = (request.seed + copy) % (MOST_SEED + 1)
             yield own

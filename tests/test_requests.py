@@ -46,7 +46,11 @@ def test_labels_and_nulls_are_left_aside():
 
 
 def test_a_row_of_several_pictures_becomes_as_many_with_following_seeds():
-    rows = [{"prompt": "a", "count": 2, "label": 1}, {"prompt": "b", "count": 2, "seed": 2**32 - 1}, {"prompt": "c"}]
+    rows = [
+        {"prompt": "a", "count": 2, "label": 1, "mask": None},
+        {"prompt": "b", "count": 2, "seed": 2**32 - 1},
+        {"prompt": "c"},
+    ]
     assert list(expanded(rows)) == [
         {"prompt": "a", "label": 1},
         {"prompt": "a", "label": 1},
