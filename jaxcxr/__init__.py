@@ -1,3 +1,22 @@
 """Latent diffusion for chest X-rays and radiology reports in JAX, with checkpoints that are diffusers folders."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from jaxcxr.pipeline import Pipeline
+
 __version__ = "0.1.0"
+
+
+def load(path: str | Path, *, dtype: str = "float32", weights: str = "ema") -> Pipeline:
+    """Reads a checkpoint of any kind, ready to draw; see `jaxcxr.pipeline.load`. JAX is imported here, not before."""
+    from jaxcxr import platforms
+
+    platforms.only_those_here()
+    from jaxcxr import pipeline
+
+    return pipeline.load(path, dtype=dtype, weights=weights)

@@ -20,12 +20,11 @@ from jaxcxr.data.summary import Summary
 from jaxcxr.errors import UserError
 from jaxcxr.files import locked_folder, remove_unfinished
 from jaxcxr.interop.pipeline import StableDiffusion
-from jaxcxr.models.vae import split_moments
+from jaxcxr.models.vae import normalize, split_moments
 from jaxcxr.parallel import processes, rules
 from jaxcxr.training import ranges
 from jaxcxr.training.feed import tokenizer_folder
 from jaxcxr.training.model import compute_dtype, with_text_encoder
-from jaxcxr.training.objectives import normalize
 from jaxcxr.training.prepared import check_settings, describe
 
 

@@ -2,37 +2,36 @@
 
 import dataclasses
 import hashlib
+import io
 import json
-import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from tqdm.auto import tqdm
 
-from jaxcxr import parsing
-from jaxcxr.data import tokens
-from jaxcxr.diffusion.samplers import DDIM, Sampler
+from jaxcxr import parsing, requests
+from jaxcxr.draw import Drawer, Options, to_image
 from jaxcxr.errors import UserError
-from jaxcxr.files import begun_folder
-from jaxcxr.generate import default_size, initial_noise, latent_shape, make_generate, to_gray
+from jaxcxr.files import begun_folder, replace_file
+from jaxcxr.generate import default_size
 from jaxcxr.interop.pipeline import StableDiffusion
 from jaxcxr.parallel import mesh as meshes
+from jaxcxr.requests import MOST_SEED, Request
 
-MANIFEST = "manifest.jsonl"
+MANIFEST, STRIP = "manifest.jsonl", "strip.png"
 MOST_BYTES = 2**30  # of a manifest or of prompts; all reports of MIMIC-CXR have a tenth of it
 _PNG_BEGIN, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 NOTICE = "Synthetic image made by a generative model. Not a patient, not for diagnosis."
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(Options):
     """What decides the images, besides the prompts; fields as the options of `jaxcxr sample`.
 
     `checkpoint_step` is how far a workdir was trained, None for a folder that does not say. `size` is None until it is
@@ -42,17 +41,10 @@ class Settings:
     checkpoint: str
     checkpoint_step: int | None = None
     weights: str = "ema"
-    sampler: str = "ddim"
-    steps: int = 50
-    guidance: float = 4.0
-    eta: float = 0.0
     seed: int = 0
-    size: int | None = None
     dtype: str = "float32"
     latents: str | None = None
     gray: bool = False
-    karras: bool = False
-    timestep_spacing: str | None = None
 
     def already_done(self, out: Path, prompts: Sequence[Mapping[str, Any]]) -> bool:
         """Whether `out` is a finished job of these settings, `size` known, and prompts.
@@ -78,19 +70,22 @@ class Settings:
         return True
 
     def row(self, index: int, prompt: Mapping[str, Any]) -> dict[str, Any]:
-        """The manifest's line for image `index`; further fields of a prompt are kept."""
+        """The manifest's line for image `index`; further fields of a prompt are kept, and its own seed."""
         name = {"file_name": f"{index:05d}.png"}  # also where the prompts are an earlier manifest, or of a folder
         said = dataclasses.asdict(self)
-        for key in ("karras", "timestep_spacing"):  # which older manifests do not have
+        for key in ("karras", "timestep_spacing", "guidance_rescale", "keep_outside"):  # not in older manifests
             if not said[key]:
                 del said[key]
+        if prompt.get("seed") is not None:
+            said["seed"] = prompt["seed"]
         return {**name, **prompt, **name, **said, "index": index, "synthetic": True}
 
 
 def read_prompts(file: Path) -> list[dict[str, Any]]:
-    """Reads prompts: a text file with one a line, or JSON lines with a `prompt` field.
+    """Reads prompts: a text file with one a line, or JSON lines with the fields of `requests.Request`.
 
-    A line ends at a line feed, with or without a carriage return before it, and at nothing else.
+    A line ends at a line feed, with or without a carriage return before it, and at nothing else. The lines of an
+    earlier manifest are drawn with the seed of the new job.
 
     Raises:
       UserError: the file cannot be read, has no prompt, or a line of it is not as it should be.
@@ -99,8 +94,9 @@ def read_prompts(file: Path) -> list[dict[str, Any]]:
         remedy = 'each line is a JSON object with a `prompt` string, such as {"prompt": "No acute process."}'
         prompts: list[dict[str, Any]] = list(parsing.read_lines(file, dict, remedy=remedy, most=MOST_BYTES))
         for number, row in enumerate(prompts, 1):
-            if not isinstance(row.get("prompt"), str):
-                raise UserError(f"{file}: line {number} has no `prompt` string; {remedy}")
+            requests.parse(row, f"{file}: line {number}")
+            if row.get("synthetic") is True:
+                row.pop("seed", None)
     else:
         try:
             text = parsing.read_bytes(file, MOST_BYTES).decode("utf-8-sig")
@@ -129,43 +125,58 @@ def sample(
       FloatingPointError: a picture is not finite, or blank; those of earlier batches are kept for the next run.
     """
     settings = dataclasses.replace(settings, size=default_size(pipeline) if settings.size is None else settings.size)
-    assert settings.size is not None
     _check(settings, batch_size)
-    shape = latent_shape(pipeline, settings.size)
-    sampler = _sampler(pipeline, settings)
-    latents = None if settings.latents is None else _read_latents(Path(settings.latents), len(prompts), shape)
-    ids = tokens.encode(pipeline.tokenizer, [_text(row) for row in prompts], tokens.length(pipeline.tokenizer))
-    rows = [settings.row(index, prompt) for index, prompt in enumerate(prompts)]
+    prompts = list(requests.expanded(prompts))
+    asked = [requests.parse(row, f"prompt {number}") for number, row in enumerate(prompts, 1)]
     mesh = meshes.make_mesh({"data": -1, "fsdp": 1, "tensor": 1})
-    generate = jax.jit(make_generate(pipeline, sampler, settings.guidance, mesh))
+    drawer = Drawer(pipeline, settings, mesh)
     batch_size = -(-min(batch_size, len(prompts)) // mesh.size) * mesh.size
-    parameters = jax.device_put(pipeline.parameters(), meshes.replicated(mesh))
+    batches = drawer.batches(asked, batch_size)
+    latents = None if settings.latents is None else _read_latents(Path(settings.latents), len(prompts), drawer.shape)
+    for number, request in enumerate(asked, 1):
+        requests.check_files(request, f"prompt {number}")
+    if cut := drawer.count_cut(asked):
+        print(f"{cut} of {len(asked)} prompts are longer than the text encoder takes, and are cut")
+    rows = [settings.row(index, prompt) for index, prompt in enumerate(prompts)]
 
-    def draw(first: int) -> np.ndarray:
-        """The pictures from number `first` on, a batch of them."""
-        # A short last batch is filled up, so that one program serves them all.
-        places = np.minimum(np.arange(first, first + batch_size), len(prompts) - 1)
-        noise = np.stack([initial_noise(settings.seed, i, shape) if latents is None else latents[i] for i in places])
-        batch = meshes.to_global({"ids": ids[places], "noise": noise}, mesh, batch_size)
-        return np.asarray(generate(parameters, batch["ids"], batch["noise"], _keys(settings.seed, places)))
+    def draw(batch: Sequence[int]) -> np.ndarray:
+        """The pictures of these numbers."""
+        # A short batch is filled up, so that one program serves all of its kind.
+        numbers = [*batch, *[batch[-1]] * (batch_size - len(batch))]
+        noise = None if latents is None else np.stack([latents[number] for number in numbers])
+        return drawer.draw(
+            [asked[number] for number in numbers], [(settings.seed, number) for number in numbers], noise
+        )
 
     started, drawn = time.perf_counter(), 0
-    with begun_folder(out, _identity(rows, settings), private=True) as folder:
-        firsts = range(0, len(prompts), batch_size)
-        missing = [first for first in firsts if not _all_there(folder, rows[first : first + batch_size])]
-        count = sum(len(rows[first : first + batch_size]) for first in missing)
+    with begun_folder(out, _identity(rows, settings, asked), private=True) as folder:
+        missing = [batch for batch in batches if not _all_there(folder, [rows[number] for number in batch])]
+        count = sum(map(len, missing))
         with tqdm(total=len(prompts), initial=len(prompts) - count, desc="sample", unit="img") as bar:
-            for first in missing:
-                some = rows[first : first + batch_size]
-                pictures = draw(first)[: len(some)]
-                _require_pictures(pictures, first, settings)
-                for row, picture in zip(some, pictures, strict=True):
-                    _write(folder, row, picture, settings.gray)
+            for batch in missing:
+                pictures = draw(batch)[: len(batch)]
+                _require_pictures(pictures, batch, settings)
+                for number, picture in zip(batch, pictures, strict=True):
+                    _write(folder, rows[number], picture, settings.gray)
                     bar.update()
-                drawn += len(some)
+                drawn += len(batch)
         (folder / MANIFEST).write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     rate = drawn / (time.perf_counter() - started)
     print(f"{out}: {len(prompts)} images of {settings.steps} steps, {rate:.2f} images/s")
+
+
+def write_strip(folder: Path) -> None:
+    """Writes the pictures of a finished job side by side, in the manifest's order."""
+    rows: Iterable[dict[str, Any]] = parsing.read_lines(folder / MANIFEST, dict, most=MOST_BYTES)
+    pictures = []
+    for row in rows:
+        with Image.open(folder / row["file_name"]) as picture:
+            pictures.append(np.asarray(picture))
+    about = PngInfo()
+    about.add_text("Description", NOTICE)
+    strip = io.BytesIO()
+    Image.fromarray(np.concatenate(pictures, axis=1)).save(strip, "PNG", pnginfo=about)
+    replace_file(folder / STRIP, strip.getvalue())
 
 
 def _differ(rows: Sequence[Mapping[str, Any]], wanted: Sequence[Mapping[str, Any]]) -> str:
@@ -179,41 +190,18 @@ def _differ(rows: Sequence[Mapping[str, Any]], wanted: Sequence[Mapping[str, Any
 def _check(settings: Settings, batch_size: int) -> None:
     for option, value, allowed, fits in (
         ("batch-size", batch_size, "1 or more", batch_size >= 1),
-        ("guidance", settings.guidance, "0 or more", 0 <= settings.guidance < math.inf),
-        ("eta", settings.eta, "from 0 to 1", 0 <= settings.eta <= 1),
-        ("seed", settings.seed, "from 0 to 2^32 - 1", 0 <= settings.seed < 2**32),
+        ("seed", settings.seed, "from 0 to 2^32 - 1", 0 <= settings.seed <= MOST_SEED),
     ):
         if not fits:
             raise UserError(f"--{option} {value}: may be {allowed}")
 
 
-def _sampler(pipeline: StableDiffusion, settings: Settings) -> Sampler:
-    changes: dict[str, Any] = {"use_karras_sigmas": True} if settings.karras else {}
-    if settings.timestep_spacing:
-        changes["timestep_spacing"] = settings.timestep_spacing
-    described = pipeline.sampler(settings.sampler, **changes)
-    if isinstance(described, DDIM):
-        return described.sampler(settings.steps, settings.eta)
-    if settings.eta:
-        raise UserError(f"--eta {settings.eta:g}: is for --sampler ddim; {settings.sampler} has its own noise")
-    return described.sampler(settings.steps)
-
-
-def _text(row: Mapping[str, Any]) -> str:
-    """A prompt's text, as far as it is text: a terminal may hand over bytes that are not UTF-8."""
-    text = str(row["prompt"])
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise UserError("--prompt: has bytes that are not UTF-8; type it again") from error
-    return text
-
-
-def _identity(rows: Sequence[Mapping[str, Any]], settings: Settings) -> str:
+def _identity(rows: Sequence[Mapping[str, Any]], settings: Settings, asked: Sequence[Request]) -> str:
     """A digest of a job: of its rows, as prompts may be of patients, and of the sizes and times of its files."""
     named = [Path(name) for name in (settings.checkpoint, settings.latents) if name]
     if settings.checkpoint_step is not None:  # of a workdir, whose steps are known apart
         named = named[1:]
+    named += map(Path, sorted({name for request in asked for name in request.files()}))
     files = [file for path in named for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
     stamps = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
     return hashlib.blake2b(json.dumps([rows, stamps]).encode(), digest_size=16).hexdigest()
@@ -234,8 +222,8 @@ def _is_whole(file: Path) -> bool:
         return False
 
 
-def _require_pictures(pictures: np.ndarray, first: int, settings: Settings) -> None:
-    """Sees to it that pictures, float32 (B, H, W, C), number `first` and on, show something.
+def _require_pictures(pictures: np.ndarray, numbers: Sequence[int], settings: Settings) -> None:
+    """Sees to it that pictures, float32 (B, H, W, C), of these numbers show something.
 
     Raises:
       FloatingPointError: one does not.
@@ -248,27 +236,19 @@ def _require_pictures(pictures: np.ndarray, first: int, settings: Settings) -> N
     causes = [f"--dtype {settings.dtype}" if settings.dtype != "float32" else "", "weights that are too large"]
     causes += ["--latents" if settings.latents else "", f"--guidance {settings.guidance:g}"]
     raise FloatingPointError(
-        f"prompt {first + broken[0] + 1}: its picture {what} ({len(broken)} of {len(pictures)} in its batch);"
+        f"prompt {numbers[broken[0]] + 1}: its picture {what} ({len(broken)} of {len(pictures)} in its batch);"
         f" likely causes: {', '.join(filter(None, causes))}; pictures before this batch are kept for the next run"
     )
 
 
 def _write(folder: Path, row: Mapping[str, Any], picture: np.ndarray, gray: bool) -> None:
     """Writes one picture, float32 (H, W, C) in [0, 1], with its manifest line in the PNG's metadata; whole or not."""
-    if gray or picture.shape[-1] == 1:
-        image = Image.fromarray(to_gray(picture[None])[0])
-    else:
-        image = Image.fromarray(np.round(picture * 255).astype(np.uint8))
+    image = to_image(picture, gray)
     about = PngInfo()
     about.add_text("Description", NOTICE)
     about.add_itxt("jaxcxr", json.dumps(row))
     image.save(folder / ".next.png", pnginfo=about)
     (folder / ".next.png").replace(folder / row["file_name"])
-
-
-def _keys(seed: int, indices: np.ndarray) -> jax.Array:
-    """A key for each of these pictures of a job, (B,), apart from those of their initial noise."""
-    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), indices.astype(np.uint32) + np.uint32(2**31))
 
 
 def _read_latents(file: Path, count: int, shape: tuple[int, int, int]) -> np.ndarray:

@@ -178,7 +178,7 @@ def test_noise_has_the_channels_of_the_autoencoders_latents(pipeline):
 @pytest.mark.parametrize(
     ("name", "channels", "message"),
     [
-        ("in_channels", 9, r"in_channels 9 \(inpainting\) is not supported.* latent_channels are 4"),
+        ("in_channels", 9, r"in_channels 9 \(inpainting\): .* give --image and --mask"),
         ("in_channels", 8, r"in_channels 8 \(editing\) is not supported"),
         ("out_channels", 8, "out_channels 8 is not supported"),
     ],
@@ -294,7 +294,7 @@ def test_prompts_of_json_lines_keep_their_fields(tmp_path):
         ("p.txt", b"\xff", "is not UTF-8"),
         ("p.txt", b" \n", "has no prompts"),
         ("p.jsonl", b"", "has no prompts"),
-        ("p.jsonl", b'{"prompt": 3}', "line 1 has no `prompt` string"),
+        ("p.jsonl", b'{"prompt": 3}', "line 1: .* at `prompt`"),
         ("p.jsonl", b'{"prompt": "a"}\n["b"]', "line 2"),
         ("p.jsonl", b"[" * 10_000, "line 1"),
     ],
@@ -324,9 +324,97 @@ def test_a_begun_job_of_weights_that_were_replaced_is_another_one(pipeline, tmp_
     base.mkdir()
     (base / "weights.safetensors").write_bytes(b"1")
     settings = dataclasses.replace(SETTINGS, checkpoint=str(base))
-    monkeypatch.setattr(jaxcxr.sample, "_require_pictures", lambda _, first, *__: 1 / 0 if first else None)
+    monkeypatch.setattr(jaxcxr.sample, "_require_pictures", lambda _, numbers, __: 1 / 0 if numbers != [0] else None)
     with pytest.raises(ZeroDivisionError):
         sample(pipeline, PROMPTS, settings, tmp_path / "out", batch_size=1)
     (base / "weights.safetensors").write_bytes(b"22")
     with pytest.raises(UserError, match="was begun with other settings"):
         sample(pipeline, PROMPTS, settings, tmp_path / "out", batch_size=1)
+
+
+def test_rows_of_every_kind_are_drawn_in_one_job_and_their_labels_kept(pipeline, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16), np.uint8)).save("a.png")
+    mask = np.zeros((16, 16), np.uint8)
+    mask[4:12, 4:12] = 255
+    Image.fromarray(mask).save("m.png")
+    rows = [
+        {"prompt": "a", "side": "left"},
+        {"prompt": "b", "image": "a.png", "mask": "m.png"},
+        {"compose": [{"prompt": "a"}, {"prompt": "b", "weight": 0.5}], "negative_prompt": "c"},
+        {"prompt": "c", "count": 2, "seed": 8},
+        {"prompt": "b", "image": "a.png", "strength": 0.5, "n": 3},
+        {"prompt": "b", "image": "a.png", "edit_mask": "m.png"},
+    ]
+    settings = dataclasses.replace(SETTINGS, guidance=3.0, eta=0.0, size=16)
+    sample(pipeline, rows, settings, tmp_path / "out", batch_size=2)
+    found = manifest(tmp_path / "out")
+    assert [row["file_name"] for row in found] == [f"{number:05}.png" for number in range(7)]
+    assert (found[0]["side"], found[5]["n"], found[2]["compose"]) == ("left", 3, rows[2]["compose"])
+    assert [row["seed"] for row in found] == [0, 0, 0, 8, 9, 0, 0]
+    assert not any("count" in row for row in found)
+    # A row with a seed is the first picture of a job with that seed.
+    sample(pipeline, [{"prompt": "c"}], dataclasses.replace(settings, seed=9), tmp_path / "alone", batch_size=2)
+    drawn = pictures(tmp_path / "out")
+    np.testing.assert_allclose(drawn[4], pictures(tmp_path / "alone")[0], atol=1)
+    # A manifest's rows are drawn anew, and changed images make it another job.
+    again = read_prompts(tmp_path / "out" / "manifest.jsonl")
+    assert not any("seed" in row for row in again)
+    sample(pipeline, again[:3], settings, tmp_path / "again", batch_size=2)
+    np.testing.assert_allclose(pictures(tmp_path / "again"), drawn[:3], atol=1)
+
+
+def test_a_begun_job_whose_image_changed_is_another_one(pipeline, tmp_path, monkeypatch):
+    Image.new("L", (16, 16), 50).save(tmp_path / "a.png")
+    rows = [{"prompt": "a", "image": str(tmp_path / "a.png")}] * 2
+    monkeypatch.setattr(jaxcxr.sample, "_require_pictures", lambda _, numbers, __: 1 / 0 if numbers != [0] else None)
+    with pytest.raises(ZeroDivisionError):
+        sample(pipeline, rows, SETTINGS, tmp_path / "out", batch_size=1)
+    Image.effect_noise((16, 16), 90).save(tmp_path / "a.png")
+    with pytest.raises(UserError, match="was begun with other settings"):
+        sample(pipeline, rows, SETTINGS, tmp_path / "out", batch_size=1)
+
+
+def test_prompts_that_are_cut_are_counted(pipeline, tmp_path, capsys):
+    rows = [{"prompt": "a"}, {"prompt": "effusion " * 80}, {"prompt": "a", "negative_prompt": "x " * 80}]
+    sample(pipeline, rows, dataclasses.replace(SETTINGS, guidance=3.0), tmp_path / "out")
+    assert "2 of 3 prompts are longer than the text encoder takes, and are cut" in capsys.readouterr().out
+
+
+def test_the_command_draws_compositions_and_strips(base, tmp_path, capsys):
+    command = ["sample", "--checkpoint", str(base), "--steps", "2", "--sampler", "ddim"]
+    assert main([*command, "--compose", "1", "a", "--compose", "-0.5", "b", "--out", str(tmp_path / "both")]) == 0
+    parts = [{"weight": 1.0, "prompt": "a"}, {"weight": -0.5, "prompt": "b"}]
+    assert manifest(tmp_path / "both")[0]["compose"] == parts
+    strip = [*command, "--interpolate", "3", "--prompt", "a", "--prompt", "b", "--out", str(tmp_path / "strip")]
+    assert main([*strip, "--seed", "5"]) == 0
+    rows = manifest(tmp_path / "strip")
+    assert [(row["interpolate"]["t"], row["seed"]) for row in rows] == [(0, 5), (0.5, 5), (1, 5)]
+    assert Image.open(tmp_path / "strip" / "strip.png").size == (48, 16)
+    capsys.readouterr()
+    assert main([*strip, "--seed", "5"]) == 0
+    assert "already sampled, 3 images" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        (["--prompt", "a", "--mask", "m.png"], ("prompt 1: has a `mask` but no `image`",)),
+        (["--prompt", "a", "--strength", "0"], ("strength", "> 0")),
+        (["--prompt", "a", "--keep-outside"], ("--keep-outside", "--image and --mask")),
+        (["--prompt", "a", "--image", "gone.png"], ("image gone.png", "No such file")),
+        (["--prompt", "a", "--interpolate", "3"], ("--interpolate 3", "two --prompt")),
+        (["--prompt", "a", "--prompt", "b", "--interpolate", "1"], ("--interpolate 1", "2 images or more")),
+        (["--compose", "x", "a"], ("--compose 'x'", "WEIGHT PROMPT")),
+        (["--prompt", "a", "--count", "0"], ("count", ">= 1")),
+        (["--prompt", "a", "--guidance", "1", "--negative-prompt", "b"], ("--guidance 1", "negative prompt")),
+        (["--prompt", "a", "--guidance-rescale", "-1"], ("--guidance-rescale -1.0", "from 0 to 1")),
+    ],
+)
+def test_editing_options_that_cannot_be_are_one_line(base, tmp_path, monkeypatch, capsys, options, parts):
+    monkeypatch.chdir(tmp_path)
+    assert main(["sample", "--checkpoint", str(base), *options, "--out", "out"]) == 2
+    said = capsys.readouterr().err.strip()
+    assert len(said.splitlines()) == 1
+    assert all(part in said for part in parts), said
+    assert not list(tmp_path.iterdir())

@@ -91,7 +91,9 @@ def _open(path: Path, most_pixels: int) -> Image.Image:
     return dicom.load(path, most_pixels)
 
 
-def load_square(path: Path, size: int, intensity: str = "stored", most_pixels: int = DEFAULT_PIXELS) -> np.ndarray:
+def load_square(
+    picture: Path | Image.Image, size: int, intensity: str = "stored", most_pixels: int = DEFAULT_PIXELS
+) -> np.ndarray:
     """Reads an image file as a (size, size, 1) uint8 array, padded with black to a centred square.
 
     The longer side is resized to `size` by an antialiased Lanczos filter; JPEGs are first reduced by the
@@ -99,7 +101,7 @@ def load_square(path: Path, size: int, intensity: str = "stored", most_pixels: i
     Orientation tags are obeyed. A file that ends in .dcm is read by `dicom.load`.
 
     Args:
-      path: the file.
+      picture: the file, or a picture in memory.
       size: height and width in pixels.
       intensity: "stored"; "equalize" spreads the gray levels evenly; "percentile" stretches them so that the
         lowest and the highest 0.5 % become black and white.
@@ -111,10 +113,14 @@ def load_square(path: Path, size: int, intensity: str = "stored", most_pixels: i
       UserError: it is DICOM, and pydicom is not installed.
     """
     try:
-        with _open(path, most_pixels) as image:
-            image.draft("L", _fit(image.size, size))
-            turned = image.getexif().get(ExifTags.Base.Orientation)
-            gray = _to_gray(image)
+        if isinstance(picture, Image.Image):
+            require_pixels(*picture.size, most_pixels)
+            turned, gray = picture.getexif().get(ExifTags.Base.Orientation), _to_gray(picture)
+        else:
+            with _open(picture, most_pixels) as image:
+                image.draft("L", _fit(image.size, size))
+                turned = image.getexif().get(ExifTags.Base.Orientation)
+                gray = _to_gray(image)
         if turned is not None:  # the smaller picture is turned
             gray.getexif()[ExifTags.Base.Orientation] = turned
             gray = ImageOps.exif_transpose(gray)
@@ -131,6 +137,25 @@ def load_square(path: Path, size: int, intensity: str = "stored", most_pixels: i
     top, left = (size - inner.height) // 2, (size - inner.width) // 2
     square[top : top + inner.height, left : left + inner.width, 0] = np.asarray(inner)
     return square
+
+
+def picture_size(picture: Path | Image.Image, most_pixels: int = DEFAULT_PIXELS) -> tuple[int, int]:
+    """(width, height) of a picture as it is to be seen; of a file only the header is read, unless it is DICOM.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      UnreadableImage: as for `load_square`.
+      UserError: it is DICOM, and pydicom is not installed.
+    """
+    try:
+        image = picture if isinstance(picture, Image.Image) else _open(picture, most_pixels)
+        width, height = image.size
+        lies = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+    except (FileNotFoundError, MemoryError, UnreadableImage, UserError):
+        raise
+    except Exception as error:
+        raise UnreadableImage(type(error).__name__) from error
+    return (height, width) if lies else (width, height)
 
 
 def _fit(wh: tuple[int, int], side: int) -> tuple[int, int]:

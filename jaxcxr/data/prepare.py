@@ -173,7 +173,9 @@ def _finish(
         not_selected=dict(sorted(ledger.not_selected.items())),
         carved=ledger.carved,
         vocab_size=len(tokenizer),
-        prompts_cut={split: _cut(tokenizer, _prompts(maker, members)) for split, members in by_split.items()},
+        prompts_cut={
+            split: tokens.count_cut(tokenizer, _prompts(maker, members)) for split, members in by_split.items()
+        },
     )
     labels = {split: _places(maker, members) for split, members in by_split.items()}
     (partial / LABELS).write_text(json.dumps(labels) + "\n", encoding="utf-8")
@@ -204,12 +206,6 @@ def _prompts(maker: shards.Maker, members: Sequence[shards.Shard]) -> Iterator[s
     for account in shards.accounts(maker, members):
         for prompts in account.prompts:
             yield from prompts
-
-
-def _cut(tokenizer: Any, prompts: Iterator[str]) -> int:
-    """Counts the prompts that do not fit the tokenizer's length."""
-    limit = tokens.length(tokenizer)
-    return sum(tokens.count(tokenizer, text) > limit for text in prompts)
 
 
 def _places(maker: shards.Maker, members: Sequence[shards.Shard]) -> dict[str, list[int]]:

@@ -162,6 +162,12 @@ def encode(tokenizer: Any, texts: Sequence[str], length: int) -> np.ndarray:
     return np.asarray(coded["input_ids"], np.int32)
 
 
+def count_cut(tokenizer: Any, texts: Iterable[str]) -> int:
+    """How many texts are longer than the tokenizer's length, and so are cut."""
+    limit = length(tokenizer)
+    return sum(count(tokenizer, text) > limit for text in texts)
+
+
 def digest(tokenizer: Any) -> str:
     """A digest of all that decides a tokenizer's ids; two with the same one encode alike."""
     described = json.loads(tokenizer.backend_tokenizer.to_str())

@@ -21,7 +21,11 @@ def classifier_free(scale: float, parts: Sequence[float] = (1.0,)) -> np.ndarray
 
 
 def guided(
-    unet: Callable[..., jax.Array], states: jax.Array, weights: jax.Array | np.ndarray, rescale: float = 0.0
+    unet: Callable[..., jax.Array],
+    states: jax.Array,
+    weights: jax.Array | np.ndarray,
+    rescale: float = 0.0,
+    where: jax.Array | None = None,
 ) -> Denoiser:
     """A denoiser that gives Σ wᵢ ε(x, cᵢ), the network called once for all conditions.
 
@@ -31,6 +35,7 @@ def guided(
       weights: (N,) for all pictures, or (N, B).
       rescale: how far the spread of the sum is brought back to that of the prediction under the other conditions
         (Lin et al. 2023, arXiv 2305.08891, section 3.4); 0 is not at all.
+      where: (B, H, W, 1), 1 where the sum counts and 0 where the prediction under the first condition does.
     """
     count, batch = states.shape[:2]
     weights = jnp.asarray(weights, jnp.float32).reshape(count, -1, 1, 1, 1)
@@ -44,7 +49,7 @@ def guided(
             conditional = (weights[1:] * outputs[1:]).sum(axis=0) / weights[1:].sum(axis=0)
             factor = _spread(conditional) / _spread(mixed)
             mixed = mixed * (rescale * factor + 1 - rescale)
-        return mixed
+        return mixed if where is None else where * mixed + (1 - where) * outputs[0]
 
     return denoise
 

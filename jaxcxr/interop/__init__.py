@@ -15,7 +15,18 @@ from jaxcxr.interop.checkpoint import Checkpoint, check
 from jaxcxr.interop.pipeline import StableDiffusion, from_files
 from jaxcxr.interop.tensors import Tensor
 
-__all__ = ["Checkpoint", "StableDiffusion", "diffusers", "load", "orbax", "read", "save", "single_file", "verify"]
+__all__ = [
+    "Checkpoint",
+    "StableDiffusion",
+    "diffusers",
+    "load",
+    "load_read",
+    "orbax",
+    "read",
+    "save",
+    "single_file",
+    "verify",
+]
 
 
 def read(
@@ -70,7 +81,11 @@ def load(
     Raises:
       UserError: as `read`.
     """
-    checkpoint = read(path, only=only, ema=ema)
+    return load_read(read(path, only=only, ema=ema), dtype=dtype)
+
+
+def load_read(checkpoint: Checkpoint, *, dtype: Any = jnp.float32) -> StableDiffusion:
+    """Reads an opened checkpoint's tensors into networks on one device; `dtype` as for `load`."""
     pipeline = from_files(checkpoint.files, dtype, checkpoint.networks)
     values = {name: jnp.asarray(tensor.read(), jnp.float32) for name, tensor in checkpoint.tensors.items()}
     return pipeline.with_parameters(values)

@@ -254,6 +254,11 @@ class AutoencoderKLConfig(_Config):
         """How many residual blocks the network has."""
         return len(self.block_out_channels) * (2 * self.layers_per_block + 1) + 4
 
+    @property
+    def vae_scale_factor(self) -> int:
+        """Pixels of an image's side for each of its latents' side."""
+        return 2 ** (len(self.block_out_channels) - 1)
+
 
 def layers_kept(num_hidden_layers: int, clip_skip: int) -> int:
     """How many layers of a text encoder run without its last `clip_skip`; UserError if there are fewer."""

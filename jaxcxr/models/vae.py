@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
@@ -179,6 +180,17 @@ class AutoencoderKL(nnx.Module):
         """Latents `(B, h, w, latent_channels)` to images `(B, H, W, out_channels)`."""
         latents = latents.astype(self.dtype)
         return self.decoder(latents if self.post_quant_conv is None else self.post_quant_conv(latents))
+
+
+def normalize(image: jax.Array | np.ndarray, channels: int) -> jax.Array:
+    """uint8 (B, H, W, 1) -> float32 (B, H, W, channels) in [−1, 1], the gray repeated."""
+    return jnp.repeat(jnp.asarray(image, jnp.float32) / 127.5 - 1, channels, axis=-1)
+
+
+def sample_posterior(mean: jax.Array, logvar: jax.Array, keys: jax.Array) -> jax.Array:
+    """A draw of latents, float32 (B, h, w, C), an example's by its own key; `keys` are (B,)."""
+    noise = jax.vmap(lambda key: jax.random.normal(key, mean.shape[1:]))(keys)
+    return mean.astype(jnp.float32) + jnp.exp(0.5 * logvar.astype(jnp.float32)) * noise
 
 
 def split_moments(moments: jax.Array) -> tuple[jax.Array, jax.Array]:

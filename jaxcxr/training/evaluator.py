@@ -12,13 +12,14 @@ from ml_collections import ConfigDict
 
 from jaxcxr.data import tokens
 from jaxcxr.data.loader import Batches
+from jaxcxr.diffusion.guidance import classifier_free
 from jaxcxr.diffusion.samplers import BY_CLASS
-from jaxcxr.generate import initial_noise, latent_shape, make_generate, to_gray
+from jaxcxr.generate import initial_noise, latent_shape, make_generate, to_gray, unconditional_states
 from jaxcxr.interop.pipeline import StableDiffusion
-from jaxcxr.models.vae import split_moments
+from jaxcxr.models.vae import normalize, split_moments
 from jaxcxr.parallel import mesh as meshes
 from jaxcxr.training.feed import open_batches
-from jaxcxr.training.objectives import Loss, normalize
+from jaxcxr.training.objectives import Loss
 from jaxcxr.training.step import example_keys
 
 
@@ -79,17 +80,24 @@ def _prompted(pipeline: StableDiffusion, config: ConfigDict, mesh: Mesh):
     if name and not samples.sampler and jax.process_index() == 0:
         print(f"samples: drawn by DDIM, as {scheduler} cannot be sampled; config.samples.sampler may name another")
     sampler = pipeline.sampler(name).sampler(samples.steps)
-    generate = make_generate(pipeline, sampler, samples.guidance, mesh, config.attention)
-    generate = jax.jit(generate, out_shardings=meshes.replicated(mesh))
+    generate = make_generate(pipeline, sampler, mesh, config.attention)
+
+    @functools.partial(jax.jit, out_shardings=meshes.replicated(mesh))
+    def guided(parameters, batch, keys):
+        return generate(parameters, batch, keys, unconditional_states(pipeline, parameters) if leads else None)
+
     shape = latent_shape(pipeline, config.data.size)
     ids = tokens.encode(pipeline.tokenizer, samples.prompts, tokens.length(pipeline.tokenizer))
     ids = np.repeat(ids, samples.per_prompt, axis=0)
     noise = np.stack([initial_noise(config.seed, index, shape) for index in range(samples.per_prompt)])
     noise = np.concatenate([noise] * len(samples.prompts))
     keys = jax.random.split(jax.random.key(0), len(noise))
+    leads = samples.guidance > 1
+    weights = classifier_free(samples.guidance) if leads else np.ones(1, np.float32)
+    batch = {"ids": ids[:, None], "weights": np.tile(weights, (len(noise), 1)), "noise": noise}
 
     def draw(parameters: Mapping[str, jax.Array]) -> np.ndarray:
-        return tile(to_gray(generate(parameters, ids, noise, keys)), samples.per_prompt)
+        return tile(to_gray(guided(parameters, batch, keys)), samples.per_prompt)
 
     return draw
 

@@ -148,7 +148,7 @@ def _with_sample_size(pipeline: StableDiffusion, side: int, dtype: Any) -> Stabl
     It is the size that is drawn where none is asked for, in diffusers too.
     """
     config = json.loads(pipeline.files["unet/config.json"])
-    latent = side // 2 ** (len(pipeline.vae.config.block_out_channels) - 1)
+    latent = side // pipeline.vae.config.vae_scale_factor
     if config.get("sample_size") == latent:
         return pipeline
     text = (json.dumps(config | {"sample_size": latent}, indent=2) + "\n").encode()

@@ -21,7 +21,7 @@ from jaxcxr.diffusion.objective import (
 from jaxcxr.diffusion.schedule import add_noise
 from jaxcxr.errors import UserError
 from jaxcxr.interop.pipeline import StableDiffusion
-from jaxcxr.models.vae import split_moments
+from jaxcxr.models.vae import normalize, sample_posterior, split_moments
 
 Loss = Callable[[Mapping[str, jax.Array], Mapping[str, jax.Array], jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
 """(parameters by full name, batch, a key for each example (B,)) -> (mean over the examples, further such means to log).
@@ -63,7 +63,7 @@ def autoencoder(pipeline: StableDiffusion, objective: ConfigDict) -> Loss:
         vae = pipeline.with_parameters(parameters).vae
         image = normalize(batch["image"], vae.config.in_channels)
         mean, logvar = split_moments(vae.encode(image))
-        reconstruction = vae.decode(_sample_normal(mean, logvar, keys))
+        reconstruction = vae.decode(sample_posterior(mean, logvar, keys))
         error = per_example(objective.error, reconstruction, image).mean()
         kl = kl_to_standard_normal(mean, logvar).mean()
         metrics = {"reconstruction": error, "kl": kl}
@@ -149,11 +149,6 @@ def normal(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
 
 
-def normalize(image: jax.Array | np.ndarray, channels: int) -> jax.Array:
-    """uint8 (B, H, W, 1) -> float32 (B, H, W, channels) in [−1, 1], the gray repeated."""
-    return jnp.repeat(jnp.asarray(image, jnp.float32) / 127.5 - 1, channels, axis=-1)
-
-
 def draw_latents(networks: StableDiffusion, batch: Mapping[str, jax.Array], keys: jax.Array) -> jax.Array:
     """A draw of a batch's scaled latents: float32 (B, h, w, latent_channels).
 
@@ -164,12 +159,7 @@ def draw_latents(networks: StableDiffusion, batch: Mapping[str, jax.Array], keys
         moments = batch["moments"]
     else:
         moments = vae.encode(normalize(batch["image"], vae.config.in_channels))
-    return _sample_normal(*split_moments(moments), keys) * vae.config.scaling_factor
-
-
-def _sample_normal(mean: jax.Array, logvar: jax.Array, keys: jax.Array) -> jax.Array:
-    mean, logvar = mean.astype(jnp.float32), logvar.astype(jnp.float32)
-    return mean + jnp.exp(0.5 * logvar) * normal(keys, mean.shape[1:])
+    return sample_posterior(*split_moments(moments), keys) * vae.config.scaling_factor
 
 
 def measure_scaling_factor(pipeline: StableDiffusion, parameters: Any, images: np.ndarray) -> float:
@@ -182,7 +172,7 @@ def measure_scaling_factor(pipeline: StableDiffusion, parameters: Any, images: n
     def latents(parameters, image):
         networks = pipeline.with_parameters(parameters)
         mean, logvar = split_moments(networks.vae.encode(normalize(image, networks.vae.config.in_channels)))
-        return _sample_normal(mean, logvar, jax.random.key(0)[None])
+        return sample_posterior(mean, logvar, jax.random.key(0)[None])
 
     deviation = np.std([np.asarray(latents(parameters, image[None])) for image in images])
     return float(f"{1 / deviation:.5g}")

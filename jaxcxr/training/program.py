@@ -103,7 +103,7 @@ def batch_shapes(config: ConfigDict, pipeline: StableDiffusion, mesh: Mesh) -> d
     batch = {"image": ((rows, side, side, 1), jnp.uint8), "input_ids": ((rows, length), jnp.int32)}
     if config.data.cache:
         vae, text = pipeline.vae.config, pipeline.text_encoder.config
-        latent = side // 2 ** (len(vae.block_out_channels) - 1)
+        latent = side // vae.vae_scale_factor
         card = Card.read(Path(config.data.cache))
         dtype = jnp.dtype(card.dtype if card else "bfloat16")
         del batch["image"]

@@ -1,14 +1,19 @@
-"""Generate images from prompts.
+"""Generate images from prompts, or edit images.
 
 Writes OUT/00000.png … and OUT/manifest.jsonl, a line an image: prompt, seed, settings, checkpoint, and that it
 is synthetic, which every PNG's metadata says too. Image number i depends on the seed, i and its prompt alone.
 The sampler is that of the checkpoint's scheduler, with its settings, unless options change it. OUT appears when all
 images are there. An interrupted job resumes when it is run again. Others cannot read OUT: a prompt may be a patient's
-report.
+report. docs/sampling.md tells what the options are for; what is said of a prompt here, a line of a .jsonl file may say
+of its own: negative_prompt, compose, image, mask, edit_mask, keep_mask, strength, seed, count.
 """
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+from jaxcxr.errors import UserError
 
 EXAMPLE = 'jaxcxr sample --checkpoint runs/phantom/diffusion --prompt "Small left pleural effusion." --out runs/samples'
 
@@ -21,12 +26,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     prompts.add_argument(
         "--prompts", type=Path, help="file of prompts, one a line; or .jsonl whose lines have a `prompt` field"
     )
+    prompts.add_argument(
+        "--compose",
+        nargs=2,
+        action="append",
+        metavar=("WEIGHT", "PROMPT"),
+        help="show several prompts in one image; give it for each, 1 is the usual weight",
+    )
+    parser.add_argument(
+        "--interpolate", type=int, metavar="N", help="between two --prompt, N images of the same noise, and strip.png"
+    )
+    parser.add_argument("--negative-prompt", help="what to lead away from")
+    parser.add_argument("--count", type=int, help="images of each prompt; default: 1")
     parser.add_argument("--out", required=True, type=Path, help="folder to write, new")
     parser.add_argument("--sampler", help="ddim, pndm, euler, dpm++, unipc, …; default: the checkpoint's own")
     parser.add_argument("--karras", action="store_true", help="noise levels of Karras et al. 2022")
     parser.add_argument("--timestep-spacing", help="linspace, leading or trailing; default: the checkpoint's own")
     parser.add_argument("--steps", type=int, default=50, help="default: %(default)s")
     parser.add_argument("--guidance", type=float, default=4.0, help="1 is none; default: %(default)s")
+    parser.add_argument(
+        "--guidance-rescale",
+        type=float,
+        default=0.0,
+        help="bring the contrast of strong guidance back, 0 to 1; default: %(default)s",
+    )
     parser.add_argument(
         "--eta", type=float, default=0.0, help="noise that ddim adds on the way, 0 to 1; default: %(default)s"
     )
@@ -39,20 +62,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--latents", type=Path, metavar="FILE.npy", help="the initial noise, float32 N×C×H×W as diffusers takes it"
     )
     parser.add_argument("--gray", action="store_true", help="average the channels of a colour autoencoder")
+    edits = parser.add_argument_group("editing")
+    edits.add_argument("--image", type=Path, help="image to edit; what `prepare` reads, of any size")
+    edits.add_argument(
+        "--strength",
+        type=float,
+        help="share of the steps that are taken, above 0 to 1; default: 0.8, with --mask 1, with --edit-mask 0.5",
+    )
+    edits.add_argument("--mask", type=Path, help="white where the image is painted anew; of the image's size")
+    edits.add_argument("--keep-outside", action="store_true", help="paste the image's own pixels outside the mask")
+    edits.add_argument(
+        "--edit-mask", type=Path, help="in place of --mask: white where the image may change, as RadEdit changes it"
+    )
+    edits.add_argument(
+        "--keep-mask", type=Path, help="with --edit-mask: white where the image stays; default: outside of that"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
     """Samples; raises UserError on a user's mistake."""
     import jax.numpy as jnp
 
-    from jaxcxr import interop
+    from jaxcxr import interop, requests
     from jaxcxr.diffusion import samplers
     from jaxcxr.generate import default_size
     from jaxcxr.interop.pipeline import from_files
-    from jaxcxr.sample import Settings, read_prompts, sample
+    from jaxcxr.sample import STRIP, Settings, read_prompts, sample, write_strip
 
-    prompts = read_prompts(args.prompts) if args.prompts else [{"prompt": prompt} for prompt in args.prompt]
-    described = from_files(interop.read(args.checkpoint).files, only=("unet", "vae"))
+    prompts = list(requests.expanded(_rows(args, read_prompts)))
+    checkpoint = interop.read(args.checkpoint, ema=args.weights == "ema")
+    described = from_files(checkpoint.files, only=("unet", "vae"))
     size = default_size(described) if args.size is None else args.size
     sampler = args.sampler or samplers.NAMES[described.sampler().scheduler]
     settings = Settings(
@@ -62,6 +101,7 @@ def run(args: argparse.Namespace) -> None:
         sampler=sampler,
         steps=args.steps,
         guidance=args.guidance,
+        guidance_rescale=args.guidance_rescale,
         eta=args.eta,
         seed=args.seed,
         size=size,
@@ -70,9 +110,51 @@ def run(args: argparse.Namespace) -> None:
         gray=args.gray,
         karras=args.karras,
         timestep_spacing=args.timestep_spacing,
+        keep_outside=args.keep_outside,
     )
     if settings.already_done(args.out, prompts):
         print(f"{args.out}: already sampled, {len(prompts)} images")
-        return
-    pipeline = interop.load(args.checkpoint, dtype=jnp.dtype(args.dtype), ema=args.weights == "ema")
-    sample(pipeline, prompts, settings, args.out, args.batch_size)
+    else:
+        sample(interop.load_read(checkpoint, dtype=jnp.dtype(args.dtype)), prompts, settings, args.out, args.batch_size)
+    if args.interpolate is not None and not (args.out / STRIP).exists():
+        write_strip(args.out)
+
+
+def _rows(args: argparse.Namespace, read_prompts: Callable[[Path], list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The rows that the options ask for; what a file says of a row goes before what an option says of all."""
+    if args.prompts:
+        rows = read_prompts(args.prompts)
+    elif args.compose:
+        rows = [{"compose": [{"weight": _weight(weight), "prompt": prompt} for weight, prompt in args.compose]}]
+    else:
+        rows = [{"prompt": prompt} for prompt in args.prompt]
+    if args.interpolate is not None:
+        rows = _interpolated(args)
+    options = {
+        "negative_prompt": args.negative_prompt,
+        "strength": args.strength,
+        "count": args.count,
+        **{key: str(value) for key in ("image", "mask", "edit_mask", "keep_mask") if (value := getattr(args, key))},
+    }
+    given = {key: value for key, value in options.items() if value is not None}
+    return [given | {key: value for key, value in row.items() if value is not None or key not in given} for row in rows]
+
+
+def _weight(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise UserError(
+            f"--compose {text[:100]!r}: is no weight; say --compose WEIGHT PROMPT for each prompt"
+        ) from None
+
+
+def _interpolated(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """A row for each picture of a strip, all of one seed."""
+    if len(args.prompt or ()) != 2 or args.interpolate < 2:
+        raise UserError(f"--interpolate {args.interpolate}: wants 2 images or more, and two --prompt")
+    if args.count is not None:
+        raise UserError(f"--count {args.count}: does not go with --interpolate, whose images have the same noise")
+    first, last = args.prompt
+    shares = [number / (args.interpolate - 1) for number in range(args.interpolate)]
+    return [{"prompt": first, "interpolate": {"prompt": last, "t": t}, "seed": args.seed} for t in shares]

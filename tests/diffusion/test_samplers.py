@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from jaxcxr.diffusion import editing
 from jaxcxr.diffusion.loop import sample
 from jaxcxr.diffusion.samplers import SAMPLERS, read
 from jaxcxr.diffusion.samplers.base import normal
@@ -17,6 +18,7 @@ SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012
 SHAPE = (2, 4, 6, 3)  # B, H, W, C
 KEYS = jax.random.split(jax.random.key(7), 2)
 NOISE = np.asarray(jax.random.normal(jax.random.key(3), SHAPE))
+CLEAN = np.asarray(jax.random.normal(jax.random.key(4), SHAPE)) / 2
 SPACINGS = ("linspace", "leading", "trailing")
 STEPS = (1, 4, 10, 50)
 
@@ -26,27 +28,39 @@ def network(x, t, tanh, cos, roll):
     return 0.7 * tanh(x + 0.2 * cos(t / 300.0)) + 0.25 * roll(x) * cos(t / 900.0)
 
 
-def ours(sampler, begin=0, start=None, after=None):
+def ours(sampler, start=None, after=None):
     def denoise(x, t):
         return network(x, t.astype(jnp.float32), jnp.tanh, jnp.cos, lambda a: jnp.roll(a, 1, axis=2))
 
     start = NOISE * np.float32(sampler.initial_scale) if start is None else start
-    return np.asarray(jax.jit(lambda x: sample(denoise, sampler, x, KEYS, begin=begin, after=after))(start))
+    return np.asarray(jax.jit(lambda x: sample(denoise, sampler, x, KEYS, after))(start))
 
 
-def theirs(scheduler, num_steps, monkeypatch, shared_noise):
+def theirs(scheduler, num_steps, monkeypatch, shared_noise, begin=0, mask=None):
+    """What diffusers draws; from `CLEAN` as its image-to-image and inpainting pipelines do, with `begin` or a mask."""
     scheduler.set_timesteps(num_steps)
+    timesteps = scheduler.timesteps[begin * scheduler.order :]
+    if begin and hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(begin * scheduler.order)
     drawn = iter(shared_noise)
     module = importlib.import_module(type(scheduler).__module__)
     if hasattr(module, "randn_tensor"):
         monkeypatch.setattr(module, "randn_tensor", lambda *args, **kwargs: next(drawn))
-    x = torch.from_numpy(NOISE.transpose(0, 3, 1, 2).copy())
-    x = x * getattr(scheduler, "init_noise_sigma", 1.0)
-    for t in scheduler.timesteps:
+    noise, clean = (torch.from_numpy(value.transpose(0, 3, 1, 2).copy()) for value in (NOISE, CLEAN))
+    x = scheduler.add_noise(clean, noise, timesteps[:1].repeat(2)) if begin else noise * init_noise_sigma(scheduler)
+    for number, t in enumerate(timesteps, 1):
         seen = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
         output = network(seen, t.to(torch.float32), torch.tanh, torch.cos, lambda a: torch.roll(a, 1, dims=3))
         x = scheduler.step(output, t, x, return_dict=False)[0]
+        if mask is not None:
+            last = number == len(timesteps)
+            kept = clean if last else scheduler.add_noise(clean, noise, timesteps[number : number + 1])
+            x = (1 - mask) * kept + mask * x
     return x.numpy().transpose(0, 2, 3, 1)
+
+
+def init_noise_sigma(scheduler):
+    return getattr(scheduler, "init_noise_sigma", 1.0)
 
 
 def noise_of_calls(count):
@@ -171,6 +185,48 @@ def test_every_setting_draws_as_diffusers(name, config, steps, monkeypatch):
     # diffusers keeps Euler's x / α in float32, and α begins at 1 / 4096 with zero terminal SNR.
     tolerance = 1e-3 if name == "euler" and config is ZERO_SNR else 1e-5
     check(name, config if name == "flow-euler" else {**SD, **config}, steps, monkeypatch, tolerance)
+
+
+BEGUN = [
+    *((name, {}) for name in SAMPLERS if name not in ("flow-euler", "pndm")),
+    ("pndm", {"skip_prk_steps": True}),
+    ("pndm", {"skip_prk_steps": True, "steps_offset": 1, "timestep_spacing": "trailing"}),
+    ("ddim", {"set_alpha_to_one": False, "steps_offset": 1}),
+    ("euler", {"use_karras_sigmas": True}),
+    ("dpm++", {"use_karras_sigmas": True, "algorithm_type": "sde-dpmsolver++"}),
+    ("dpm++", {"solver_order": 3, "timestep_spacing": "trailing"}),
+    ("unipc", {"solver_order": 3, "disable_corrector": (0, 6)}),
+]
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
+@pytest.mark.parametrize("begin", [1, 2, 6, 9])
+@pytest.mark.parametrize(("name", "config"), BEGUN, ids=lambda value: str(value))
+def test_every_sampler_edits_as_diffusers(name, config, begin, masked, monkeypatch):
+    config = {**SD, **config}
+    if hasattr(SAMPLERS[name], "clip_sample"):
+        config["clip_sample"] = False
+    settings = read({"_class_name": SAMPLERS[name].scheduler, **config})
+    sampler = settings.sampler(10, begin)
+    mask = np.zeros((1, 4, 6, 1), np.float32)
+    mask[:, :3, 2:] = 1
+    scheduler = getattr(diffusers, settings.scheduler)(**config)
+    expected = theirs(
+        scheduler,
+        10,
+        monkeypatch,
+        noise_of_calls(len(sampler.timesteps)),
+        begin,
+        torch.from_numpy(mask.transpose(0, 3, 1, 2)) if masked else None,
+    )
+    start = np.asarray(editing.noised(CLEAN, NOISE, sampler))
+    found = ours(sampler, start, editing.restore_outside(CLEAN, NOISE, mask) if masked else None)
+    assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+def test_runge_kutta_steps_cannot_be_left_out():
+    with pytest.raises(UserError, match="skip_prk_steps"):
+        SAMPLERS["pndm"](skip_prk_steps=False).sampler(10, 1)
 
 
 def test_ddim_adds_noise_as_diffusers(monkeypatch):

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from jaxcxr import config as configs
 from jaxcxr.__main__ import VERBS, main
@@ -86,7 +87,7 @@ def write_bert(folder: Path, width: int) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder with what the pages take as given: a MIMIC-CXR tree, a tokenizer and a base."""
+    """A folder with what the pages take as given: a MIMIC-CXR tree, a tokenizer, a base and a mask."""
     folder = tmp_path_factory.mktemp("documented")
     (folder / "configs").symlink_to(ROOT / "configs")
     assert main(["phantoms", "--out", str(folder / "MIMIC"), "--patients", "60", "--size", "64"]) == 0
@@ -100,6 +101,9 @@ def folder(tmp_path_factory):
     assert main(["convert", str(base), single, "--to", "single-file"]) == 0
     (folder / "runs").mkdir()
     (folder / "runs" / "stable-diffusion-v1-4").symlink_to(base)
+    mask = Image.new("L", (16, 16))  # of the size of what is sampled
+    mask.paste(255, (4, 4, 12, 12))
+    mask.save(folder / "mask.png")
     return folder
 
 

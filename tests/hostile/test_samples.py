@@ -10,11 +10,17 @@ from PIL import Image
 
 from jaxcxr.evaluation.pictures import read_generated
 from jaxcxr.phantoms.generator import KINDS
+from jaxcxr.requests import check_files, conditions, parse
 from jaxcxr.sample import Settings, _read_latents, read_prompts
 from tests.hostile.mutations import byte_variants, json_variants, one_line_or_fine
 
 ASKED = {"asked": [{"kind": "nodule", "side": "right", "zone": "mid", "mm": 12}], "denied": ["edema"]}
 PROMPTS = [{"prompt": "Small left pleural effusion.", "effusion": "left"}, {"prompt": "A nodule, no edema.", **ASKED}]
+RICH = [
+    {"compose": [{"prompt": "a", "weight": 0.5}, {"prompt": "b"}], "negative_prompt": "c", "seed": 3, "count": 2},
+    {"prompt": "a", "interpolate": {"prompt": "b", "t": 0.5}, "image": "x.png", "mask": "y.png", "strength": 0.5},
+    {"prompt": "a", "image": "x.png", "edit_mask": "y.png", "keep_mask": "z.png"},
+]
 SETTINGS = Settings("base", size=16)
 ROWS = [SETTINGS.row(index, prompt) for index, prompt in enumerate(PROMPTS)]
 
@@ -34,7 +40,10 @@ def read_prompts_of(tmp_path, name, data):
     found = one_line_or_fine(read_prompts, tmp_path / name)
     if isinstance(found, list):
         assert found
-        assert all(isinstance(row["prompt"], str) for row in found)
+        asked = [parse(row, "prompt") for row in found]
+        assert all(one.texts() and conditions(one, 4.0).weights.size for one in asked)
+        for one in asked[:3]:
+            one_line_or_fine(check_files, one, "prompt")
 
 
 @given(data=byte_variants("\ufeffNo acute process.\r\nSmall left\u2028effusion.\n".encode()))
@@ -44,6 +53,12 @@ def test_mutated_prompts_in_a_text_file(tmp_path, data):
 
 @given(rows=json_variants(PROMPTS))
 def test_mutated_prompts_in_json_lines(tmp_path, rows):
+    read_prompts_of(tmp_path, "p.jsonl", lines(rows if isinstance(rows, list) else [rows]))
+
+
+@given(rows=json_variants(RICH))
+def test_mutated_conditions_and_files_in_json_lines(tmp_path, rows):
+    Image.fromarray(np.zeros((16, 16), np.uint8)).save(tmp_path / "x.png")
     read_prompts_of(tmp_path, "p.jsonl", lines(rows if isinstance(rows, list) else [rows]))
 
 

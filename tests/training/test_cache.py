@@ -19,9 +19,8 @@ from jaxcxr.data.loader import Batches, open_split
 from jaxcxr.data.moments import Card, Moments
 from jaxcxr.errors import UserError
 from jaxcxr.files import locked_folder
-from jaxcxr.models.vae import split_moments
+from jaxcxr.models.vae import normalize, split_moments
 from jaxcxr.training.feed import check_cache
-from jaxcxr.training.objectives import normalize
 from jaxcxr.training.train import train
 from tests import pipelines
 from tests.training import runs

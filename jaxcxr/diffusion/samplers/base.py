@@ -39,6 +39,7 @@ class Sampler(NamedTuple):
       step: the update.
       init: x before the first call -> the memory then.
       initial_scale: what unit noise is multiplied by to start from noise alone.
+      partial: whether first calls were left out, so that x starts from an image.
     """
 
     timesteps: np.ndarray
@@ -47,6 +48,16 @@ class Sampler(NamedTuple):
     step: Step
     init: Callable[[jax.Array], Any] = lambda x: ()
     initial_scale: float = 1.0
+    partial: bool = False
+
+    def since(self, call: int) -> "Sampler":
+        """The calls from number `call` on."""
+        return self._replace(
+            timesteps=self.timesteps[call:],
+            levels=self.levels[call:],
+            coefficients=jax.tree.map(lambda rows: rows[call:], self.coefficients),
+            partial=call > 0,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,8 +84,13 @@ class Settings:
         if self.prediction_type not in self.prediction_types:
             self.refuse("prediction_type", f"it may be {', '.join(self.prediction_types)}")
 
-    def sampler(self, num_steps: int) -> Sampler:
+    def sampler(self, num_steps: int, begin: int = 0) -> Sampler:
         """The calls of `num_steps` steps.
+
+        Args:
+          num_steps: from noise alone to an image.
+          begin: steps left out at the start, fewer than `num_steps`, as diffusers' image-to-image pipeline leaves them
+            out: what a solver knows of earlier calls starts anew there.
 
         Raises:
           UserError: the class has no so many steps, or a setting does not allow them.

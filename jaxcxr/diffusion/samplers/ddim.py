@@ -23,7 +23,7 @@ class DDIM(Settings):
     timestep_spacing: Spacing = "leading"
     rescale_betas_zero_snr: bool = False
 
-    def sampler(self, num_steps: int, eta: float = 0.0) -> Sampler:
+    def sampler(self, num_steps: int, begin: int = 0, *, eta: float = 0.0) -> Sampler:
         """See `Settings.sampler`. A step leads `T // num_steps` timesteps back, whatever the spacing."""
         if self.thresholding:
             self.refuse("thresholding", "it is for images, not for latents; set it to false")
@@ -49,4 +49,4 @@ class DDIM(Settings):
 
         levels = np.concatenate([coefficients["level"], [[1.0, 0.0]]])
         self.require_signal(levels)
-        return Sampler(timesteps.astype(np.int32), levels, coefficients, step)
+        return Sampler(timesteps.astype(np.int32), levels, coefficients, step).since(begin)

@@ -25,7 +25,7 @@ class DDPM(Settings):
     timestep_spacing: Spacing = "leading"
     rescale_betas_zero_snr: bool = False
 
-    def sampler(self, num_steps: int) -> Sampler:
+    def sampler(self, num_steps: int, begin: int = 0) -> Sampler:
         """See `Settings.sampler`."""
         if self.thresholding:
             self.refuse("thresholding", "it is for images, not for latents; set it to false")
@@ -53,4 +53,4 @@ class DDPM(Settings):
 
         levels = np.concatenate([coefficients["level"], [[1.0, 0.0]]])
         self.require_signal(levels)
-        return Sampler(timesteps.astype(np.int32), levels, coefficients, step)
+        return Sampler(timesteps.astype(np.int32), levels, coefficients, step).since(begin)

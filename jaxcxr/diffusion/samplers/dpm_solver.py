@@ -40,7 +40,7 @@ class DPMSolverMultistep(Settings):
     rescale_betas_zero_snr: bool = False
     use_dynamic_shifting: bool = False
 
-    def sampler(self, num_steps: int) -> Sampler:
+    def sampler(self, num_steps: int, begin: int = 0) -> Sampler:
         """See `Settings.sampler`."""
         self._check()
         timesteps, levels = self.grid(num_steps)
@@ -48,7 +48,7 @@ class DPMSolverMultistep(Settings):
         heun = self.solver_type == "heun"
         rows = []
         for index in range(num_steps):
-            order = self._order(index, num_steps)
+            order = self._order(index, num_steps, begin)
             steps = [levels[index - back] for back in range(order)]
             rows.append(_weights(levels[index + 1], steps, of_clean=of_clean, noisy=noisy, heun=heun))
         weights = np.array(rows)
@@ -60,7 +60,10 @@ class DPMSolverMultistep(Settings):
             x = c["x"] * x + jnp.tensordot(c["m"], predictions, 1)
             return (x + c["std"] * normal(keys, x) if noisy else x), predictions[:2]
 
-        return Sampler(timesteps, levels, coefficients, step, lambda x: jnp.zeros((2, *x.shape), x.dtype))
+        def init(x):
+            return jnp.zeros((2, *x.shape), x.dtype)
+
+        return Sampler(timesteps, levels, coefficients, step, init).since(begin)
 
     def grid(self, num_steps: int) -> tuple[np.ndarray, np.ndarray]:
         """Timesteps, int32 (n,), and levels, float64 (n + 1, 2)."""
@@ -99,11 +102,11 @@ class DPMSolverMultistep(Settings):
         if self.use_flow_sigmas != (self.prediction_type == "flow_prediction"):
             self.refuse("use_flow_sigmas", "it goes with prediction_type 'flow_prediction' alone")
 
-    def _order(self, index: int, num_steps: int) -> int:
+    def _order(self, index: int, num_steps: int, begin: int) -> int:
         few = self.lower_order_final and num_steps < 15
         if index == num_steps - 1 and (self.euler_at_final or few or self.final_sigmas_type == "zero"):
             return 1
-        return min(self.solver_order, index + 1, 2 if few and index == num_steps - 2 else 3)
+        return min(self.solver_order, max(index - begin, 0) + 1, 2 if few and index == num_steps - 2 else 3)
 
     def _last(self, table: np.ndarray) -> float:
         return float(table[0]) if self.final_sigmas_type == "sigma_min" else 0.0

@@ -29,7 +29,7 @@ class Euler(Settings):
     rescale_betas_zero_snr: bool = False
     final_sigmas_type: Literal["zero", "sigma_min"] = "zero"
 
-    def sampler(self, num_steps: int) -> Sampler:
+    def sampler(self, num_steps: int, begin: int = 0) -> Sampler:
         """See `Settings.sampler`."""
         if self.interpolation_type != "linear":
             self.refuse("interpolation_type", "it may be 'linear'")
@@ -46,9 +46,8 @@ class Euler(Settings):
             return c["next"][0] * clean + c["next"][1] * noise, carry
 
         coefficients = {"level": levels[:-1], "next": np.concatenate([levels[1:-1], [final]])}
-        return Sampler(
-            timesteps, levels, coefficients, step, initial_scale=initial_scale(self.timestep_spacing, levels)
-        )
+        scale = initial_scale(self.timestep_spacing, levels)
+        return Sampler(timesteps, levels, coefficients, step, initial_scale=scale).since(begin)
 
 
 def sigmas(

@@ -20,7 +20,7 @@ class EulerAncestral(Settings):
     timestep_spacing: Spacing = "linspace"
     rescale_betas_zero_snr: bool = False
 
-    def sampler(self, num_steps: int) -> Sampler:
+    def sampler(self, num_steps: int, begin: int = 0) -> Sampler:
         """See `Settings.sampler`."""
         table = grid.ratios(grid.floored(self.alphas_cumprod(), self.rescale_betas_zero_snr))
         timesteps, ratios = sigmas(self, self.timestep_spacing, table, num_steps)
@@ -35,6 +35,5 @@ class EulerAncestral(Settings):
             clean, noise = self.read(x, output, *c["level"])
             return c["clean"] * clean + c["noise"] * noise + c["std"] * normal(keys, x), carry
 
-        return Sampler(
-            timesteps, levels, coefficients, step, initial_scale=initial_scale(self.timestep_spacing, levels)
-        )
+        scale = initial_scale(self.timestep_spacing, levels)
+        return Sampler(timesteps, levels, coefficients, step, initial_scale=scale).since(begin)

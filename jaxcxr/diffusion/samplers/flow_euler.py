@@ -30,7 +30,7 @@ class FlowMatchEuler(Settings):
     use_beta_sigmas: bool = False
     stochastic_sampling: bool = False
 
-    def sampler(self, num_steps: int) -> Sampler:
+    def sampler(self, num_steps: int, begin: int = 0) -> Sampler:
         """See `Settings.sampler`. The lowest σ is shifted twice, as in diffusers."""
         for key in ("use_dynamic_shifting", "invert_sigmas", "shift_terminal"):
             if getattr(self, key):
@@ -52,7 +52,7 @@ class FlowMatchEuler(Settings):
             return c["next"][0] * clean + c["next"][1] * noise, carry
 
         coefficients = {"level": levels[:-1], "next": levels[1:]}
-        return Sampler(sigma[:-1] * np.float32(total), levels, coefficients, step)
+        return Sampler(sigma[:-1] * np.float32(total), levels, coefficients, step).since(begin)
 
     def shifted(self, sigma: np.ndarray) -> np.ndarray:
         """s σ / (1 + (s − 1) σ)."""

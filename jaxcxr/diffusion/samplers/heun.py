@@ -27,7 +27,7 @@ class Heun(Settings):
     clip_sample_range: ClipRange = 1.0
     timestep_spacing: Spacing = "linspace"
 
-    def sampler(self, num_steps: int) -> Sampler:
+    def sampler(self, num_steps: int, begin: int = 0) -> Sampler:
         """See `Settings.sampler`."""
         timesteps, ratios = sigmas(self, self.timestep_spacing, grid.ratios(self.alphas_cumprod()), num_steps)
         calls = np.repeat(np.arange(num_steps), 2)[1:]  # 0, 1, 1, 2, 2, …
@@ -59,4 +59,4 @@ class Heun(Settings):
             return jnp.zeros_like(x), jnp.zeros_like(x)
 
         scale = initial_scale(self.timestep_spacing, levels)
-        return Sampler(timesteps[calls], levels, coefficients, step, init, scale)
+        return Sampler(timesteps[calls], levels, coefficients, step, init, scale).since(2 * begin)

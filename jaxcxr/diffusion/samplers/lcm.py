@@ -31,7 +31,7 @@ class LCM(Settings):
     timestep_scaling: float = 10.0
     rescale_betas_zero_snr: bool = False
 
-    def sampler(self, num_steps: int) -> Sampler:
+    def sampler(self, num_steps: int, begin: int = 0) -> Sampler:
         """See `Settings.sampler`."""
         if self.thresholding:
             self.refuse("thresholding", "it is for images, not for latents; set it to false")
@@ -59,4 +59,4 @@ class LCM(Settings):
             denoised = c["clean"] * clean + c["x"] * x
             return c["next"][0] * denoised + c["next"][1] * normal(keys, x), carry
 
-        return Sampler(timesteps.astype(np.int32), levels, coefficients, step)
+        return Sampler(timesteps.astype(np.int32), levels, coefficients, step).since(begin)

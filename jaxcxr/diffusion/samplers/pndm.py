@@ -47,11 +47,16 @@ class PNDM(Settings):
     set_alpha_to_one: bool = False
     timestep_spacing: Spacing = "leading"
 
-    def sampler(self, num_steps: int) -> Sampler:
-        """See `Settings.sampler`. n steps make n + 1 calls; with Runge–Kutta steps first (at least 4), n + 9."""
+    def sampler(self, num_steps: int, begin: int = 0) -> Sampler:
+        """See `Settings.sampler`. n steps make n + 1 calls; with Runge–Kutta steps first (at least 4), n + 9.
+
+        Begun in the middle, the first outputs correct a step from another timestep, as in diffusers.
+        """
+        if begin and not self.skip_prk_steps:
+            self.refuse("skip_prk_steps", "its first steps cannot be left out; draw with another sampler")
         ascending = grid.spaced(self, self.timestep_spacing, num_steps)[::-1]
         stride = self.num_train_timesteps // num_steps
-        calls = _plms(ascending, stride) if self.skip_prk_steps else _prk(self, ascending, stride)
+        calls = _plms(ascending, stride, begin) if self.skip_prk_steps else _prk(self, ascending, stride)
         highest = max(max(call.at, call.timestep) for call in calls)
         if highest >= self.num_train_timesteps:
             raise UserError(
@@ -83,12 +88,12 @@ class PNDM(Settings):
 
         timesteps = np.array([call.timestep for call in calls], np.int32)
         levels = np.concatenate([grid.levels_of_alphas(bar[timesteps]), [[1.0, 0.0]]])
-        return Sampler(timesteps, levels, coefficients, step, init)
+        return Sampler(timesteps, levels, coefficients, step, init, partial=begin > 0)
 
 
-def _plms(ascending: np.ndarray, stride: int) -> list[_Call]:
+def _plms(ascending: np.ndarray, stride: int, begin: int) -> list[_Call]:
     """The calls without Runge–Kutta steps; the first output at the second timestep corrects the first step."""
-    listed = np.concatenate([ascending[:-1], ascending[-2:-1], ascending[-1:]])[::-1].tolist()
+    listed = np.concatenate([ascending[:-1], ascending[-2:-1], ascending[-1:]])[::-1].tolist()[begin:]
     calls = []
     for number, t in enumerate(listed):
         if number == 1:

@@ -40,17 +40,17 @@ class UniPC(Settings):
     sigma_max: float | None = None
     shift_terminal: float | None = None
 
-    def sampler(self, num_steps: int) -> Sampler:
+    def sampler(self, num_steps: int, begin: int = 0) -> Sampler:
         """See `Settings.sampler`."""
         self._check(num_steps)
         timesteps, levels = self.grid(num_steps)
-        orders = [self._order(index, num_steps) for index in range(num_steps)]
+        orders = [self._order(index, num_steps, begin) for index in range(num_steps)]
         predictor, corrector = [], []
         for index, order in enumerate(orders):
             before = [levels[index - back] for back in range(order)]
             of_x, _, *rest = self._weights(levels[index + 1], before, corrects=False)
             predictor.append([of_x, *rest])
-            if index == 0 or index - 1 in self.disable_corrector:
+            if index <= begin or index - 1 in self.disable_corrector:
                 corrector.append([1.0, 0.0] + [0.0] * (1 + _MOST))
             else:
                 before = [levels[index - 1 - back] for back in range(orders[index - 1])]
@@ -74,7 +74,7 @@ class UniPC(Settings):
         def init(x):
             return jnp.zeros_like(x), jnp.zeros((_MOST, *x.shape), x.dtype)
 
-        return Sampler(timesteps, levels, coefficients, step, init)
+        return Sampler(timesteps, levels, coefficients, step, init).since(begin)
 
     def grid(self, num_steps: int) -> tuple[np.ndarray, np.ndarray]:
         """Timesteps, int32 (n,), and levels, float64 (n + 1, 2)."""
@@ -121,9 +121,9 @@ class UniPC(Settings):
         if self.use_flow_sigmas != (self.prediction_type == "flow_prediction"):
             self.refuse("use_flow_sigmas", "it goes with prediction_type 'flow_prediction' alone")
 
-    def _order(self, index: int, num_steps: int) -> int:
+    def _order(self, index: int, num_steps: int, begin: int) -> int:
         most = min(self.solver_order, num_steps - index) if self.lower_order_final else self.solver_order
-        return min(most, index + 1)
+        return min(most, max(index - begin, 0) + 1)
 
     def _weights(self, to: np.ndarray, before: list[np.ndarray], *, corrects: bool) -> list[float]:
         """Weights in a step to the level `to`: of x, of the prediction there, and of the last three before it.

@@ -1,0 +1,245 @@
+"""Draws requests: texts, pictures and noise become a batch, and each kind of batch has one program."""
+
+import copy
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from PIL import Image
+
+from jaxcxr import requests
+from jaxcxr.data import images, tokens
+from jaxcxr.diffusion.samplers import DDIM, DDPM, Sampler
+from jaxcxr.errors import UserError
+from jaxcxr.generate import (
+    default_size,
+    initial_noise,
+    is_inpainting,
+    latent_shape,
+    make_generate,
+    require_text,
+    unconditional_states,
+)
+from jaxcxr.interop.pipeline import StableDiffusion
+from jaxcxr.parallel import mesh as meshes
+from jaxcxr.requests import Request
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """How pictures are drawn; fields as the options of `jaxcxr sample`.
+
+    `sampler` is a key of `SAMPLERS`, empty for the checkpoint's own; `size` is None for that which the U-Net was
+    trained for.
+    """
+
+    sampler: str = "ddim"
+    steps: int = 50
+    guidance: float = 4.0
+    guidance_rescale: float = 0.0
+    eta: float = 0.0
+    size: int | None = None
+    karras: bool = False
+    timestep_spacing: str | None = None
+    keep_outside: bool = False
+
+    def check(self) -> None:
+        """Raises UserError for the first number that is out of range."""
+        for option, value, allowed, fits in (
+            ("guidance", self.guidance, "0 or more", 0 <= self.guidance < math.inf),
+            ("guidance-rescale", self.guidance_rescale, "from 0 to 1", 0 <= self.guidance_rescale <= 1),
+            ("eta", self.eta, "from 0 to 1", 0 <= self.eta <= 1),
+        ):
+            if not fits:
+                raise UserError(f"--{option} {value}: may be {allowed}")
+
+
+class Kind(NamedTuple):
+    """What requests of one batch have in common: the shapes of its arrays, and the steps left out."""
+
+    texts: int
+    mixed: bool
+    shares_first: bool
+    edits: str
+    begin: int
+
+
+class Drawer:
+    """Draws batches of requests, compiled once for each kind and size of a batch.
+
+    Args:
+      pipeline: the networks.
+      options: how.
+      mesh: the devices.
+
+    Raises:
+      UserError: the options do not fit the checkpoint, or its configs are damaged.
+    """
+
+    def __init__(self, pipeline: StableDiffusion, options: Options, mesh: Mesh):
+        options.check()
+        require_text(pipeline)
+        self.size = default_size(pipeline) if options.size is None else options.size
+        self._inpaints = is_inpainting(pipeline)
+        self.shape = latent_shape(pipeline, self.size, inpaints=self._inpaints)
+        self._pipeline, self._options, self._mesh = pipeline, options, mesh
+        self._length = tokens.length(pipeline.tokenizer)
+        self._sampler(0, inverts=False)
+        self._programs: dict[tuple[int, bool], Any] = {}
+
+    def with_guidance(self, guidance: float) -> "Drawer":
+        """The same with another guidance, which no program depends on."""
+        other = copy.copy(self)
+        other._options = dataclasses.replace(self._options, guidance=guidance)
+        other._options.check()
+        return other
+
+    def kind(self, request: Request) -> Kind:
+        """Which requests can be drawn together with this one.
+
+        Raises:
+          UserError: the request does not fit the checkpoint or the options.
+        """
+        if self._inpaints and request.edits != "mask":
+            latent_shape(self._pipeline, self.size)  # says why not
+        if self._options.keep_outside and request.edits not in ("mask", "edit_mask"):
+            raise UserError("--keep-outside: wants an image and a mask; give --image and --mask")
+        means = requests.conditions(request, self._options.guidance, self._options.guidance_rescale)
+        begin = request.begin(self._options.steps)
+        self._program(begin, request.edits == "edit_mask")
+        return Kind(len(means.texts), means.mix is not None, means.shares_first, request.edits, begin)
+
+    def batches(self, asked: Sequence[Request], size: int) -> list[list[int]]:
+        """The places of requests in `asked`, those of a kind together, at most `size` to a batch; errors as `kind`."""
+        of_kind: dict[Kind, list[int]] = {}
+        for place, request in enumerate(asked):
+            of_kind.setdefault(self.kind(request), []).append(place)
+        return [places[first : first + size] for places in of_kind.values() for first in range(0, len(places), size)]
+
+    def draw(
+        self, some: Sequence[Request], places: Sequence[tuple[int, int]], noise: np.ndarray | None = None
+    ) -> np.ndarray:
+        """The pictures of requests of one kind, float32 (B, H, W, C) in [0, 1]; those of edited images are gray.
+
+        Args:
+          some: B requests, a multiple of the mesh's devices.
+          places: a seed and an index for each, which decide its noise, unless the request has a seed: (that, 0).
+          noise: the initial noise in place of that, float32 (B, h, w, C).
+
+        Raises:
+          UserError: a picture cannot be read.
+        """
+        kind = self.kind(some[0])
+        own = [place if one.seed is None else (one.seed, 0) for one, place in zip(some, places, strict=True)]
+        if noise is None:
+            noise = np.stack([initial_noise(seed, index, self.shape) for seed, index in own])
+        batch = meshes.to_global({"noise": noise, **self._arrays(some, kind)}, self._mesh, len(some))
+        first = self._unconditional if kind.shares_first else None
+        generate = self._program(kind.begin, kind.edits == "edit_mask")
+        pictures = np.asarray(generate(self._parameters, batch, picture_keys(own), first))
+        return pictures.mean(axis=-1, keepdims=True) if kind.edits else pictures
+
+    def count_cut(self, some: Sequence[Request]) -> int:
+        """How many requests have a text that is longer than the text encoder takes."""
+        texts = {text for one in some for text in one.texts()}
+        cut = {text for text in texts if tokens.count_cut(self._pipeline.tokenizer, [text])}
+        return sum(not cut.isdisjoint(one.texts()) for one in some) if cut else 0
+
+    @functools.cached_property
+    def _parameters(self) -> dict[str, jax.Array]:
+        return jax.device_put(self._pipeline.parameters(), meshes.replicated(self._mesh))
+
+    @functools.cached_property
+    def _unconditional(self) -> jax.Array:
+        return jax.jit(functools.partial(unconditional_states, self._pipeline))(self._parameters)
+
+    def _program(self, begin: int, inverts: bool) -> Any:
+        if (begin, inverts) not in self._programs:
+            sampler, options = self._sampler(begin, inverts), self._options
+            generate = make_generate(
+                self._pipeline,
+                sampler,
+                self._mesh,
+                rescale=options.guidance_rescale,
+                keep_outside=options.keep_outside,
+            )
+            self._programs[begin, inverts] = jax.jit(generate)
+        return self._programs[begin, inverts]
+
+    def _sampler(self, begin: int, inverts: bool) -> Sampler:
+        options = self._options
+        changes: dict[str, Any] = {"use_karras_sigmas": True} if options.karras else {}
+        if options.timestep_spacing:
+            changes["timestep_spacing"] = options.timestep_spacing
+        described = self._pipeline.sampler(options.sampler, **changes)
+        if inverts and not isinstance(described, DDIM | DDPM):
+            raise UserError(f"--sampler {options.sampler}: an edit mask wants ddim or ddpm, whose steps are inverted")
+        if isinstance(described, DDIM):
+            return described.sampler(options.steps, begin, eta=options.eta or float(inverts))
+        if options.eta:
+            raise UserError(f"--eta {options.eta:g}: is for --sampler ddim; {options.sampler} has its own noise")
+        return described.sampler(options.steps, begin)
+
+    def _arrays(self, some: Sequence[Request], kind: Kind) -> dict[str, np.ndarray]:
+        means = [requests.conditions(one, self._options.guidance, self._options.guidance_rescale) for one in some]
+        texts = [text for each in means for text in each.texts]
+        ids = tokens.encode(self._pipeline.tokenizer, texts, self._length)
+        arrays = {
+            "ids": ids.reshape(len(some), kind.texts, self._length),
+            "weights": np.stack([each.weights for each in means]),
+        }
+        if kind.mixed:
+            arrays["mix"] = np.stack([each.mix for each in means if each.mix is not None])
+        if not kind.edits:
+            return arrays
+        return arrays | {name: np.stack(stack) for name, stack in self._pictures(some, kind.edits).items()}
+
+    def _pictures(self, some: Sequence[Request], edits: str) -> dict[str, list[np.ndarray]]:
+        """The images and masks of requests, each uint8 (H, W, 1)."""
+        read: dict[int | str, np.ndarray] = {}  # the same one may be that of all
+
+        def load(picture: Any, name: str) -> np.ndarray:
+            key = f"{name}:{picture}" if isinstance(picture, str) else id(picture)
+            if key not in read:
+                read[key] = self._load(picture, name)
+            return read[key]
+
+        found = {"image": [load(one.image, "image") for one in some]}
+        if edits in ("mask", "edit_mask"):
+            found[edits] = [load(getattr(one, edits), edits) for one in some]
+        if edits == "edit_mask":
+            found["keep_mask"] = [
+                1 - edited if one.keep_mask is None else load(one.keep_mask, "keep_mask")
+                for one, edited in zip(some, found["edit_mask"], strict=True)
+            ]
+        return found
+
+    def _load(self, picture: Any, name: str) -> np.ndarray:
+        square = requests.read_picture(images.load_square, picture, name, self.size)
+        if name == "image":
+            return square
+        mask = (square >= 128).astype(np.uint8)  # as diffusers rounds it
+        if not mask.any():
+            raise UserError(
+                f"{name} {str(picture)[:200]}: is black throughout at {self.size} pixels; white is what counts"
+            )
+        return mask
+
+
+def picture_keys(places: Sequence[tuple[int, int]]) -> jax.Array:
+    """A key for each picture, (B,), apart from those of its initial noise; `places` are seeds and indices."""
+    seeds, indices = np.array(places, np.uint32).T
+    keys = jax.vmap(jax.random.key)(seeds)
+    return jax.vmap(jax.random.fold_in)(keys, indices + np.uint32(2**31))
+
+
+def to_image(picture: np.ndarray, gray: bool = False) -> Image.Image:
+    """A picture, float32 (H, W, C) in [0, 1], for Pillow: of one channel, if it has one or `gray` says so."""
+    if gray or picture.shape[-1] == 1:
+        picture = picture.mean(axis=-1)
+    return Image.fromarray(np.round(picture * 255).astype(np.uint8))
