@@ -94,7 +94,7 @@ def _base(name: str) -> ConfigDict:
         config.model.text_encoder = ConfigDict(TEXT_ENCODER)
         config.model.scheduler = ConfigDict(SCHEDULER)
         config.model.measure_scaling_factor = True
-        config.steps = {"phantom-unnamed": 2500, "phantom-no-effusion": 4000}[name]
+        config.steps = {"phantom-unnamed": 2500, "phantom-no-effusion": 3000}[name]
     else:
         raise UserError(f"configs/bases.py:{name}: choose autoencoder, {', '.join(BASES)}")
     config.trainable = r"unet\..*|text_encoder\..*"

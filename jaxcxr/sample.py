@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from jaxcxr import parsing, requests
 from jaxcxr.draw import Drawer, Options, to_image
-from jaxcxr.errors import UserError
+from jaxcxr.errors import UserError, one_line
 from jaxcxr.files import begun_folder, replace_file
 from jaxcxr.generate import default_size
 from jaxcxr.interop.pipeline import StableDiffusion
@@ -271,7 +271,7 @@ def _read_latents(file: Path, count: int, shape: tuple[int, int, int]) -> np.nda
     except UserError:
         raise
     except Exception as error:  # numpy's reader of headers raises almost anything on damaged ones
-        said = " ".join(str(error).split())[:200]
+        said = one_line(error)
         raise UserError(f"{file}: cannot be read as .npy ({said}); write it with numpy.save") from error
     for index, each in enumerate(latents):
         if not np.isfinite(each).all():

@@ -35,6 +35,9 @@ base() {
     "--config.data.cache=$cache" "--config.model.base=$run/$3"
   [ -e "$run/bases/$name" ] ||
     jaxcxr convert "$run/$name" "$run/bases/$name" --to diffusers --dtype float16 --license apache-2.0
+  sed "s|^Data: state here.*|Data: drawn radiographs alone, of no patient. Trained by \`launch/bases.sh RUN $name\` with \`configs/bases.py:$name\`.|" \
+    "$run/bases/$name/README.md" >"$run/card.md"
+  mv "$run/card.md" "$run/bases/$name/README.md"
 }
 
 say "phantoms with every finding, and the autoencoder that all bases share"

@@ -83,7 +83,7 @@ def _prompted(pipeline: StableDiffusion, config: ConfigDict, mesh: Mesh):
     generate = make_generate(pipeline, sampler, mesh, config.attention)
 
     @functools.partial(jax.jit, out_shardings=meshes.replicated(mesh))
-    def guided(parameters, batch, keys):
+    def pictures(parameters, batch, keys):
         return generate(parameters, batch, keys, unconditional_states(pipeline, parameters) if leads else None)
 
     shape = latent_shape(pipeline, config.data.size)
@@ -97,7 +97,7 @@ def _prompted(pipeline: StableDiffusion, config: ConfigDict, mesh: Mesh):
     batch = {"ids": ids[:, None], "weights": np.tile(weights, (len(noise), 1)), "noise": noise}
 
     def draw(parameters: Mapping[str, jax.Array]) -> np.ndarray:
-        return tile(to_gray(guided(parameters, batch, keys)), samples.per_prompt)
+        return tile(to_gray(pictures(parameters, batch, keys)), samples.per_prompt)
 
     return draw
 

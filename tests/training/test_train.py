@@ -184,7 +184,7 @@ def test_all_is_compiled_before_the_first_step_so_that_no_stop_has_to_wait_for_i
         train(runs.diffusion(autoencoder, **EVALUATED), tmp_path / "run")
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
-    assert {"jit(step)", "jit(generate)"} <= set(compiled)
+    assert {"jit(step)", "jit(pictures)"} <= set(compiled)
     assert compiled[begun[0] :] == []
 
 
