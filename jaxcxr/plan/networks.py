@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxcxr import bases
 from jaxcxr.data import tokens
 from jaxcxr.data.moments import Card
 from jaxcxr.errors import UserError
@@ -71,7 +70,7 @@ def _base(config: ConfigDict) -> dict[str, bytes]:
 
 def _files(path: str) -> dict[str, bytes]:
     """The files of a checkpoint but its weights."""
-    folder = bases.find(path)
+    folder = Path(path)
     if folder.is_file():
         return single_file.read(folder).files
     if folder.is_dir():
