@@ -1,6 +1,6 @@
 """What editing does to drawn radiographs, whose truth is known: a share of pictures for each way of editing.
 
-    python benchmarks/editing.py [--checkpoint phantom] [--count 50]
+    python benchmarks/editing.py --checkpoint runs/phantom/diffusion [--count 50]
 
 Inpainting and masked editing paint an effusion at the base of the left lung into phantoms without findings; a
 composition asks for two findings; an interpolation goes from no effusion to a large one. The classifier that comes with
@@ -120,7 +120,7 @@ def interpolation(pipe, classifier, count: int) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", default="phantom")
+    parser.add_argument("--checkpoint", required=True)
     parser.add_argument("--count", type=int, default=50)
     parser.add_argument("--picture", type=Path)
     args = parser.parse_args()

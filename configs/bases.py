@@ -1,8 +1,8 @@
-"""The bases that come with the package, at 64²: drawn radiographs alone, from scratch.
+"""Three bases of drawn radiographs at 64² that share an autoencoder, for studies of adaptation.
 
     launch/bases.sh runs/bases
 
-docs/phantom.md has what each of them draws.
+docs/phantom.md has what they are for, and what they draw.
 """
 
 import base

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains the bases that come with the package: one autoencoder, then the base that you name, or all of them.
+# Trains bases of drawn radiographs: one autoencoder, then the base that you name, or all of them.
 # Every step knows when it is done already. Run this again to resume.
 #
 #   launch/bases.sh RUN [phantom-unnamed | phantom | phantom-no-effusion]
@@ -26,7 +26,7 @@ pictures() {
 
 # base NAME PHANTOMS FROM [OPTION …]: from drawn patients to a diffusers folder.
 base() {
-  local name=$1 data=$run/data-$1 cache=$run/cache-$1
+  local name=$1 data=$run/data-$1 cache=$run/cache-$1 card=$run/bases/$1/README.md said
   say "$name: prepare, encode, train, export"
   jaxcxr prepare --config "$config:$name" --source "$run/$2" --out "$data" "${@:4}"
   jaxcxr cache --config "$config:$name" --out "$cache" "--config.data.path=$data" \
@@ -35,9 +35,10 @@ base() {
     "--config.data.cache=$cache" "--config.model.base=$run/$3"
   [ -e "$run/bases/$name" ] ||
     jaxcxr convert "$run/$name" "$run/bases/$name" --to diffusers --dtype float16 --license apache-2.0
-  sed "s|^Data: state here.*|Data: drawn radiographs alone, of no patient. Trained by \`launch/bases.sh RUN $name\` with \`configs/bases.py:$name\`.|" \
-    "$run/bases/$name/README.md" >"$run/card.md"
-  mv "$run/card.md" "$run/bases/$name/README.md"
+  if [ -e "$card" ]; then
+    said="Data: drawn radiographs alone, of no patient. Trained by \`launch/bases.sh RUN $name\`."
+    sed "s|^Data: state here.*|$said|" "$card" >"$run/card.md" && mv "$run/card.md" "$card"
+  fi
 }
 
 say "phantoms with every finding, and the autoencoder that all bases share"

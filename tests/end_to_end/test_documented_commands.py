@@ -27,6 +27,7 @@ ELSEWHERE = {
 OTHER_PROGRAMS = {
     *("make", "python", "python3", "pip", "docker", "gcloud", "xpk", "sbatch", "jaxcxr…"),
     *("launch/local.sh", "launch/tpu_vm.sh", "launch/gke/jobset.sh", "launch/gke/xpk.sh"),  # tests/launch
+    "launch/bases.sh",  # tests/launch
 }
 TINY = {
     "phantoms": ["--patients", "40"],
