@@ -270,7 +270,7 @@ def test_verb_on_phantoms(tmp_path, capsys):
     ("options", "message"),
     [
         (["--config.data.size=32"], "reads pictures of 64 or 128 pixels a side, these have 32"),
-        (["--classifier", "third"], "third: no such classifier; give first, or a file"),
+        (["--classifier", "third"], "third: no such classifier; give first or second, or a file"),
         (["--classifier", CONFIG], "is not a classifier of phantoms"),
     ],
 )
