@@ -54,7 +54,6 @@ SCHEDULER = {
 }
 
 
-PROMPTS = ("{report}", "{findings}")
 UNNAMED = ("Frontal chest radiograph, {view} view.",)
 
 
@@ -63,7 +62,8 @@ def get_config(stage: str = "phantom") -> ConfigDict:
     config = _autoencoder() if stage == "autoencoder" else _base(stage)
     config.data.size = 64
     config.data.views = ("PA", "AP")
-    config.data.prompts = UNNAMED if stage == "phantom-unnamed" else PROMPTS
+    if stage == "phantom-unnamed":
+        config.data.prompts = UNNAMED
     config.data.tokenizer_vocab = 1024
     config.optimizer.schedule = "cosine"
     return config
@@ -86,19 +86,16 @@ def _autoencoder() -> ConfigDict:
 
 
 def _base(name: str) -> ConfigDict:
-    config = base.get_config()
-    if name == "phantom":  # which learns the words when phantom-unnamed, its `model.base`, has learnt the pictures
-        config.steps = 4000
-    elif name in ("phantom-unnamed", "phantom-no-effusion"):
-        config.model.unet = ConfigDict(UNET)
-        config.model.text_encoder = ConfigDict(TEXT_ENCODER)
-        config.model.scheduler = ConfigDict(SCHEDULER)
-        config.model.measure_scaling_factor = True
-        config.steps = {"phantom-unnamed": 2500, "phantom-no-effusion": 3000}[name]
-    else:
+    if name not in BASES:
         raise UserError(f"configs/bases.py:{name}: choose autoencoder, {', '.join(BASES)}")
+    config = base.get_config()
+    config.model.unet = ConfigDict(UNET)
+    config.model.text_encoder = ConfigDict(TEXT_ENCODER)
+    config.model.scheduler = ConfigDict(SCHEDULER)
+    config.model.measure_scaling_factor = True
     config.trainable = r"unet\..*|text_encoder\..*"
-    config.batch_size = 16
+    config.batch_size = 32
+    config.steps = 1500 if name == "phantom-unnamed" else 4000
     config.ema_decay = 0.998
     config.data.rebalance = 1.0
     config.optimizer.learning_rate = 1e-3

@@ -24,15 +24,15 @@ pictures() {
   jaxcxr phantoms --out "$run/$1" --patients 6000 --size 64 --seed "$2" "${@:3}"
 }
 
-# base NAME PHANTOMS FROM [OPTION …]: from drawn patients to a diffusers folder.
+# base NAME PHANTOMS [OPTION …]: from drawn patients to a diffusers folder.
 base() {
   local name=$1 data=$run/data-$1 cache=$run/cache-$1 card=$run/bases/$1/README.md said
   say "$name: prepare, encode, train, export"
-  jaxcxr prepare --config "$config:$name" --source "$run/$2" --out "$data" "${@:4}"
+  jaxcxr prepare --config "$config:$name" --source "$run/$2" --out "$data" "${@:3}"
   jaxcxr cache --config "$config:$name" --out "$cache" "--config.data.path=$data" \
     "--config.model.base=$run/autoencoder"
   jaxcxr train --config "$config:$name" --workdir "$run/$name" "--config.data.path=$data" \
-    "--config.data.cache=$cache" "--config.model.base=$run/$3"
+    "--config.data.cache=$cache" "--config.model.base=$run/autoencoder"
   [ -e "$run/bases/$name" ] ||
     jaxcxr convert "$run/$name" "$run/bases/$name" --to diffusers --dtype float16 --license apache-2.0
   if [ -e "$card" ]; then
@@ -46,15 +46,15 @@ pictures phantoms 1
 jaxcxr prepare --config "$config:phantom" --source "$run/phantoms" --out "$run/data-phantom"
 jaxcxr train --config "$config:autoencoder" --workdir "$run/autoencoder" "--config.data.path=$run/data-phantom"
 
-if [ "$wanted" != phantom-no-effusion ]; then
-  # It knows the words that the next base learns, so that both have one tokenizer.
-  base phantom-unnamed phantoms autoencoder "--config.data.tokenizer=$run/data-phantom/tokenizer"
-fi
 if [ "$wanted" = phantom ] || [ "$wanted" = all ]; then
-  base phantom phantoms phantom-unnamed
+  base phantom phantoms
+fi
+if [ "$wanted" = phantom-unnamed ] || [ "$wanted" = all ]; then
+  # Its own captions have few words; this tokenizer knows those of the reports that it may be tuned on.
+  base phantom-unnamed phantoms "--config.data.tokenizer=$run/data-phantom/tokenizer"
 fi
 if [ "$wanted" = phantom-no-effusion ] || [ "$wanted" = all ]; then
   pictures phantoms-no-effusion 2 --findings cardiomegaly,pneumothorax,consolidation,nodule,edema,device \
     --unmentioned effusion
-  base phantom-no-effusion phantoms-no-effusion autoencoder
+  base phantom-no-effusion phantoms-no-effusion
 fi
