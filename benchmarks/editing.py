@@ -66,9 +66,7 @@ def shows(classifier, pictures: np.ndarray, *names: str) -> list[bool]:
 
 
 def rate(found: list[bool]) -> dict:
-    counted = Rate(sum(found), len(found))
-    low, high = counted.interval
-    return {"share": counted.share, "interval": [low, high], "of": len(found)}
+    return Rate(sum(found), len(found)).as_dict()
 
 
 def edits(pipe, classifier, count: int) -> tuple[dict, np.ndarray]:

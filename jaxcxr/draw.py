@@ -148,7 +148,7 @@ class Drawer:
         """How many requests have a text that is longer than the text encoder takes."""
         texts = {text for one in some for text in one.texts()}
         cut = {text for text in texts if tokens.count_cut(self._pipeline.tokenizer, [text])}
-        return sum(not cut.isdisjoint(one.texts()) for one in some) if cut else 0
+        return sum(not cut.isdisjoint(one.texts()) for one in some)
 
     @functools.cached_property
     def _parameters(self) -> dict[str, jax.Array]:

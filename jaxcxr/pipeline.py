@@ -77,7 +77,7 @@ class Pipeline:
           eta: of DDIM.
           karras: noise levels of Karras et al.
           timestep_spacing: linspace, leading or trailing.
-          size: pixels of a side; what the U-Net was trained for if None.
+          size: height and width in pixels; None for those that the U-Net was trained for.
           latents: the initial noise in place of the seed's, float32 (N, C, h, w) as diffusers takes it.
           batch_size: pictures at once, at most.
           output_type: "pil", or "np" for one array.

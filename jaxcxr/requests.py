@@ -133,8 +133,8 @@ def check(request: Request, where: str) -> None:
             raise UserError(f"{where}: has a `{name}` but no `image`; give the image to edit (--image)")
 
 
-def expanded(rows: Iterable[Mapping[str, Any]], where: str = "prompt") -> Iterator[dict[str, Any]]:
-    """Rows without `count` and nulls: one for each picture, checked. Copies of a row with a `seed` have the following.
+def expanded(rows: Iterable[Mapping[str, Any]], where: str = "prompt") -> Iterator[tuple[dict[str, Any], Request]]:
+    """Each picture's row, without `count` and nulls, and its request. Copies of a row with a `seed` have the following.
 
     Raises:
       UserError: as `parse`, with the row's number.
@@ -142,13 +142,11 @@ def expanded(rows: Iterable[Mapping[str, Any]], where: str = "prompt") -> Iterat
     fields = Request.__dataclass_fields__
     for number, row in enumerate(rows, 1):
         request = parse(row, f"{where} {number}")
+        kept = {key: value for key, value in row.items() if key not in fields or (value is not None and key != "count")}
         for copy in range(request.count or 1):
-            own = {
-                key: value for key, value in row.items() if key not in fields or (value is not None and key != "count")
-            }
-            if request.seed is not None:
-                own["seed"] = (request.seed + copy) % (MOST_SEED + 1)
-            yield own
+            seed = None if request.seed is None else (request.seed + copy) % (MOST_SEED + 1)
+            own = kept if seed is None else kept | {"seed": seed}
+            yield dict(own), dataclasses.replace(request, seed=seed, count=None)
 
 
 class Conditions(NamedTuple):

@@ -126,8 +126,8 @@ def sample(
     """
     settings = dataclasses.replace(settings, size=default_size(pipeline) if settings.size is None else settings.size)
     _check(settings, batch_size)
-    prompts = list(requests.expanded(prompts))
-    asked = [requests.parse(row, f"prompt {number}") for number, row in enumerate(prompts, 1)]
+    pairs = list(requests.expanded(prompts))
+    prompts, asked = [row for row, _ in pairs], [request for _, request in pairs]
     mesh = meshes.make_mesh({"data": -1, "fsdp": 1, "tensor": 1})
     drawer = Drawer(pipeline, settings, mesh)
     batch_size = -(-min(batch_size, len(prompts)) // mesh.size) * mesh.size

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Trains bases of drawn radiographs: one autoencoder, then the base that you name, or all of them.
-# Every step knows when it is done already. Run this again to resume.
+# Trains bases of drawn radiographs: one autoencoder, then the base that you name, or all of them. phantom begins with
+# phantom-no-effusion. Every step knows when it is done already. Run this again to resume.
 #
-#   launch/bases.sh RUN [phantom-unnamed | phantom | phantom-no-effusion]
+#   launch/bases.sh RUN [phantom-no-effusion | phantom | phantom-unnamed]
 #   launch/bases.sh runs/bases
 set -euo pipefail
 
@@ -12,27 +12,30 @@ if [ "${1:-}" = --help ] || [ $# -lt 1 ] || [ $# -gt 2 ]; then
 fi
 run=$1 wanted=${2:-all}
 case $wanted in
-  all | phantom-unnamed | phantom | phantom-no-effusion) ;;
-  *) echo "launch/bases.sh: $wanted is no base; choose phantom-unnamed, phantom or phantom-no-effusion" >&2 && exit 2 ;;
+  all | phantom-no-effusion | phantom | phantom-unnamed) ;;
+  *) echo "launch/bases.sh: $wanted is no base; choose phantom-no-effusion, phantom or phantom-unnamed" >&2 && exit 2 ;;
 esac
 config=$(dirname "$0")/../configs/bases.py
 
 say() { printf '\n== %s\n' "$*"; }
 
-# pictures FOLDER SEED [OPTION …]: drawn patients with their reports.
+# pictures FOLDER SEED [OPTION …]: drawn patients with their reports. Effusions are no more frequent than the rest here:
+# what is rare and small is learnt last.
+prevalence="left effusion=0.1,right effusion=0.1,bilateral effusion=0.1,cardiomegaly=0.2,pneumothorax=0.25"
+prevalence="$prevalence,consolidation=0.25,nodule=0.2,edema=0.15,device=0.4"
 pictures() {
-  jaxcxr phantoms --out "$run/$1" --patients 6000 --size 64 --seed "$2" "${@:3}"
+  jaxcxr phantoms --out "$run/$1" --patients 6000 --size 64 --seed "$2" --prevalence "$prevalence" "${@:3}"
 }
 
-# base NAME PHANTOMS [OPTION …]: from drawn patients to a diffusers folder.
+# base NAME PHANTOMS FROM: from drawn patients, and the checkpoint to begin with, to a diffusers folder.
 base() {
   local name=$1 data=$run/data-$1 cache=$run/cache-$1 card=$run/bases/$1/README.md said
+  local config=$config:$name from="--config.model.base=$run/$3" tokenizer="--config.data.tokenizer=$run/data/tokenizer"
   say "$name: prepare, encode, train, export"
-  jaxcxr prepare --config "$config:$name" --source "$run/$2" --out "$data" "${@:3}"
-  jaxcxr cache --config "$config:$name" --out "$cache" "--config.data.path=$data" \
-    "--config.model.base=$run/autoencoder"
-  jaxcxr train --config "$config:$name" --workdir "$run/$name" "--config.data.path=$data" \
-    "--config.data.cache=$cache" "--config.model.base=$run/autoencoder"
+  jaxcxr prepare --config "$config" --source "$run/$2" --out "$data" "$tokenizer"
+  jaxcxr cache --config "$config" --out "$cache" "--config.data.path=$data" "$tokenizer" "$from"
+  jaxcxr train --config "$config" --workdir "$run/$name" "--config.data.path=$data" "--config.data.cache=$cache" \
+    "$tokenizer" "$from"
   [ -e "$run/bases/$name" ] ||
     jaxcxr convert "$run/$name" "$run/bases/$name" --to diffusers --dtype float16 --license apache-2.0
   if [ -e "$card" ]; then
@@ -41,20 +44,19 @@ base() {
   fi
 }
 
-say "phantoms with every finding, and the autoencoder that all bases share"
+say "phantoms with every finding, and the autoencoder and tokenizer that all bases share"
 pictures phantoms 1
-jaxcxr prepare --config "$config:phantom" --source "$run/phantoms" --out "$run/data-phantom"
-jaxcxr train --config "$config:autoencoder" --workdir "$run/autoencoder" "--config.data.path=$run/data-phantom"
+jaxcxr prepare --config "$config:autoencoder" --source "$run/phantoms" --out "$run/data"
+jaxcxr train --config "$config:autoencoder" --workdir "$run/autoencoder" "--config.data.path=$run/data"
 
-if [ "$wanted" = phantom ] || [ "$wanted" = all ]; then
-  base phantom phantoms
-fi
-if [ "$wanted" = phantom-unnamed ] || [ "$wanted" = all ]; then
-  # Its own captions have few words; this tokenizer knows those of the reports that it may be tuned on.
-  base phantom-unnamed phantoms "--config.data.tokenizer=$run/data-phantom/tokenizer"
-fi
-if [ "$wanted" = phantom-no-effusion ] || [ "$wanted" = all ]; then
+if [ "$wanted" != phantom-unnamed ]; then
   pictures phantoms-no-effusion 2 --findings cardiomegaly,pneumothorax,consolidation,nodule,edema,device \
     --unmentioned effusion
-  base phantom-no-effusion phantoms-no-effusion
+  base phantom-no-effusion phantoms-no-effusion autoencoder
+fi
+if [ "$wanted" = phantom ] || [ "$wanted" = all ]; then
+  base phantom phantoms phantom-no-effusion
+fi
+if [ "$wanted" = phantom-unnamed ] || [ "$wanted" = all ]; then
+  base phantom-unnamed phantoms autoencoder
 fi

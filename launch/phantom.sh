@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole road on phantoms: draw, prepare, learn the autoencoder, learn the diffusion, sample, export, evaluate.
+# All of it on phantoms: draw, prepare, train the autoencoder, train the diffusion, sample, export, evaluate.
 # Every step knows when it is done already, so running this again goes on where it stopped.
 #
 #   launch/phantom.sh CONFIG RUN PATIENTS SAMPLES

@@ -51,7 +51,9 @@ def test_a_row_of_several_pictures_becomes_as_many_with_following_seeds():
         {"prompt": "b", "count": 2, "seed": 2**32 - 1},
         {"prompt": "c"},
     ]
-    assert list(expanded(rows)) == [
+    pairs = list(expanded(rows))
+    assert [request for _, request in pairs] == [parse(row, "here") for row, _ in pairs]
+    assert [row for row, _ in pairs] == [
         {"prompt": "a", "label": 1},
         {"prompt": "a", "label": 1},
         {"prompt": "b", "seed": 2**32 - 1},

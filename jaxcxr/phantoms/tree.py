@@ -161,6 +161,9 @@ def _settings(
     unknown = sorted(set(prevalence) - set(PREVALENCE))
     if unknown:
         raise UserError(f"prevalence of {unknown[0]!r} is unknown; choose from {', '.join(PREVALENCE)}")
+    sides = [share for name, share in prevalence.items() if name.endswith(" effusion")]
+    if not all(0 <= share <= 1 for share in [*prevalence.values(), sum(sides)]):
+        raise UserError("a prevalence is outside 0 to 1, or the three effusions' are above 1 together")
     return {
         "revision": REVISION,
         "patients": patients,

@@ -10,9 +10,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
+from jaxcxr import requests
 from jaxcxr.data import tokens
 from jaxcxr.data.loader import Batches
-from jaxcxr.diffusion.guidance import classifier_free
 from jaxcxr.diffusion.samplers import BY_CLASS
 from jaxcxr.generate import initial_noise, latent_shape, make_generate, to_gray, unconditional_states
 from jaxcxr.interop.pipeline import StableDiffusion
@@ -84,7 +84,8 @@ def _prompted(pipeline: StableDiffusion, config: ConfigDict, mesh: Mesh):
 
     @functools.partial(jax.jit, out_shardings=meshes.replicated(mesh))
     def pictures(parameters, batch, keys):
-        return generate(parameters, batch, keys, unconditional_states(pipeline, parameters) if leads else None)
+        first = unconditional_states(pipeline, parameters) if means.shares_first else None
+        return generate(parameters, batch, keys, first)
 
     shape = latent_shape(pipeline, config.data.size)
     ids = tokens.encode(pipeline.tokenizer, samples.prompts, tokens.length(pipeline.tokenizer))
@@ -92,9 +93,8 @@ def _prompted(pipeline: StableDiffusion, config: ConfigDict, mesh: Mesh):
     noise = np.stack([initial_noise(config.seed, index, shape) for index in range(samples.per_prompt)])
     noise = np.concatenate([noise] * len(samples.prompts))
     keys = jax.random.split(jax.random.key(0), len(noise))
-    leads = samples.guidance > 1
-    weights = classifier_free(samples.guidance) if leads else np.ones(1, np.float32)
-    batch = {"ids": ids[:, None], "weights": np.tile(weights, (len(noise), 1)), "noise": noise}
+    means = requests.conditions(requests.Request(samples.prompts[0]), samples.guidance)  # of any one prompt
+    batch = {"ids": ids[:, None], "weights": np.tile(means.weights, (len(noise), 1)), "noise": noise}
 
     def draw(parameters: Mapping[str, jax.Array]) -> np.ndarray:
         return tile(to_gray(pictures(parameters, batch, keys)), samples.per_prompt)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 
 from jaxcxr.options import whole
 from jaxcxr.phantoms.generator import KINDS, MAX_SIZE, MIN_SIZE
+from jaxcxr.phantoms.studies import PREVALENCE
 from jaxcxr.phantoms.tree import TRUTH, write_tree
 
 EXAMPLE = "jaxcxr phantoms --out runs/phantoms --patients 2000 --size 64"
@@ -32,6 +34,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--unmentioned", default="", metavar="LIST", help="of those not in --findings: no report denies them either"
     )
+    parser.add_argument(
+        "--prevalence",
+        type=_prevalence,
+        default=PREVALENCE,
+        metavar="LIST",
+        help="share of studies with a finding, where it is to be another: 'left effusion=0.1,device=0.4'",
+    )
     parser.add_argument("--masks", action="store_true", help="also write each finding's mask as PNG under masks/")
 
 
@@ -43,6 +52,19 @@ def _film(text: str) -> tuple[int, int]:
     return width, height
 
 
+def _prevalence(text: str) -> Mapping[str, float]:
+    given = dict(PREVALENCE)
+    for entry in text.split(","):
+        name, _, share = map(str.strip, entry.partition("="))
+        if name not in PREVALENCE:
+            raise argparse.ArgumentTypeError(f"{name!r:.100} is no finding; choose from {', '.join(PREVALENCE)}")
+        try:
+            given[name] = float(share)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{entry!r:.100} may be a share, as {name}=0.25") from error
+    return given
+
+
 def run(args: argparse.Namespace) -> None:
     """Write the tree and say what is where; see `write_tree` for the errors."""
     kinds, unmentioned = (
@@ -50,6 +72,7 @@ def run(args: argparse.Namespace) -> None:
     )
     tree = write_tree(
         *(args.out, args.patients, args.size, args.seed, kinds, args.masks),
+        prevalence=args.prevalence,
         film=args.film,
         unmentioned=unmentioned,
         progress=True,

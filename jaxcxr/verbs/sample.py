@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> None:
     from jaxcxr.interop.pipeline import from_files
     from jaxcxr.sample import STRIP, Settings, read_prompts, sample, write_strip
 
-    prompts = list(requests.expanded(_rows(args, read_prompts)))
+    prompts = [row for row, _ in requests.expanded(_rows(args, read_prompts))]
     checkpoint = interop.read(args.checkpoint, ema=args.weights == "ema")
     described = from_files(checkpoint.files, only=("unet", "vae"))
     size = default_size(described) if args.size is None else args.size

@@ -9,19 +9,8 @@ import pytest
 from jaxcxr import interop
 from jaxcxr.errors import UserError
 from jaxcxr.interop import diffusers, folder
-from tests import pipelines
 
 pytest.importorskip("torch")
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory):
-    return pipelines.write(tmp_path_factory.mktemp("hf") / "pipeline")
-
-
-@pytest.fixture
-def changed(source, tmp_path):
-    return shutil.copytree(source, tmp_path / "changed")
 
 
 def test_what_diffusers_writes_is_carried_and_nothing_else(changed):

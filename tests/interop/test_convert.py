@@ -18,14 +18,8 @@ from jaxcxr.errors import UserError
 from jaxcxr.interop import card
 from jaxcxr.interop.checkpoint import Checkpoint
 from jaxcxr.interop.tensors import Tensor, open_safetensors, write_safetensors
-from tests import pipelines
 
 UNET = "unet/diffusion_pytorch_model"
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory):
-    return pipelines.write(tmp_path_factory.mktemp("hf") / "pipeline")
 
 
 @pytest.fixture

@@ -7,14 +7,8 @@ import pytest
 from jaxcxr import interop
 from jaxcxr.__main__ import main
 from jaxcxr.errors import UserError
-from tests import pipelines
 
 st = pytest.importorskip("safetensors.numpy")
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory):
-    return pipelines.write(tmp_path_factory.mktemp("hf") / "pipeline")
 
 
 @pytest.fixture

@@ -159,11 +159,6 @@ def read_msgpack(file):
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory):
-    return pipelines.write(tmp_path_factory.mktemp("hf") / "pipeline")
-
-
-@pytest.fixture(scope="module")
 def legacy(source, tmp_path_factory):
     """The pipeline as the Flax classes would have saved it."""
     folder = shutil.copytree(source, tmp_path_factory.mktemp("flax") / "pipeline")

@@ -1,7 +1,6 @@
 """Other families' pipelines, and what is added to a checkpoint, are refused in one line that says what they are."""
 
 import json
-import shutil
 
 import ml_dtypes
 import numpy as np
@@ -19,16 +18,6 @@ st = pytest.importorskip("safetensors.numpy")
 torch = pytest.importorskip("torch")
 
 HALF = np.zeros((2, 3), np.float16)
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory):
-    return pipelines.write(tmp_path_factory.mktemp("hf") / "pipeline")
-
-
-@pytest.fixture
-def changed(source, tmp_path):
-    return shutil.copytree(source, tmp_path / "changed")
 
 
 def edit(file, **changes):

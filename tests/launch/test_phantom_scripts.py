@@ -1,4 +1,4 @@
-"""The scripts that go from drawn radiographs to a page: every command of theirs runs, made tiny."""
+"""The scripts that train on drawn radiographs: every command of theirs runs, made tiny."""
 
 import shlex
 
