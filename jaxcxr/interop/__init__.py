@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxcxr import bases
 from jaxcxr.errors import UserError
 from jaxcxr.interop import diffusers, flax_legacy, orbax, single_file, verify
 from jaxcxr.interop.checkpoint import Checkpoint, check
@@ -40,7 +41,7 @@ def read(
     a single file, a text encoder's folder of transformers.
 
     Args:
-      path: the checkpoint's folder or file.
+      path: the checkpoint's folder or file, or the name of a base that comes with the package.
       only: the networks wanted, e.g. `("vae",)`; all that are there if None.
       ema: take the averaged weights where there are any.
       config: for a single file, a diffusers folder of the same architecture, with its tokenizer.
@@ -49,11 +50,14 @@ def read(
     Raises:
       UserError: nothing readable at `path`, or a tensor is missing, unexpected or misshapen.
     """
-    path = Path(path)
+    path = bases.find(path)
     if path.is_file():
         checkpoint = single_file.read(path, config=config, prediction_type=prediction_type, ema=ema)
     elif not path.is_dir():
-        raise UserError(f"{path}: no such file or folder; a checkpoint is a diffusers folder, a workdir or a file")
+        raise UserError(
+            f"{path}: no such file or folder; a checkpoint is a diffusers folder, a workdir, a file or one of"
+            f" the bases that come with jaxcxr: {', '.join(bases.NAMES)}"
+        )
     elif orbax.is_orbax(path):
         checkpoint = orbax.read(path, ema=ema, only=only)
     elif flax_legacy.is_flax(path) and not diffusers.has_weights(path):

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
+from jaxcxr import bases
 from jaxcxr.data import tokens
 from jaxcxr.data.moments import Card
 from jaxcxr.errors import UserError
@@ -70,7 +71,7 @@ def _base(config: ConfigDict) -> dict[str, bytes]:
 
 def _files(path: str) -> dict[str, bytes]:
     """The files of a checkpoint but its weights."""
-    folder = Path(path)
+    folder = bases.find(path)
     if folder.is_file():
         return single_file.read(folder).files
     if folder.is_dir():
