@@ -21,6 +21,7 @@ from jaxcxr.errors import UserError
 from jaxcxr.files import locked_folder, remove_unfinished
 from jaxcxr.interop.pipeline import StableDiffusion
 from jaxcxr.models.vae import normalize, split_moments
+from jaxcxr.parallel import mesh as meshes
 from jaxcxr.parallel import processes, rules
 from jaxcxr.training import ranges
 from jaxcxr.training.feed import tokenizer_folder
@@ -50,9 +51,7 @@ def cache(config: ConfigDict, out: Path, dtype: str = "bfloat16", *, text: bool 
     _check_frozen(config, pipeline)
     weights = {name: np.asarray(value) for name, value in pipeline.parameters().items()}
     origin = Origin.of(config.data.path, pipeline.files, weights, compute_dtype(config), text=text)
-    here = jax.local_devices()
-    mesh = jax.make_mesh((len(here),), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=here)
-    tokenizer = _tokenizer(config, pipeline)
+    tokenizer, mesh = _tokenizer(config, pipeline), meshes.own_mesh()
     encoder = _Encoder(pipeline, weights, tokenizer, mesh, max(1, config.batch_size // jax.process_count()), dtype)
     splits = {split: count for split in SPLITS if (count := summary.splits[split])}
     shapes = encoder.shape(config.data.size), encoder.states_shape() if text else ()
@@ -128,8 +127,8 @@ class _Encoder:
     ):
         self._pipeline, self._tokenizer, self._dtype = pipeline, tokenizer, dtype
         self._batch_size = -(-batch_size // mesh.size) * mesh.size
-        self._sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
-        self._weights = jax.device_put(dict(weights), jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+        self._sharding = meshes.batch_sharding(mesh)
+        self._weights = jax.device_put(dict(weights), meshes.replicated(mesh))
         self._encode_image, self._encode_text = jax.jit(self._moments), jax.jit(self._states)
 
     def shape(self, side: int) -> tuple[int, ...]:

@@ -99,7 +99,7 @@ def begun_folder(path: Path, identity: str, *, private: bool = False, anew: bool
     """
     try:
         _require_new(path)
-        partial = path.with_name(f".{path.name}.partial")
+        partial = begun_at(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileExistsError):
             _make_like(partial, path, private)
@@ -130,6 +130,11 @@ def begun_folder(path: Path, identity: str, *, private: bool = False, anew: bool
         (path / _IDENTITY).unlink()
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror or error}); run it again to resume") from error
+
+
+def begun_at(path: Path) -> Path:
+    """Where `begun_folder` has what is to become `path`; the other processes of its job write there too."""
+    return path.with_name(f".{path.name}.partial")
 
 
 def make_folder(path: Path, *, private: bool = False) -> None:

@@ -30,7 +30,7 @@ class Pipeline:
 
     def __init__(self, networks: StableDiffusion):
         self.networks = networks
-        self._mesh = meshes.make_mesh({"data": -1, "fsdp": 1, "tensor": 1})
+        self._mesh = meshes.own_mesh()
         self._drawer = functools.lru_cache(maxsize=8)(lambda options: Drawer(networks, options, self._mesh))
 
     def __call__(

@@ -79,6 +79,13 @@ class Request:
             parts.append(self.interpolate.prompt)
         return [*parts, *([self.negative_prompt] if self.negative_prompt else [])]
 
+    @property
+    def text(self) -> str:
+        """What the picture shows, in words: its prompt, or those of a composition that lead to it."""
+        if not self.compose:
+            return str(self.prompt)
+        return " ".join(part.prompt for part in self.compose if part.weight > 0)
+
     def files(self) -> list[str]:
         """The names of the files that it reads."""
         return [name for key in _FILES if isinstance(name := getattr(self, key), str)]

@@ -1,5 +1,6 @@
-"""A sampling job: prompts to PNGs with a manifest."""
+"""A sampling job: prompts to a folder of PNGs with a manifest, by one process or by several, each its share."""
 
+import contextlib
 import dataclasses
 import hashlib
 import io
@@ -10,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -18,14 +20,17 @@ from tqdm.auto import tqdm
 from jaxcxr import parsing, requests
 from jaxcxr.draw import Drawer, Options, to_image
 from jaxcxr.errors import UserError, one_line
-from jaxcxr.files import begun_folder, replace_file
+from jaxcxr.files import begun_at, begun_folder, replace_file
 from jaxcxr.generate import default_size
 from jaxcxr.interop.pipeline import StableDiffusion
 from jaxcxr.parallel import mesh as meshes
+from jaxcxr.parallel import processes
 from jaxcxr.requests import MOST_SEED, Request
 
 MANIFEST, STRIP = "manifest.jsonl", "strip.png"
+METADATA = "metadata.jsonl"  # by which the folder is an image folder for `prepare` and for Hugging Face's datasets
 MOST_BYTES = 2**30  # of a manifest or of prompts; all reports of MIMIC-CXR have a tenth of it
+_NEXT = ".next-"  # before the name of a picture that is being written
 _PNG_BEGIN, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 NOTICE = "Synthetic image made by a generative model. Not a patient, not for diagnosis."
 
@@ -117,7 +122,8 @@ def sample(
 ) -> None:
     """Draws a picture of each prompt into the new folder `out`, which appears when all are there.
 
-    What an interrupted job of the same settings and prompts has drawn is kept.
+    Each process of the job draws its share of the batches on its own devices. Whatever their number, a picture is the
+    same. What an interrupted job of the same settings and prompts has drawn is kept.
 
     Raises:
       UserError: the settings do not fit the checkpoint, its configs or the latents are damaged, or `out` exists or
@@ -128,14 +134,15 @@ def sample(
     _check(settings, batch_size)
     pairs = list(requests.expanded(prompts))
     prompts, asked = [row for row, _ in pairs], [request for _, request in pairs]
-    mesh = meshes.make_mesh({"data": -1, "fsdp": 1, "tensor": 1})
+    mesh = meshes.own_mesh()
     drawer = Drawer(pipeline, settings, mesh)
     batch_size = -(-min(batch_size, len(prompts)) // mesh.size) * mesh.size
     batches = drawer.batches(asked, batch_size)
     latents = None if settings.latents is None else _read_latents(Path(settings.latents), len(prompts), drawer.shape)
     for number, request in enumerate(asked, 1):
         requests.check_files(request, f"prompt {number}")
-    if cut := drawer.count_cut(asked):
+    first = jax.process_index() == 0
+    if first and (cut := drawer.count_cut(asked)):
         print(f"{cut} of {len(asked)} prompts are longer than the text encoder takes, and are cut")
     rows = [settings.row(index, prompt) for index, prompt in enumerate(prompts)]
 
@@ -148,21 +155,45 @@ def sample(
             [asked[number] for number in numbers], [(settings.seed, number) for number in numbers], noise
         )
 
-    started, drawn = time.perf_counter(), 0
-    with begun_folder(out, _identity(rows, settings, asked), private=True) as folder:
-        missing = [batch for batch in batches if not _all_there(folder, [rows[number] for number in batch])]
-        count = sum(map(len, missing))
-        with tqdm(total=len(prompts), initial=len(prompts) - count, desc="sample", unit="img") as bar:
+    started, identity = time.perf_counter(), _identity(rows, settings, asked)
+    with contextlib.ExitStack() as held:
+        processes.on_first(lambda: _begin(held, out, identity))
+        folder = begun_at(out)
+        own = batches[jax.process_index() :: jax.process_count()]
+        missing = [batch for batch in own if not _all_there(folder, [rows[number] for number in batch])]
+        share, count = sum(map(len, own)), sum(map(len, missing))
+        with tqdm(total=share, initial=share - count, desc="sample", unit="img", disable=not first) as bar:
             for batch in missing:
                 pictures = draw(batch)[: len(batch)]
                 _require_pictures(pictures, batch, settings)
                 for number, picture in zip(batch, pictures, strict=True):
                     _write(folder, rows[number], picture, settings.gray)
                     bar.update()
-                drawn += len(batch)
-        (folder / MANIFEST).write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    rate = drawn / (time.perf_counter() - started)
-    print(f"{out}: {len(prompts)} images of {settings.steps} steps, {rate:.2f} images/s")
+        processes.on_first(lambda: None)  # the others are done too
+        if first:
+            _write_tables(folder, rows, asked)
+    processes.on_first(lambda: None)  # `out` is there
+    if first:
+        rate = count / (time.perf_counter() - started)
+        others = f" in each of {jax.process_count()} processes" if jax.process_count() > 1 else ""
+        print(f"{out}: {len(prompts)} images of {settings.steps} steps, {rate:.2f} images/s{others}")
+
+
+def _begin(held: contextlib.ExitStack, out: Path, identity: str) -> None:
+    """Makes the folder that will be `out` this job's, without the picture that an interrupted process was writing."""
+    for left in held.enter_context(begun_folder(out, identity, private=True)).glob(f"{_NEXT}*"):
+        left.unlink()
+
+
+def _write_tables(folder: Path, rows: Sequence[Mapping[str, Any]], asked: Sequence[Request]) -> None:
+    """Writes the manifest, and of it what an image folder has: the text and the labels that came with a prompt."""
+    hidden = {*Request.__dataclass_fields__, *Settings.__dataclass_fields__, "index"}
+    with (folder / METADATA).open("w") as file:
+        for row, request in zip(rows, asked, strict=True):
+            text = {"file_name": row["file_name"], "text": request.text}
+            labels = {key: value for key, value in row.items() if key not in hidden and key not in text}
+            file.write(f"{json.dumps(text | labels)}\n")
+    (folder / MANIFEST).write_text("".join(f"{json.dumps(row)}\n" for row in rows))
 
 
 def write_strip(folder: Path) -> None:
@@ -247,8 +278,9 @@ def _write(folder: Path, row: Mapping[str, Any], picture: np.ndarray, gray: bool
     about = PngInfo()
     about.add_text("Description", NOTICE)
     about.add_itxt("jaxcxr", json.dumps(row))
-    image.save(folder / ".next.png", pnginfo=about)
-    (folder / ".next.png").replace(folder / row["file_name"])
+    partial = folder / f"{_NEXT}{row['file_name']}"
+    image.save(partial, pnginfo=about)
+    partial.replace(folder / row["file_name"])
 
 
 def _read_latents(file: Path, count: int, shape: tuple[int, int, int]) -> np.ndarray:

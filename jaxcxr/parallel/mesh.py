@@ -44,6 +44,11 @@ def make_mesh(shape: Mapping[str, int], devices: Sequence[Any] | None = None) ->
     return Mesh(laid, AXES, axis_types=types)
 
 
+def own_mesh() -> Mesh:
+    """A mesh of this process's own devices, all along `data`: for work that processes share, each its part."""
+    return make_mesh({"data": -1, "fsdp": 1, "tensor": 1}, jax.local_devices())
+
+
 def _sizes(shape: Mapping[str, int], devices: int) -> tuple[int, ...]:
     sizes = [shape[axis] for axis in AXES]
     said = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))

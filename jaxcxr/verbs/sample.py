@@ -1,9 +1,11 @@
 """Generate images from prompts, or edit images.
 
 Writes OUT/00000.png … and OUT/manifest.jsonl, a line an image: prompt, seed, settings, checkpoint, and that it
-is synthetic, which every PNG's metadata says too. Image number i depends on the seed, i and its prompt alone.
+is synthetic, which every PNG's metadata says too. Image number i depends on the seed, i and its prompt alone. With
+OUT/metadata.jsonl the folder is an image folder too, which `jaxcxr prepare` and Hugging Face's datasets read.
 The sampler is that of the checkpoint's scheduler, with its settings, unless options change it. OUT appears when all
-images are there. An interrupted job resumes when it is run again. Others cannot read OUT: a prompt may be a patient's
+images are there. An interrupted job resumes when it is run again. Several processes, started as for `jaxcxr train`,
+share the work. Others cannot read OUT: a prompt may be a patient's
 report. docs/sampling.md tells what the options are for; what is said of a prompt here, a line of a .jsonl file may say
 of its own: negative_prompt, compose, image, mask, edit_mask, keep_mask, strength, seed, count.
 """
@@ -81,12 +83,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Samples; raises UserError on a user's mistake."""
+    from jaxcxr.parallel import processes
+
+    with processes.joined():
+        _sample(args)
+
+
+def _sample(args: argparse.Namespace) -> None:
     import jax.numpy as jnp
 
     from jaxcxr import interop, requests
     from jaxcxr.diffusion import samplers
     from jaxcxr.generate import default_size
     from jaxcxr.interop.pipeline import from_files
+    from jaxcxr.parallel import processes
     from jaxcxr.sample import STRIP, Settings, read_prompts, sample, write_strip
 
     prompts = [row for row, _ in requests.expanded(_rows(args, read_prompts))]
@@ -113,11 +123,11 @@ def run(args: argparse.Namespace) -> None:
         keep_outside=args.keep_outside,
     )
     if settings.already_done(args.out, prompts):
-        print(f"{args.out}: already sampled, {len(prompts)} images")
+        processes.on_first(lambda: print(f"{args.out}: already sampled, {len(prompts)} images"))
     else:
         sample(interop.load_read(checkpoint, dtype=jnp.dtype(args.dtype)), prompts, settings, args.out, args.batch_size)
     if args.interpolate is not None and not (args.out / STRIP).exists():
-        write_strip(args.out)
+        processes.on_first(lambda: write_strip(args.out))
 
 
 def _rows(args: argparse.Namespace, read_prompts: Callable[[Path], list[dict[str, Any]]]) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Training in processes of their own, which can be killed."""
+"""Training, or another verb, in processes of their own, which can be killed."""
 
 import json
 import os
@@ -26,17 +26,23 @@ def write_config(config: ConfigDict, file: Path) -> Path:
 
 def start(config: Path, workdir: Path, *options: str, processes: int = 1, devices: int = 1):
     """The processes of a training, each with its output in `<workdir>.<number>.log`."""
+    argv = ["train", "--config", str(config), "--workdir", str(workdir), *options]
+    return begin(argv, workdir, processes=processes, devices=devices)
+
+
+def begin(argv: list[str], out: Path, *, processes: int = 1, devices: int = 1):
+    """The processes of `jaxcxr ARGV`, each with its output in `<out>.<number>.log`."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "jaxcxr", "train", "--config", str(config), "--workdir", str(workdir), *options]
+    command = [sys.executable, "-m", "jaxcxr", *argv]
     started = []
     for number in range(processes):
         own = {}
         if processes > 1:
             own |= {"JAXCXR_COORDINATOR": f"127.0.0.1:{port}", "JAXCXR_NUM_PROCESSES": str(processes)}
             own |= {"JAXCXR_PROCESS_ID": str(number), "JAX_COORDINATOR_BIND_ADDRESS": f"127.0.0.1:{port}"}
-        with log(workdir, number).open("w") as file:
+        with log(out, number).open("w") as file:
             started.append(subprocess.Popen(command, stdout=file, stderr=file, env=environment(devices) | own))
     return started
 
