@@ -5,10 +5,10 @@ READY := .venv/.ready
 
 .PHONY: quickstart phantom test test-fast lint clean
 
-quickstart: $(READY)  ## phantoms, training, samples, export and a page to open, in minutes on a laptop
-	PATH="$(CURDIR)/$(BIN):$$PATH" launch/phantom.sh configs/quickstart.py runs/quickstart 400 16
+quickstart: $(READY)  ## samples of a base that ships, then a training with pages of before and after, in minutes
+	PATH="$(CURDIR)/$(BIN):$$PATH" launch/quickstart.sh runs/quickstart
 
-phantom: $(READY)  ## the same at a size that learns what it is asked for
+phantom: $(READY)  ## autoencoder, U-Net and text encoder from scratch
 	PATH="$(CURDIR)/$(BIN):$$PATH" launch/phantom.sh configs/phantom.py runs/phantom 2500 200
 
 test: $(READY)  ## lint, types and every test

@@ -40,7 +40,7 @@ base() {
     jaxcxr convert "$run/$name" "$run/bases/$name" --to diffusers --dtype float16 --license apache-2.0
   if [ -e "$card" ]; then
     said="Data: drawn radiographs alone, of no patient. Trained by \`launch/bases.sh RUN $name\`."
-    sed "s|^Data: state here.*|$said|" "$card" >"$run/card.md" && mv "$run/card.md" "$card"
+    sed -e "s|^Data: state here.*|$said|" -e "s|$run/|RUN/|g" "$card" >"$run/card.md" && mv "$run/card.md" "$card"
   fi
 }
 

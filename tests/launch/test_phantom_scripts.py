@@ -32,10 +32,11 @@ def commands(tmp_path, script, *arguments):
 @pytest.mark.parametrize(
     ("script", "arguments"),
     [
+        ("quickstart.sh", ["run"]),
         ("phantom.sh", [str(ROOT / "configs/phantom.py"), "run", "30", "2"]),
         ("bases.sh", ["run"]),
     ],
-    ids=["phantom", "bases"],
+    ids=["quickstart", "phantom", "bases"],
 )
 def test_every_command_runs_and_runs_again(tmp_path, monkeypatch, script, arguments):
     monkeypatch.chdir(tmp_path)
