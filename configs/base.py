@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
     config.dtype = "float32"  # compute dtype, float32 or bfloat16; weights are float32
     config.trainable = r"unet\..*"  # which parameters learn: a regular expression for the whole name
     config.ema_decay = 0.9999
-    config.attention = "auto"  # or xla, cudnn, splash: a kernel for wherever it can serve
+    config.attention = "auto"  # or xla, cudnn, splash, sliced: a kernel for wherever it can serve
     config.remat = "none"  # or blocks, attention: what is computed again for gradients rather than kept
     config.accumulation = 1  # parts that a batch is gone through in, one after the other, to save memory
 

@@ -50,8 +50,8 @@ def attention(
     )
     if kernel == "splash":
         return kernels.splash(query, key, value, interpret=compute.platform == "cpu")
-    if kernel == "cudnn":
-        return kernels.cudnn(query, key, value)
+    if kernel != "xla":
+        return {"cudnn": kernels.cudnn, "sliced": kernels.sliced}[kernel](query, key, value)
     dense: Callable[..., jax.Array] = functools.partial(
         jax.nn.dot_product_attention, is_causal=causal, implementation="xla"
     )

@@ -7,6 +7,9 @@ asks for. None is picked that does otherwise.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
@@ -16,20 +19,25 @@ from jaxcxr.models.compute import GPU, Compute
 LONG = 1024
 """Tokens from which on, under "auto", self-attention on a TPU is worth splash."""
 
+SLICED = 2**16
+"""Bytes of a head's scores from which on, under "auto", a CPU takes one head at a time."""
+
 _LANES = 128  # of a TPU's vector registers: splash takes lengths in multiples of it; a tile of cuDNN's
 _BATCH_AXES = ("data", "fsdp")
 _HEADS_AXIS = "tensor"
 
 
 def choose(compute: Compute, *, queries: int, keys: int, head_dim: int, dtype: DTypeLike, masked: bool = False) -> str:
-    """The kernel for one attention: "xla", "cudnn" or "splash".
+    """The kernel for one attention: "xla", "cudnn", "splash" or "sliced".
 
-    | `compute.attention` | cuDNN | splash |
-    |---|---|---|
-    | auto | GPU, half precision, no mask, head_dim ≤ 128, Lq even | TPU, bfloat16, no mask, to itself, ≥ 1024 |
-    | cudnn | as under auto | never |
-    | splash | never | no mask |
-    | xla | never | never |
+    | `compute.attention` | cuDNN | splash | sliced |
+    |---|---|---|---|
+    | auto | GPU, half precision, no mask, head_dim ≤ 128, Lq even | TPU, bfloat16, no mask, to itself, ≥ 1024 | CPU, \
+no mask, a head's scores ≥ 64 KiB |
+    | cudnn | as under auto | never | never |
+    | splash | never | no mask | never |
+    | sliced | never | never | no mask |
+    | xla | never | never | never |
 
     What is left is XLA's.
 
@@ -47,8 +55,10 @@ def choose(compute: Compute, *, queries: int, keys: int, head_dim: int, dtype: D
     if compute.attention in ("auto", "cudnn") and compute.platform in GPU:
         fits = head_dim <= 128 and whole and queries % 2 == 0 and dtype in (jnp.bfloat16, jnp.float16)
         return "cudnn" if fits else "xla"
-    if compute.attention == "splash":
-        return "splash"
+    if compute.attention in ("splash", "sliced"):
+        return compute.attention
+    if compute.platform == "cpu":
+        return "sliced" if 4 * queries * keys >= SLICED else "xla"
     long = queries == keys >= LONG and dtype == jnp.bfloat16 and whole
     return "splash" if compute.platform == "tpu" and long else "xla"
 
@@ -92,6 +102,27 @@ def splash(query: jax.Array, key: jax.Array, value: jax.Array, *, interpret: boo
     def local(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
         return _splash_on_one_device(query, key, value, interpret)
 
+    return _on_each_device(local, query, key, value)
+
+
+def sliced(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+    """Unmasked attention, one head of one image at a time, so that its scores stay in a CPU's cache.
+
+    The backward pass forms the scores again, head by head, and keeps none. Split over devices as `splash` is.
+
+    Args:
+        query: `(B, Lq, heads, head_dim)`.
+        key: `(B, Lk, heads, head_dim)`.
+        value: `(B, Lk, heads, head_dim)`.
+
+    Returns:
+        `(B, Lq, heads, head_dim)` in the dtype of `query`.
+    """
+    return _on_each_device(_sliced_on_one_device, query, key, value)
+
+
+def _on_each_device(local: Callable[..., Any], query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+    """`local` of each device's share of images and heads, for what does not partition itself."""
     mesh = jax.sharding.get_abstract_mesh()
     if not mesh.auto_axes:
         return local(query, key, value)
@@ -100,6 +131,59 @@ def splash(query: jax.Array, key: jax.Array, value: jax.Array, *, interpret: boo
     return jax.shard_map(local, in_specs=(spec, spec, spec), out_specs=spec, axis_names=set(sizes), check_vma=False)(
         query, key, value
     )
+
+
+def _sliced_on_one_device(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+    """`sliced` of `(B, L, heads, head_dim)` that lie on one device."""
+    batch, heads = query.shape[0], query.shape[2]
+    slices = [tokens.swapaxes(1, 2).reshape(batch * heads, *tokens.shape[1::2]) for tokens in (query, key, value)]
+    mixed = _slices(*slices)
+    return mixed.reshape(batch, heads, *mixed.shape[1:]).swapaxes(1, 2)
+
+
+@jax.custom_vjp
+def _slices(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+    """Attention of slices, `(N, L, head_dim)` each."""
+    return _slices_forward(query, key, value)[0]
+
+
+def _slices_forward(*inputs: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    def one(slices: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+        query, key, value = slices
+        scores = _scores(query, key)
+        total = jax.nn.logsumexp(scores, axis=-1)
+        weights = jnp.exp(scores - total[:, None])
+        return weights.astype(value.dtype) @ value, total
+
+    mixed, totals = jax.lax.map(one, inputs)
+    return mixed, (*inputs, mixed, totals)
+
+
+def _scores(query: jax.Array, key: jax.Array) -> jax.Array:
+    """Scaled products, float32 `(Lq, Lk)`, of `(L, head_dim)`."""
+    return jnp.einsum("qd,kd->qk", query, key, preferred_element_type=jnp.float32) * query.shape[-1] ** -0.5
+
+
+def _slices_backward(kept: tuple[jax.Array, ...], gradient: jax.Array) -> tuple[jax.Array, ...]:
+    """The gradient of FlashAttention (arXiv 2205.14135, appendix B), whose block is a whole head.
+
+    The weights are formed twice, queries first and keys first: a CPU multiplies neither as fast transposed.
+    """
+
+    def one(slices: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        query, key, value, mixed, total, gradient = (each.astype(jnp.float32) for each in slices)
+        mean = jnp.sum(mixed * gradient, axis=-1)
+        by_query = jnp.exp(_scores(query, key) - total[:, None]) * (gradient @ value.T - mean[:, None])
+        weights = jnp.exp(_scores(key, query) - total)
+        by_key = weights * (value @ gradient.T - mean)
+        scale = query.shape[-1] ** -0.5
+        return by_query @ key * scale, by_key @ query * scale, weights @ gradient
+
+    gradients = jax.lax.map(one, (*kept, gradient))
+    return tuple(each.astype(input.dtype) for each, input in zip(gradients, kept[:3], strict=True))
+
+
+_slices.defvjp(_slices_forward, _slices_backward)
 
 
 def _shares(batch: int, heads: int, sizes: dict[str, int]) -> jax.P:

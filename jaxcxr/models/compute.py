@@ -16,7 +16,7 @@ from jaxcxr.errors import UserError
 M = TypeVar("M", bound=nnx.Module)
 Call = TypeVar("Call", bound=Callable[..., jax.Array])
 
-KERNELS = ("auto", "xla", "cudnn", "splash")
+KERNELS = ("auto", "xla", "cudnn", "splash", "sliced")
 REMAT = ("none", "blocks", "attention")
 GPU = ("gpu", "cuda")
 """What JAX calls the platform of an NVIDIA GPU that is there, and of one that is only compiled for."""

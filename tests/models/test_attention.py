@@ -40,7 +40,13 @@ def distance(found, expected):
 
 # platform, asked for, (queries, keys, head_dim), dtype, masked, kernel
 TABLE = [
-    ("cpu", "auto", (4096, 4096, 64), "bfloat16", False, "xla"),
+    ("cpu", "auto", (4096, 4096, 64), "bfloat16", False, "sliced"),
+    ("cpu", "auto", (256, 77, 40), "float32", False, "sliced"),
+    ("cpu", "auto", (64, 77, 40), "float32", False, "xla"),
+    ("cpu", "auto", (256, 256, 40), "float32", True, "xla"),
+    ("cpu", "xla", (256, 256, 40), "float32", False, "xla"),
+    ("cpu", "sliced", (64, 77, 40), "float32", False, "sliced"),
+    ("tpu", "sliced", (4096, 77, 40), "bfloat16", False, "sliced"),
     ("tpu", "auto", (4096, 4096, 40), "bfloat16", False, "splash"),
     ("tpu", "auto", (1024, 1024, 160), "bfloat16", False, "splash"),
     ("tpu", "auto", (4096, 4096, 512), "bfloat16", False, "splash"),
@@ -93,10 +99,24 @@ def test_splash_over_many_tiles_heads_and_images():
     assert distance(pulled_back(Compute(attention="splash"), arrays), expected) < 1e-5
 
 
+@pytest.mark.parametrize("head_dim", [16, 40, 512])
+@pytest.mark.parametrize(("queries", "keys"), [(130, 130), (130, 77)])
+def test_sliced_is_xla_to_rounding(head_dim, queries, keys):
+    arrays = drawn(queries, keys, head_dim, batch=2, heads=3)
+    expected = pulled_back(Compute(attention="xla"), arrays)
+    assert distance(pulled_back(Compute(attention="sliced"), arrays), expected) < 1e-5
+
+
+def test_sliced_stands_scores_whose_exponentials_are_infinite():
+    arrays = [array * 6 for array in drawn(128, 128, 64)]  # scores in the hundreds
+    expected = pulled_back(Compute(attention="xla"), arrays)
+    assert distance(pulled_back(Compute(attention="sliced"), arrays), expected) < 1e-3
+
+
 def test_scores_of_bfloat16_are_float32_in_every_kernel():
     arrays = [array * 6 for array in drawn(256, 256, 64, dtype="bfloat16")]  # scores in the hundreds
     exact = pulled_back(Compute(), [array.astype(jnp.float32) for array in arrays])
-    for kernel in ("xla", "splash"):
+    for kernel in ("xla", "splash", "sliced"):
         # Scores rounded to bfloat16 would be off by up to one, their exponentials by a factor.
         assert distance(pulled_back(Compute(attention=kernel), arrays), exact) < 0.02, kernel
 
@@ -123,7 +143,7 @@ def test_a_mask_is_kept_whatever_kernel_is_asked_for():
 def test_kernels_that_cannot_be_had_are_refused():
     network = abstract(AutoencoderKL, VAE)
     for asked, platform, reason in (
-        ("flash", "cpu", "may be auto, xla, cudnn or splash"),
+        ("flash", "cpu", "may be auto, xla, cudnn, splash or sliced"),
         ("cudnn", "tpu", "runs on NVIDIA GPUs"),
         ("splash", "gpu", "runs on TPUs"),
         ("cudnn", "gpu", "has no float32"),
@@ -151,17 +171,18 @@ for batch, heads, share in ((4, 2, (1, 128, 1, 8)), (2, 3, (1, 128, 3, 8))):
     arrays = [rng.standard_normal((batch, 128, heads, 8)).astype(np.float32) for _ in range(4)]
     expected = jax.jit(lambda *a: run(Compute(attention="xla"), *a))(*arrays)
     whole = NamedSharding(mesh, jax.P(("data", "fsdp") if batch == 4 else "data"))
-    with jax.set_mesh(mesh):
-        step = jax.jit(lambda *a: run(Compute(attention="splash"), *a), in_shardings=whole)
-        found = step(*(jax.device_put(array, whole) for array in arrays))
-    assert found[0].addressable_shards[0].data.shape == share, found[0].sharding
-    for a, b in zip(found, expected, strict=True):
-        assert np.linalg.norm(a - b) / np.linalg.norm(b) < 1e-5, (batch, heads)
+    for kernel in ("splash", "sliced"):
+        with jax.set_mesh(mesh):
+            step = jax.jit(lambda *a: run(Compute(attention=kernel), *a), in_shardings=whole)
+            found = step(*(jax.device_put(array, whole) for array in arrays))
+        assert found[0].addressable_shards[0].data.shape == share, (kernel, found[0].sharding)
+        for a, b in zip(found, expected, strict=True):
+            assert np.linalg.norm(a - b) / np.linalg.norm(b) < 1e-5, (kernel, batch, heads)
 print("same on 8 devices")
 """
 
 
-def test_splash_is_split_over_images_and_heads():
+def test_splash_and_sliced_are_split_over_images_and_heads():
     flags = os.environ.get("XLA_FLAGS", "").replace("device_count=1", "device_count=8")
     env = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", SAME_UNDER_A_MESH]
