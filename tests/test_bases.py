@@ -18,7 +18,7 @@ from jaxcxr.plan.networks import describe
 from tests import pipelines
 
 ROOT = Path(__file__).parents[1]
-SHARED = ["vae/config.json", "vae/diffusion_pytorch_model.safetensors", "tokenizer/vocab.json", "tokenizer/merges.txt"]
+SHARED = ["vae/diffusion_pytorch_model.safetensors", "tokenizer/vocab.json", "tokenizer/merges.txt"]
 
 
 @pytest.fixture(scope="module")
