@@ -49,6 +49,7 @@ def test_the_bases_are_in_the_wheel_and_together_small():
 def test_a_folder_of_that_name_is_taken_and_a_line_says_so(tmp_path, monkeypatch, capsys):
     pipelines.write(tmp_path / "phantom")
     monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
     assert interop.load("phantom", only=("unet",)).unet.config.sample_size == pipelines.UNET["sample_size"]
     assert capsys.readouterr().err.count("\n") == 1
 

@@ -17,8 +17,8 @@ from tests.training import jobs
 
 ROWS = [
     {"prompt": pipelines.REPORTS[1], "count": 5, "labels": ["Pleural Effusion"], "view": "PA"},
-    {"compose": [{"prompt": text} for text in pipelines.REPORTS[:2]], "count": 3},
-    {"prompt": pipelines.REPORTS[2], "negative_prompt": pipelines.REPORTS[0], "count": 5, "seed": 7},
+    {"compose": [{"prompt": text} for text in pipelines.REPORTS[:2]], "count": 3, "view": "AP"},
+    {"prompt": pipelines.REPORTS[2], "negative_prompt": pipelines.REPORTS[0], "count": 5, "seed": 7, "view": "AP"},
 ]
 
 
@@ -117,7 +117,7 @@ def test_the_folder_is_prepared_as_a_data_set(base, prompts, tmp_path):
     options = [f"--config.data.size={pipelines.VAE['sample_size']}", "--config.data.tokenizer_vocab=600"]
     words = ["prepare", "--config", str(root / "configs" / "base.py"), "--source", str(tmp_path / "out")]
     assert main([*words, "--out", str(tmp_path / "data"), *options]) == 0
-    assert Summary.require(tmp_path / "data").splits["train"] == 13
+    assert sum(Summary.require(tmp_path / "data").splits.values()) == 13
 
 
 def test_hugging_face_reads_the_folder(base, prompts, tmp_path):
