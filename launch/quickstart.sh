@@ -25,7 +25,7 @@ draw() {
 say "1/6 a first look: what the base phantom draws"
 jaxcxr phantoms --out "$run/phantoms" --patients 500 --size 64
 jaxcxr prompts --out "$run/findings.jsonl" --count 24 \
-  --ask "large left effusion, large right effusion, severe cardiomegaly, large pneumothorax, mid consolidation, severe edema, pacemaker, central line"
+  --ask "large left effusion, large right effusion, severe cardiomegaly, large pneumothorax, mid consolidation, severe edema, pacemaker"
 draw phantom "$run/findings.jsonl" "$run/first-look"
 
 say "2/6 prepare: $run/data"
