@@ -92,7 +92,7 @@ def test_values_and_gradients_stay(block, inputs):
 
 def kept(cls, config, loss, remat):
     """Bytes that the backward pass needs of the forward one, parameters aside, at 1,024 tokens."""
-    network = specialize(abstract(cls, config), remat=remat, platform="cpu")
+    network = specialize(abstract(cls, config), attention="xla", remat=remat, platform="cpu")
     params = named_parameters(network)
 
     def pullback(params):

@@ -80,7 +80,7 @@ def test_tiles_loops_and_memory_on_the_chip():
 
 
 def test_of_a_real_program_it_is_what_the_compiler_has_found_room_for():
-    found = measure(runs.autoencoder(**{"data.size": 64}), targets.parse("cpu:1"))
+    found = measure(runs.autoencoder(attention="xla", **{"data.size": 64}), targets.parse("cpu:1"))
     assert sum(found["alive"].values()) == pytest.approx(found["memory"]["temporaries"], rel=0.01)
     images = 8 * 64 * 64 * 8 * 4  # one of the network's, of eight channels in float32, for each of the batch
     assert found["alive"]["activations"] > 20 * images
