@@ -33,7 +33,7 @@ class Compute:
       platform: of the devices compiled for, which need not be the ones here: cpu, gpu or tpu.
     """
 
-    attention: str = "auto"
+    attention: str = "xla"
     remat: str = "none"
     platform: str = "cpu"
 

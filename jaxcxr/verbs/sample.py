@@ -126,8 +126,8 @@ def _sample(args: argparse.Namespace) -> None:
         processes.on_first(lambda: print(f"{args.out}: already sampled, {len(prompts)} images"))
     else:
         sample(interop.load_read(checkpoint, dtype=jnp.dtype(args.dtype)), prompts, settings, args.out, args.batch_size)
-    if args.interpolate is not None and not (args.out / STRIP).exists():
-        processes.on_first(lambda: write_strip(args.out))
+    if args.interpolate is not None:
+        processes.on_first(lambda: None if (args.out / STRIP).exists() else write_strip(args.out))
 
 
 def _rows(args: argparse.Namespace, read_prompts: Callable[[Path], list[dict[str, Any]]]) -> list[dict[str, Any]]:
