@@ -33,7 +33,7 @@ from jaxcxr.training.program import batch_shapes, make_program  # noqa: E402
 from tests.plan.runs import autoencoder, diffusion  # noqa: E402
 
 RUNS = {
-    "autoencoder": autoencoder(**{"data.size": 64, "batch_size": 4}),
+    "autoencoder": autoencoder(**{"data.size": 64, "batch_size": 8}),
     "autoencoder, bfloat16": autoencoder(**{"data.size": 64, "batch_size": 4, "dtype": "bfloat16"}),
     "autoencoder, accumulation=4": autoencoder(**{"data.size": 64, "batch_size": 8, "accumulation": 4}),
     "diffusion": diffusion(**{"data.size": 32, "batch_size": 64}),

@@ -31,7 +31,8 @@ def get_config(stage: str = "phantom") -> ConfigDict:
     config.steps = 4000
     if stage == "phantom":
         config.model.base = "runs/bases/phantom-no-effusion"
-        config.model.unet = config.model.text_encoder = config.model.scheduler = ConfigDict()
+        for inherited in ("unet", "text_encoder", "scheduler"):
+            config.model[inherited] = ConfigDict()
         config.model.measure_scaling_factor = False
         config.steps = 2000
     elif stage == "phantom-unnamed":

@@ -12,7 +12,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from jaxcxr.models import attention_kernels as kernels
-from jaxcxr.models.compute import Compute, rematerialized
+from jaxcxr.models.compute import PORTABLE, Compute, rematerialized
 from jaxcxr.models.layers import Identity, conv, group_norm, layer_norm, linear
 
 
@@ -50,8 +50,10 @@ def attention(
     )
     if kernel == "splash":
         return kernels.splash(query, key, value, interpret=compute.platform == "cpu")
-    if kernel != "xla":
-        return {"cudnn": kernels.cudnn, "sliced": kernels.sliced}[kernel](query, key, value)
+    if kernel == "cudnn":
+        return kernels.cudnn(query, key, value)
+    if kernel == "sliced":
+        return kernels.sliced(query, key, value)
     dense: Callable[..., jax.Array] = functools.partial(
         jax.nn.dot_product_attention, is_causal=causal, implementation="xla"
     )
@@ -63,7 +65,7 @@ def attention(
 class Attention(nnx.Module):
     """Multi-head attention from tokens to themselves or to a context."""
 
-    compute = Compute()
+    compute = PORTABLE
 
     def __init__(
         self,
@@ -219,7 +221,7 @@ class Transformer2DModel(nnx.Module):
     same map under a kernel of another shape.
     """
 
-    compute = Compute()
+    compute = PORTABLE
 
     def __init__(
         self,

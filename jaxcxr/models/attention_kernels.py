@@ -30,16 +30,14 @@ _HEADS_AXIS = "tensor"
 def choose(compute: Compute, *, queries: int, keys: int, head_dim: int, dtype: DTypeLike, masked: bool = False) -> str:
     """The kernel for one attention: "xla", "cudnn", "splash" or "sliced".
 
-    | `compute.attention` | cuDNN | splash | sliced |
-    |---|---|---|---|
-    | auto | GPU, half precision, no mask, head_dim ≤ 128, Lq even | TPU, bfloat16, no mask, to itself, ≥ 1024 | CPU, \
-no mask, a head's scores ≥ 64 KiB |
-    | cudnn | as under auto | never | never |
-    | splash | never | no mask | never |
-    | sliced | never | never | no mask |
-    | xla | never | never | never |
+    | kernel | under "auto" | when it is named |
+    |---|---|---|
+    | cudnn | GPU, half precision, no mask, head_dim ≤ 128, Lq even | as under "auto" |
+    | splash | TPU, bfloat16, no mask, to itself, ≥ `LONG` tokens | no mask |
+    | sliced | CPU, no mask, a head's float32 scores ≥ `SLICED` bytes | no mask |
+    | xla | what is left | always |
 
-    What is left is XLA's.
+    Where a named kernel cannot serve, XLA's does.
 
     Args:
         compute: the run's properties.

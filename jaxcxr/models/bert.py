@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 from jaxcxr.errors import UserError
 from jaxcxr.models import initial
 from jaxcxr.models.attention import attention
-from jaxcxr.models.compute import Compute
+from jaxcxr.models.compute import PORTABLE
 from jaxcxr.models.config import BertConfig, layers_kept
 from jaxcxr.models.layers import LayerNorm, gelu, layer_norm
 
@@ -56,7 +56,7 @@ class BertEmbeddings(nnx.Module):
 class BertSelfAttention(nnx.Module):
     """Multi-head self-attention before its output projection."""
 
-    compute = Compute()
+    compute = PORTABLE
 
     def __init__(self, config: BertConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.heads, width = config.num_attention_heads, config.hidden_size

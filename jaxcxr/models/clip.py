@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 from jaxcxr.errors import UserError
 from jaxcxr.models import initial
 from jaxcxr.models.attention import attention
-from jaxcxr.models.compute import Compute
+from jaxcxr.models.compute import PORTABLE
 from jaxcxr.models.config import CLIPTextConfig, layers_kept
 from jaxcxr.models.layers import gelu, layer_norm
 
@@ -48,7 +48,7 @@ class CLIPTextEmbeddings(nnx.Module):
 class CLIPAttention(nnx.Module):
     """Causal multi-head self-attention."""
 
-    compute = Compute()
+    compute = PORTABLE
 
     def __init__(self, config: CLIPTextConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.heads = config.num_attention_heads

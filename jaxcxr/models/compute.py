@@ -33,9 +33,13 @@ class Compute:
       platform: of the devices compiled for, which need not be the ones here: cpu, gpu or tpu.
     """
 
-    attention: str = "xla"
+    attention: str = "auto"
     remat: str = "none"
     platform: str = "cpu"
+
+
+PORTABLE = Compute(attention="xla")
+"""Of a network that was not specialized: what serves on every platform."""
 
 
 def specialize(network: M, *, attention: str = "auto", remat: str = "none", platform: str) -> M:

@@ -17,7 +17,7 @@ from jax.typing import DTypeLike
 
 from jaxcxr.errors import UserError
 from jaxcxr.models import initial
-from jaxcxr.models.compute import Compute, rematerialized
+from jaxcxr.models.compute import PORTABLE, rematerialized
 
 
 def linear(in_features: int, out_features: int, *, bias: bool = True, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.Linear:
@@ -188,7 +188,7 @@ class ResnetBlock2D(nnx.Module):
     (it scales and shifts after it, arXiv 2102.09672); without `temb_channels` there is no embedding.
     """
 
-    compute = Compute()
+    compute = PORTABLE
 
     def __init__(
         self,

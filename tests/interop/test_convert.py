@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -20,11 +19,6 @@ from jaxcxr.interop.checkpoint import Checkpoint
 from jaxcxr.interop.tensors import Tensor, open_safetensors, write_safetensors
 
 UNET = "unet/diffusion_pytorch_model"
-
-
-@pytest.fixture
-def copy(source, tmp_path):
-    return shutil.copytree(source, tmp_path / "copy")
 
 
 def convert(*arguments):
@@ -56,12 +50,12 @@ def test_verify_tells_what_a_cast_costs(source, tmp_path, capsys):
     assert f"bfloat16, largest difference {worst:.3g}" in line
 
 
-def test_verify_finds_another_tensor(source, copy, tmp_path):
-    file = copy / f"{UNET}.safetensors"
+def test_verify_finds_another_tensor(source, changed, tmp_path):
+    file = changed / f"{UNET}.safetensors"
     tensors = {key: Tensor.of(np.array(tensor.read())) for key, tensor in open_safetensors(file).items()}
     tensors["conv_in.bias"].read()[0] += 1
     write_safetensors(file, tensors)
-    lines = list(interop.verify.compare(interop.read(source), copy))
+    lines = list(interop.verify.compare(interop.read(source), changed))
     assert "largest difference 1," in lines[0]
 
 
@@ -81,26 +75,26 @@ def test_only_the_unet(source, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["half precision", "shards", "pickle", "pickled shards", "legacy pickle"])
-def test_every_way_diffusers_writes_weights_is_read(source, copy, kind):
+def test_every_way_diffusers_writes_weights_is_read(source, changed, kind):
     torch = pytest.importorskip("torch")
-    file = copy / f"{UNET}.safetensors"
+    file = changed / f"{UNET}.safetensors"
     tensors = open_safetensors(file)
     state = {key: torch.from_numpy(tensor.read().copy()) for key, tensor in tensors.items()}
     keys = sorted(state)
     if kind == "half precision":
-        write_safetensors(copy / f"{UNET}.fp16.safetensors", tensors, dtype=np.float16)
+        write_safetensors(changed / f"{UNET}.fp16.safetensors", tensors, dtype=np.float16)
     elif kind == "shards":
         write_safetensors(file, {key: Tensor.of(v.numpy()) for key, v in state.items()}, max_shard_size=50_000)
     elif kind == "pickled shards":
         parts = {"a.bin": keys[::2], "b.bin": keys[1::2]}
         for name, part in parts.items():
-            torch.save({key: state[key] for key in part}, copy / "unet" / name)
+            torch.save({key: state[key] for key in part}, changed / "unet" / name)
         weight_map = {key: name for name, part in parts.items() for key in part}
-        (copy / f"{UNET}.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
+        (changed / f"{UNET}.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
     else:
-        torch.save(state, copy / f"{UNET}.bin", _use_new_zipfile_serialization=kind == "pickle")
+        torch.save(state, changed / f"{UNET}.bin", _use_new_zipfile_serialization=kind == "pickle")
     file.unlink(missing_ok=True)
-    found, expected = interop.read(copy).under("unet"), interop.read(source).under("unet")
+    found, expected = interop.read(changed).under("unet"), interop.read(source).under("unet")
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         wanted = tensor.read().astype(found[name].dtype)
@@ -199,32 +193,32 @@ def test_a_wrong_option_is_told(source, tmp_path, capsys, arguments, told):
 
 
 @pytest.mark.parametrize("to", ["diffusers", "orbax", "single-file"])
-def test_what_is_not_finite_is_named_and_nothing_is_left(copy, tmp_path, capsys, to):
-    file = copy / f"{UNET}.safetensors"
+def test_what_is_not_finite_is_named_and_nothing_is_left(changed, tmp_path, capsys, to):
+    file = changed / f"{UNET}.safetensors"
     tensors = {key: Tensor.of(np.array(tensor.read())) for key, tensor in open_safetensors(file).items()}
     tensors["conv_in.weight"].read()[3] = np.nan
     write_safetensors(file, tensors)
     before = sorted(tmp_path.iterdir())
-    assert convert(copy, tmp_path / "out.safetensors", "--to", to) == 2
+    assert convert(changed, tmp_path / "out.safetensors", "--to", to) == 2
     error = capsys.readouterr().err
     assert "parameter unet.conv_in.kernel: holds NaN or infinity" in error
     assert error.count("\n") == 1
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_a_config_of_another_family_is_named(copy, tmp_path, capsys):
-    file = copy / "unet" / "config.json"
+def test_a_config_of_another_family_is_named(changed, tmp_path, capsys):
+    file = changed / "unet" / "config.json"
     file.write_text(json.dumps({"_class_name": "SD3Transformer2DModel", "patch_size": 2}))
-    assert convert(copy, tmp_path / "out", "--to", "orbax") == 2
+    assert convert(changed, tmp_path / "out", "--to", "orbax") == 2
     assert "SD3Transformer2DModel" in capsys.readouterr().err
     file.write_text(json.dumps({"_class_name": "UNet2DConditionModel", "addition_embed_type": "text_time"}))
-    assert convert(copy, tmp_path / "out", "--to", "orbax") == 2
+    assert convert(changed, tmp_path / "out", "--to", "orbax") == 2
     assert "addition_embed_type" in capsys.readouterr().err
 
 
-def test_weights_of_pytorch_are_preferred_to_flax(copy):
-    (copy / "unet" / "diffusion_flax_model.msgpack").write_bytes(b"whatever")
-    assert interop.read(copy, only=("unet",)).networks == ["unet"]
+def test_weights_of_pytorch_are_preferred_to_flax(changed):
+    (changed / "unet" / "diffusion_flax_model.msgpack").write_bytes(b"whatever")
+    assert interop.read(changed, only=("unet",)).networks == ["unet"]
 
 
 @pytest.mark.slow

@@ -1,5 +1,4 @@
 import json
-import shutil
 
 import numpy as np
 import pytest
@@ -9,11 +8,6 @@ from jaxcxr.__main__ import main
 from jaxcxr.errors import UserError
 
 st = pytest.importorskip("safetensors.numpy")
-
-
-@pytest.fixture
-def broken(source, tmp_path):
-    return shutil.copytree(source, tmp_path / "broken")
 
 
 def tensors(folder, network):
@@ -73,48 +67,48 @@ def edit(folder, network, change):
     st.save_file(found, file, metadata={"format": "pt"})
 
 
-def test_a_missing_tensor_is_named(broken):
-    edit(broken, "unet", lambda t: t.pop("mid_block.resnets.0.conv1.weight"))
+def test_a_missing_tensor_is_named(changed):
+    edit(changed, "unet", lambda t: t.pop("mid_block.resnets.0.conv1.weight"))
     with pytest.raises(UserError, match=r"unet\.mid_block\.resnets\.0\.conv1\.kernel is missing"):
-        interop.load(broken)
+        interop.load(changed)
 
 
-def test_an_unexpected_tensor_is_named(broken):
-    edit(broken, "vae", lambda t: t.update({"encoder.extra.weight": np.zeros((2, 2), np.float32)}))
+def test_an_unexpected_tensor_is_named(changed):
+    edit(changed, "vae", lambda t: t.update({"encoder.extra.weight": np.zeros((2, 2), np.float32)}))
     with pytest.raises(UserError, match=r"vae\.encoder\.extra\.kernel is not one"):
-        interop.load(broken)
+        interop.load(changed)
 
 
-def test_a_misshapen_tensor_is_named(broken):
-    edit(broken, "unet", lambda t: t.update({"conv_in.bias": np.zeros(31, np.float32)}))
+def test_a_misshapen_tensor_is_named(changed):
+    edit(changed, "unet", lambda t: t.update({"conv_in.bias": np.zeros(31, np.float32)}))
     with pytest.raises(UserError, match=r"unet\.conv_in\.bias has shape \(31,\), the config asks for \(32,\)"):
-        interop.load(broken)
+        interop.load(changed)
 
 
-def test_a_config_of_other_tensors_is_told(broken):
-    file = broken / "unet" / "config.json"
+def test_a_config_of_other_tensors_is_told(changed):
+    file = changed / "unet" / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"block_out_channels": [64, 64]}))
     with pytest.raises(UserError, match="do config.json and weights belong together"):
-        interop.load(broken)
+        interop.load(changed)
 
 
-def test_a_missing_file_is_named(broken):
-    (broken / "vae" / "diffusion_pytorch_model.safetensors").unlink()
+def test_a_missing_file_is_named(changed):
+    (changed / "vae" / "diffusion_pytorch_model.safetensors").unlink()
     with pytest.raises(UserError, match=r"vae/diffusion_pytorch_model\.safetensors: no such file"):
-        interop.load(broken)
+        interop.load(changed)
 
 
-def test_a_truncated_file_is_named(broken):
-    file = broken / "unet" / "diffusion_pytorch_model.safetensors"
+def test_a_truncated_file_is_named(changed):
+    file = changed / "unet" / "diffusion_pytorch_model.safetensors"
     file.write_bytes(file.read_bytes()[:5000])
     with pytest.raises(UserError, match="unet/diffusion_pytorch_model.safetensors: cannot be read"):
-        interop.load(broken)
+        interop.load(changed)
 
 
-def test_a_config_that_is_not_json_is_named(broken):
-    (broken / "unet" / "config.json").write_text("{")
+def test_a_config_that_is_not_json_is_named(changed):
+    (changed / "unet" / "config.json").write_text("{")
     with pytest.raises(UserError, match="unet/config.json: not JSON"):
-        interop.load(broken)
+        interop.load(changed)
 
 
 def test_what_is_not_a_checkpoint_is_told(tmp_path, capsys):
@@ -133,28 +127,28 @@ def test_a_destination_that_exists_is_left_alone(source, tmp_path, capsys):
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["mine"]
 
 
-def test_the_old_names_of_the_autoencoders_attention_are_read(broken):
+def test_the_old_names_of_the_autoencoders_attention_are_read(changed):
     def rename(found):
         for key in [key for key in found if ".attentions." in key]:
             old = key.replace("to_q", "query").replace("to_k", "key").replace("to_v", "value")
             found[old.replace("to_out.0", "proj_attn")] = found.pop(key)
 
-    before = interop.load(broken, only=("vae",)).parameters()
-    edit(broken, "vae", rename)
-    after = interop.load(broken, only=("vae",)).parameters()
+    before = interop.load(changed, only=("vae",)).parameters()
+    edit(changed, "vae", rename)
+    after = interop.load(changed, only=("vae",)).parameters()
     assert all((np.asarray(before[name]) == np.asarray(after[name])).all() for name in before)
 
 
-def test_position_ids_of_old_transformers_are_left_aside(broken):
-    edit(broken, "text_encoder", lambda t: t.update({"embeddings.position_ids": np.arange(77)[None]}))
-    assert interop.load(broken, only=("text_encoder",)).text_encoder is not None
+def test_position_ids_of_old_transformers_are_left_aside(changed):
+    edit(changed, "text_encoder", lambda t: t.update({"embeddings.position_ids": np.arange(77)[None]}))
+    assert interop.load(changed, only=("text_encoder",)).text_encoder is not None
 
 
-def test_a_safety_checker_is_not_asked_for_again(broken, tmp_path):
-    file = broken / "model_index.json"
+def test_a_safety_checker_is_not_asked_for_again(changed, tmp_path):
+    file = changed / "model_index.json"
     index = json.loads(file.read_text()) | {"safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"]}
     file.write_text(json.dumps(index))
-    interop.save(interop.load(broken), tmp_path / "out")
+    interop.save(interop.load(changed), tmp_path / "out")
     written = json.loads((tmp_path / "out" / "model_index.json").read_text())
     assert written["safety_checker"] == [None, None]
     assert written["unet"] == index["unet"]
