@@ -81,7 +81,9 @@ class Request:
 
     @property
     def text(self) -> str:
-        """What the picture shows, in words: its prompt, or those of a composition that lead to it."""
+        """What the picture shows, in words: its prompt, the nearer of two, or those of a composition that lead there."""
+        if self.interpolate and self.interpolate.t > 0.5:
+            return self.interpolate.prompt
         if not self.compose:
             return str(self.prompt)
         return " ".join(part.prompt for part in self.compose if part.weight > 0)

@@ -171,6 +171,7 @@ def sample(
                     bar.update()
         processes.on_first(lambda: None)  # the others are done too
         if first:
+            _require_all(folder, rows)
             _write_tables(folder, rows, asked)
     processes.on_first(lambda: None)  # `out` is there
     if first:
@@ -183,6 +184,12 @@ def _begin(held: contextlib.ExitStack, out: Path, identity: str) -> None:
     """Makes the folder that will be `out` this job's, without the picture that an interrupted process was writing."""
     for left in held.enter_context(begun_folder(out, identity, private=True)).glob(f"{_NEXT}*"):
         left.unlink()
+
+
+def _require_all(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Raises UserError where a picture of another process is not here."""
+    if lost := next((row["file_name"] for row in rows if not _is_whole(folder / row["file_name"])), None):
+        raise UserError(f"{folder}: has no {lost}, though all is drawn; all processes need the same --out and devices")
 
 
 def _write_tables(folder: Path, rows: Sequence[Mapping[str, Any]], asked: Sequence[Request]) -> None:

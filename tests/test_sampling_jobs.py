@@ -11,6 +11,8 @@ from jaxcxr import interop
 from jaxcxr.__main__ import main
 from jaxcxr.data.summary import Summary
 from jaxcxr.draw import Drawer
+from jaxcxr.errors import UserError
+from jaxcxr.requests import parse
 from jaxcxr.sample import Settings, sample
 from tests import pipelines
 from tests.training import jobs
@@ -100,6 +102,20 @@ def test_twenty_interruptions_lose_nothing(base, tmp_path, monkeypatch):
     sample(pipeline, prompts, settings, tmp_path / "out", batch_size=2)
     assert [place for places in drawn for place in places] == [(0, index) for index in range(42)]
     assert files(tmp_path / "out") == files(tmp_path / "whole")
+
+
+def test_an_interpolation_has_the_text_of_the_nearer_prompt():
+    rows = [{"prompt": "a", "interpolate": {"prompt": "b", "t": t}} for t in (0, 0.5, 0.6, 1)]
+    assert [parse(row, "here").text for row in rows] == ["a", "a", "b", "b"]
+
+
+def test_a_job_that_lacks_a_picture_of_another_process_is_not_finished(base, tmp_path, monkeypatch):
+    monkeypatch.setattr("jax.process_count", lambda: 2)  # the other one draws elsewhere
+    monkeypatch.setattr("jaxcxr.parallel.processes.on_first", lambda do: do())
+    prompts = [{"prompt": text} for text in pipelines.REPORTS[:2]]
+    with pytest.raises(UserError, match="has no 00001.png"):
+        sample(interop.load(base), prompts, Settings("base", steps=1, size=16), tmp_path / "out", batch_size=1)
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_folder_is_prepared_as_a_data_set(base, prompts, tmp_path):

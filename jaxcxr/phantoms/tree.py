@@ -11,6 +11,7 @@ import gzip
 import hashlib
 import io
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -161,9 +162,10 @@ def _settings(
     unknown = sorted(set(prevalence) - set(PREVALENCE))
     if unknown:
         raise UserError(f"prevalence of {unknown[0]!r} is unknown; choose from {', '.join(PREVALENCE)}")
-    sides = [share for name, share in prevalence.items() if name.endswith(" effusion")]
-    if not all(0 <= share <= 1 for share in [*prevalence.values(), sum(sides)]):
-        raise UserError("a prevalence is outside 0 to 1, or the three effusions' are above 1 together")
+    effusions = math.fsum(share for name, share in prevalence.items() if name.endswith(" effusion"))
+    for name, share in [*prevalence.items(), ("the effusions together", effusions)]:
+        if not 0 <= share <= 1:
+            raise UserError(f"prevalence of {name} is {share:g}; give 0 to 1")
     return {
         "revision": REVISION,
         "patients": patients,

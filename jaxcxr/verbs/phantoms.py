@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_prevalence,
         default=PREVALENCE,
         metavar="LIST",
-        help="share of studies with a finding, where it is to be another: 'left effusion=0.1,device=0.4'",
+        help="share of studies with these findings: 'left effusion=0.1,device=0.4'; the others keep theirs",
     )
     parser.add_argument("--masks", action="store_true", help="also write each finding's mask as PNG under masks/")
 
@@ -61,7 +61,7 @@ def _prevalence(text: str) -> Mapping[str, float]:
         try:
             given[name] = float(share)
         except ValueError as error:
-            raise argparse.ArgumentTypeError(f"{entry!r:.100} may be a share, as {name}=0.25") from error
+            raise argparse.ArgumentTypeError(f"{entry!r:.100} is not a share; write {name}=0.25") from error
     return given
 
 

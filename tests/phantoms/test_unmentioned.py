@@ -44,6 +44,23 @@ def test_what_is_drawn_cannot_be_unmentioned(tmp_path):
         write_tree(tmp_path / "tree", 3, 64, unmentioned=["fracture"])
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"device": 1.5}, "prevalence of device is 1.5"),
+        ({"left effusion": 0.6, "right effusion": 0.6}, "the effusions together is 1.2"),
+    ],
+)
+def test_a_prevalence_that_is_no_share_is_refused(tmp_path, given, message):
+    with pytest.raises(UserError, match=message):
+        write_tree(tmp_path / "tree", 3, 64, prevalence=given)
+
+
+def test_shares_of_effusions_may_add_up_to_one(tmp_path):
+    shares = {"left effusion": 0.33, "right effusion": 0.56, "bilateral effusion": 0.11}
+    assert write_tree(tmp_path / "tree", 3, 64, prevalence=shares).fresh
+
+
 def test_a_tree_of_other_unmentioned_kinds_is_another_tree(tmp_path):
     write_tree(tmp_path / "tree", 3, 64, findings=OTHERS, unmentioned=["effusion"])
     assert not write_tree(tmp_path / "tree", 3, 64, findings=OTHERS, unmentioned=["effusion"]).fresh
