@@ -81,7 +81,7 @@ class Request:
 
     @property
     def text(self) -> str:
-        """What the picture shows, in words: its prompt, the nearer of two, or those of a composition that lead there."""
+        """What the picture shows, in words: its prompt, the nearer of two, or those that a composition leads to."""
         if self.interpolate and self.interpolate.t > 0.5:
             return self.interpolate.prompt
         if not self.compose:
