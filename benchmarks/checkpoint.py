@@ -35,7 +35,7 @@ def state_of(gigabytes: float) -> dict:
     count = max(1, round(gigabytes * 1e9 / 4 / (4 * 3 * 3 * 1280 * 1280)))
     rng = np.random.default_rng(0)
     weights = {f"unet.{n}.kernel": rng.standard_normal((3, 3, 1280, 1280), np.float32) for n in range(count)}
-    return jax.jit(lambda p: init_state(p, set(p), optax.adamw(1e-4)))(weights)
+    return jax.jit(lambda p: init_state(p, optax.adamw(1e-4)))(weights)
 
 
 def main() -> None:

@@ -45,16 +45,18 @@ def measure(run: str) -> tuple[int, int]:
     config = RUNS[run]
     mesh = meshes.make_mesh(config.mesh)
     pipeline = describe(config)
-    program, batch = make_program(config, pipeline, mesh), batch_shapes(config, pipeline, mesh)
-    compiled = program.step.lower(program.state, batch).compile()
-    state = plans._state_memory(program.state, batch)
+    program = make_program(config, pipeline, mesh)
+    batch = batch_shapes(config, pipeline, mesh, program.learns)
+    compiled = program.step.lower(program.state, program.frozen, batch).compile()
+    state = plans._state_memory(program, batch)
     predicted = sum(state.values()) + sum(plans._other_memory(compiled, state).values())
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     before = _status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
     values = jax.tree.map(
-        lambda leaf: jax.device_put(np.zeros(leaf.shape, leaf.dtype), leaf.sharding), (program.state, batch)
+        lambda leaf: jax.device_put(np.zeros(leaf.shape, leaf.dtype), leaf.sharding),
+        (program.state, program.frozen, batch),
     )
     jax.block_until_ready(compiled(*values))
     return predicted, _status("VmHWM") - before

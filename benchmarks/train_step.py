@@ -94,20 +94,20 @@ def ours(
     mesh = meshes.make_mesh(config.mesh, jax.devices()[:1])
     program = make_program(config, pipeline, mesh)
     with jax.set_mesh(mesh):
-        state = program.init(initialize(pipeline, jax.random.key(0)))
+        state, frozen = program.init(initialize(pipeline, jax.random.key(0)), jax.random.key(0))
         on_device = meshes.to_global(batch, mesh, config.batch_size)
         started = time.perf_counter()
-        compiled = program.step.lower(state, on_device).compile()
+        compiled = program.step.lower(state, frozen, on_device).compile()
         seconds = time.perf_counter() - started
 
     def run() -> None:
         nonlocal state
         for _ in range(STEPS):
-            state, metrics = compiled(state, on_device)
+            state, metrics = compiled(state, frozen, on_device)
         jax.block_until_ready(metrics)
 
     memory = compiled.memory_analysis()
-    work = flops.of_step(config, pipeline, program.learns, batch)
+    work = flops.of_step(config, pipeline, program.adaptation, batch)
     return run, {
         "device": jax.devices()[0].device_kind,
         "compile_s": round(seconds, 1),

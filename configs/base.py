@@ -15,6 +15,7 @@ def get_config() -> ConfigDict:
     config.steps = 1000
     config.batch_size = 32  # of all devices together
     config.dtype = "float32"  # compute dtype, float32 or bfloat16; weights are float32
+    config.method = "diffusion"  # or autoencoder
     config.trainable = r"unet\..*"  # which parameters learn: a regular expression for the whole name
     config.ema_decay = 0.9999
     config.attention = "auto"  # or xla, cudnn, splash, sliced: a kernel for wherever it can serve
@@ -48,7 +49,6 @@ def get_config() -> ConfigDict:
     config.model.measure_scaling_factor = False  # for an autoencoder of one's own: scale latents to variance 1
 
     config.objective = ConfigDict()
-    config.objective.name = "diffusion"  # or autoencoder
     config.objective.error = "mse"  # or l1, or huber
     config.objective.caption_dropout = 0.1
     config.objective.min_snr_gamma = 0.0  # 5: errors at little noise count less; 0: all alike, as for the four below
@@ -59,6 +59,12 @@ def get_config() -> ConfigDict:
     config.objective.timestep_bias_portion = 0.25
     config.objective.kl_weight = 1e-6
     config.objective.perceptual = ConfigDict()  # weights of further terms, by name
+
+    config.lora = ConfigDict()  # adapters beside layers that are frozen; `trainable` may be empty then
+    config.lora.rank = 0  # 4 to 64; 0: none
+    config.lora.alpha = 0.0  # they are scaled by alpha / rank; 0: by 1
+    config.lora.targets = r"unet\..*\.attn[12]\.(to_[qkv]|to_out\.0)"  # layers, dense or convolutions, by whole name
+    config.lora.dora = ""  # of which of them magnitudes are learnt too, in the same way; empty: of none
 
     config.optimizer = ConfigDict()
     config.optimizer.name = "adamw"  # or adafactor, lion, schedule_free

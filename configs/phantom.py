@@ -65,7 +65,7 @@ def get_config(stage: str = "diffusion") -> ConfigDict:
 
 def _autoencoder() -> ConfigDict:
     config = base.get_config()
-    config.objective.name = "autoencoder"
+    config.method = "autoencoder"
     config.objective.error = "l1"
     config.objective.kl_weight = 1e-8  # at 1e-6 the noise of two of the four channels comes near their signal
     config.model.vae = ConfigDict(VAE)

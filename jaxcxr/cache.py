@@ -20,6 +20,7 @@ from jaxcxr.data.summary import Summary
 from jaxcxr.errors import UserError
 from jaxcxr.files import locked_folder, remove_unfinished
 from jaxcxr.interop.pipeline import StableDiffusion
+from jaxcxr.methods import method
 from jaxcxr.models.vae import normalize, split_moments
 from jaxcxr.parallel import mesh as meshes
 from jaxcxr.parallel import processes, rules
@@ -88,8 +89,8 @@ def _frozen(config: ConfigDict, text: bool) -> StableDiffusion:
 
 def _check_frozen(config: ConfigDict, pipeline: StableDiffusion) -> None:
     """Raises UserError where a training of this config would refuse the cache, since a network of it learns."""
-    if config.objective.name != "diffusion":
-        raise UserError(f"config.objective.name={config.objective.name!r}: trains without a cache; it is for diffusion")
+    if not method(config).cached:
+        raise UserError(f"config.method={config.method!r}: trains without a cache; it is for diffusion")
     for network, remedy in (("vae", "train without a cache"), ("text_encoder", "cache without --text")):
         if network not in pipeline.networks:
             continue

@@ -86,8 +86,8 @@ def test_a_config_file_that_fails_is_one_line(tmp_path, content, message):
 
 def test_stages():
     phantom = ROOT / "configs" / "phantom.py"
-    assert configs.load(f"{phantom}:autoencoder").objective.name == "autoencoder"
-    assert configs.load(phantom).objective.name == "diffusion"
+    assert configs.load(f"{phantom}:autoencoder").method == "autoencoder"
+    assert configs.load(phantom).method == "diffusion"
     with pytest.raises(UserError, match="no such stage"):
         configs.load(f"{phantom}:gan")
 

@@ -24,8 +24,14 @@ class _Model:
 
 @dataclasses.dataclass(frozen=True)
 class _Objective:
-    name: str
     error: str
+    name: str = ""  # of before `method`
+
+
+@dataclasses.dataclass(frozen=True)
+class _LoRA:
+    rank: int = 0
+    targets: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +42,8 @@ class _Run:
     trainable: str
     steps: int
     batch_size: int
+    method: str = ""
+    lora: _LoRA = dataclasses.field(default_factory=_LoRA)
     model: _Model = dataclasses.field(default_factory=_Model)
 
 
@@ -94,8 +102,9 @@ def _trained(source: Path, config: dict[str, Any]) -> list[str]:
     metrics = _last_metrics(source)
     rows = [
         ("base model", run.model.base or "none: trained from scratch"),
-        ("objective", f"{run.objective.name}, {run.objective.error}"),
-        ("parameters that learn", f"`{run.trainable}`"),
+        ("objective", f"{run.method or run.objective.name}, {run.objective.error}"),
+        *([("parameters that learn", f"`{run.trainable}`")] if run.trainable else []),
+        *([("LoRA", f"rank {run.lora.rank}, `{run.lora.targets}`")] if run.lora.rank else []),
         *_data(read_data(source)),
         ("steps", f"{metrics.get('step', run.steps):.0f} of {run.steps}, batches of {run.batch_size}"),
         *((name.replace("_", " "), f"{metrics[name]:.4g}") for name in ("loss", "validation_loss") if name in metrics),

@@ -1,7 +1,8 @@
 """Orbax checkpoints: a weightless diffusers folder `model/`, and `checkpoints/STEP/` beside it.
 
-Each step holds separate items, so that weights can be read without the optimizer: `params` (every parameter
-by its full name), `ema` (those that learn, averaged), and for training `opt_state`.
+Each step holds separate items, so that weights can be read without the optimizer: `params` (parameters by their full
+names), `ema` (those that learn, averaged), and for training `opt_state`. Of a run `params` has what learns; the rest
+is written once, to `frozen/`. Of a conversion, and of runs of before there was a `frozen/`, it has every parameter.
 """
 
 import contextlib
@@ -10,12 +11,13 @@ import itertools
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from jaxcxr import adaptation
 from jaxcxr.errors import UserError, one_line
 from jaxcxr.files import new_folder
 from jaxcxr.interop import checksums
@@ -24,7 +26,7 @@ from jaxcxr.interop.diffusers import read_files
 from jaxcxr.interop.pipeline import write_files
 from jaxcxr.interop.tensors import Tensor, cast_all, contiguous
 
-MODEL, CHECKPOINTS = "model", "checkpoints"
+MODEL, CHECKPOINTS, FROZEN = "model", "checkpoints", "frozen"
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,9}")
 _AT_ONCE = 128 * 2**20  # bytes of tensors in memory while they are written
 
@@ -80,10 +82,16 @@ def read(path: Path, *, ema: bool = True, only: Iterable[str] | None = None) -> 
 
     if what := checksums.damage(folder, items):
         raise UserError(f"{folder}: is damaged, {what}; {remedy()}")
-    found = _read_item(folder / "params", only, remedy)
+    found: dict[str, Tensor] = {}
+    if (path / FROZEN).is_dir():
+        if what := checksums.damage(path / FROZEN):
+            raise UserError(f"{path / FROZEN}: is damaged, {what}; copy it again")
+        found = read_item(path / FROZEN / "params")
+    found |= read_item(folder / "params", remedy)
     if ema and (folder / "ema").is_dir():
-        found |= _read_item(folder / "ema", only, remedy)
-    return Checkpoint(files, found)
+        found |= read_item(folder / "ema", remedy)
+    files, found = adaptation.merged(files, found)
+    return Checkpoint(files, found).only(only)
 
 
 def write(checkpoint: Checkpoint, path: str | Path, *, dtype: Any = None) -> None:
@@ -98,14 +106,31 @@ def write(checkpoint: Checkpoint, path: str | Path, *, dtype: Any = None) -> Non
 
     with new_folder(path) as folder, disk_errors():
         write_files(folder / MODEL, checkpoint.files)
-        registry = ocp.type_handlers.create_type_handler_registry((Tensor, _tensor_handler()))
-        handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry, use_compression=False, use_zarr3=True)
         options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
         parent = (folder / CHECKPOINTS).absolute()
-        with ocp.CheckpointManager(parent, options=options, item_handlers={"params": handler}) as manager:
+        with ocp.CheckpointManager(parent, options=options, item_handlers={"params": _handler()}) as manager:
             tensors = cast_all(checkpoint.tensors, dtype)
             manager.save(0, args=ocp.args.Composite(params=ocp.args.PyTreeSave(tensors)))
         checksums.write(parent / "0")
+
+
+def write_frozen(workdir: Path, parameters: Mapping[str, Any]) -> None:
+    """Writes what does not learn in a run, arrays or tensors by full name; all of it or nothing."""
+    import orbax.checkpoint as ocp
+
+    tensors = {name: each if isinstance(each, Tensor) else Tensor.of(each) for name, each in parameters.items()}
+    with new_folder(workdir / FROZEN) as folder, disk_errors():
+        with ocp.Checkpointer(_handler()) as checkpointer:
+            checkpointer.save((folder / "params").absolute(), args=ocp.args.PyTreeSave(tensors))
+        checksums.write(folder)
+
+
+def _handler() -> Any:
+    """Orbax's for trees of `Tensor`; weights are not compressed."""
+    import orbax.checkpoint as ocp
+
+    registry = ocp.type_handlers.create_type_handler_registry((Tensor, _tensor_handler()))
+    return ocp.PyTreeCheckpointHandler(type_handler_registry=registry, use_compression=False, use_zarr3=True)
 
 
 def _tensor_handler() -> Any:
@@ -156,13 +181,17 @@ def _readable(folder: Path, remedy: Callable[[], str]) -> Iterator[None]:
         raise UserError(f"{said}; {remedy()}") from error
 
 
-def _read_item(folder: Path, only: Iterable[str] | None, remedy: Callable[[], str]) -> dict[str, Tensor]:
-    """An item's tensors of the networks wanted; neighbours are read together, and the last two groups are kept."""
+def read_item(folder: Path, remedy: Callable[[], str] = lambda: "copy it again") -> dict[str, Tensor]:
+    """An item's tensors, read when asked for; neighbours are read together, and the last two groups are kept.
+
+    Raises:
+      UserError: now or later, with a remedy: a file cannot be read.
+    """
     import orbax.checkpoint as ocp
 
     with _readable(folder, remedy), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         stored = checkpointer.metadata(folder).item_metadata.tree
-        wanted = {name: meta for name, meta in sorted(stored.items()) if only is None or name.split(".")[0] in only}
+        wanted = dict(sorted(stored.items()))
     starts = itertools.accumulate(
         (math.prod(meta.shape) * np.dtype(meta.dtype).itemsize for meta in wanted.values()), initial=0
     )

@@ -29,9 +29,9 @@ class Tensor:
     read: Callable[[], np.ndarray]
 
     @classmethod
-    def of(cls, array: np.ndarray) -> "Tensor":
-        """One that is in memory already."""
-        return cls(array.shape, array.dtype, lambda: array)
+    def of(cls, array: Any) -> "Tensor":
+        """One that is in memory already, or on a device."""
+        return cls(array.shape, np.dtype(array.dtype), lambda: np.asarray(array))
 
     def map(self, change: Callable[[Any], Any]) -> "Tensor":
         """The tensor that `change` makes of this one by moving axes about: no arithmetic, no other dtype."""

@@ -77,7 +77,7 @@ def shard_state(state: Any, strategy: str, average_strategy: str, average_memory
     Args:
       state: arrays or shapes; the optimizer's moments lie where their parameter lies.
       strategy: of the parameters.
-      average_strategy: of `state["ema"]`; empty: the parameters'.
+      average_strategy: of `state["average"]`; empty: the parameters'.
       average_memory: "device", or "host" for the average to wait in the host's memory between steps.
       mesh: of the devices.
 
@@ -91,12 +91,12 @@ def shard_state(state: Any, strategy: str, average_strategy: str, average_memory
             f" config.sharding={strategy!r}; set that to 'fsdp+tensor', or config.mesh.tensor=1"
         )
     shardings = shard(state, strategy, mesh)
-    average = shard(state["ema"], average_strategy or strategy, mesh, key="ema_sharding")
+    average = shard(state["average"], average_strategy or strategy, mesh, key="ema_sharding")
     if average_memory not in ("device", "host"):
         raise UserError(f"config.ema_memory={average_memory!r}: may be device or host")
     if average_memory == "host":
         average = jax.tree.map(lambda sharding: sharding.with_memory_kind("pinned_host"), average)
-    return {**shardings, "ema": average}
+    return {**shardings, "average": average}
 
 
 def shard(tree: Any, strategy: str, mesh: Mesh, *, key: str = "sharding") -> Any:

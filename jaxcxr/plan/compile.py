@@ -26,7 +26,7 @@ from jaxcxr.plan import hlo, live, targets
 from jaxcxr.plan.networks import describe
 from jaxcxr.plan.targets import Target
 from jaxcxr.training import flops
-from jaxcxr.training.program import batch_shapes, make_program
+from jaxcxr.training.program import Program, batch_shapes, make_program
 
 
 def measure(
@@ -37,10 +37,11 @@ def measure(
     Returns:
       `sharding`: a list of {name, shape, dtype, spec, and bytes a chip: weights, optimizer, ema} of the parameters.
       Unless `sharding_only` also `target`, `chips`, `mesh`, `batch_size`, `dtype`; `limit`, the bytes a chip has, None
-      for a CPU; `memory` in bytes a chip (weights, optimizer, ema, batch, padding, temporaries, program; the last three
-      are missing where the compiler gave up); `alive`, of the temporaries, as of `live.at_peak`; `donated`, the bytes
-      of results that lie where the state was; `moved`, those that a chip reads and writes, as of `hlo.moved`; `over`,
-      the bytes by which it does not fit, or 0; `flops` of a step (`model`, the work asked for; `traced`, with what
+      for a CPU; `memory` in bytes a chip (weights, frozen, optimizer, ema, batch, padding, temporaries, program; the
+      last three are missing where the compiler gave up); `alive`, of the temporaries, as of `live.at_peak`; `donated`,
+      the bytes of results that lie where the state was; `moved`, those that a chip reads and writes, as of `hlo.moved`;
+      `over`, the bytes by which it does not fit, or 0; `flops` of a step (`model`, the work asked for; `traced`, with
+      what
       remat and attention do again) and a chip's as the `compiler` counts; `collectives` as of `hlo.by_kind`;
       `gradients` in bytes a chip; `seconds` by stage.
 
@@ -52,20 +53,21 @@ def measure(
     devices = targets.devices(target)
     mesh = make_mesh(config.mesh, devices)
     pipeline = describe(config)
-    program, batch = make_program(config, pipeline, mesh), batch_shapes(config, pipeline, mesh)
-    sharding = _sharding_table(program.state)
+    program = make_program(config, pipeline, mesh)
+    batch = batch_shapes(config, pipeline, mesh, program.learns)
+    sharding = _sharding_table(program)
     if sharding_only:
         return {"sharding": sharding}
     seconds.begin("trace")
     with targets.pretended(target):
-        traced = program.step.trace(program.state, batch)
-        work: dict[str, float | None] = {"model": flops.of_step(config, pipeline, program.learns, batch)}
+        traced = program.step.trace(program.state, program.frozen, batch)
+        work: dict[str, float | None] = {"model": flops.of_step(config, pipeline, program.adaptation, batch)}
         work["traced"] = flops.of_jaxpr(traced.jaxpr)
         seconds.begin("lower")
         lowered = traced.lower()
     seconds.begin("compile")
     compiled, over = _compile(lowered, target, _OPTIONS[target.platform])
-    memory, collectives, donated = _state_memory(program.state, batch), {}, 0
+    memory, collectives, donated = _state_memory(program, batch), {}, 0
     alive, moved = None, None
     if compiled is not None:
         memory |= _other_memory(compiled, memory)
@@ -93,7 +95,7 @@ def measure(
         "flops": work,
         "collectives": collectives,
         # As those parameters lie, wherever their average does.
-        "gradients": _bytes({name: program.state["params"][name] for name in program.learns}),
+        "gradients": _bytes(program.state["learnt"]),
         "seconds": seconds.end(),
     }
 
@@ -148,12 +150,13 @@ def _exceeded(message: str, limit: int) -> int:
     return 1
 
 
-def _state_memory(state: Any, batch: Any) -> dict[str, int]:
-    """Bytes a chip of the state and the batch, by kind."""
+def _state_memory(program: Program, batch: Any) -> dict[str, int]:
+    """Bytes a chip of the state, of what does not learn and of the batch, by kind."""
     return {
-        "weights": _bytes(state["params"]),
-        "optimizer": _bytes(state["opt_state"]),
-        "ema": _bytes(state["ema"]),
+        "weights": _bytes(program.state["learnt"]),
+        "frozen": _bytes(program.frozen),
+        "optimizer": _bytes(program.state["opt_state"]),
+        "ema": _bytes(program.state["average"]),
         "batch": _bytes(batch),
     }
 
@@ -185,8 +188,9 @@ def _bytes(tree: Any) -> int:
     )
 
 
-def _sharding_table(state: Any) -> list[dict[str, Any]]:
+def _sharding_table(program: Program) -> list[dict[str, Any]]:
     """Where every parameter lies, and what its moments and average take."""
+    state = program.state
     moments: collections.Counter[str] = collections.Counter()
     for path, leaf in jax.tree_util.tree_flatten_with_path(state["opt_state"])[0]:
         moments[rules.parameter_of(path)] += _bytes(leaf)
@@ -198,9 +202,9 @@ def _sharding_table(state: Any) -> list[dict[str, Any]]:
             "spec": [list(axis) if isinstance(axis, tuple) else axis for axis in leaf.sharding.spec],
             "weights": _bytes(leaf),
             "optimizer": moments[name],
-            "ema": _bytes(state["ema"].get(name, ())),
+            "ema": _bytes(state["average"].get(name, ())),
         }
-        for name, leaf in state["params"].items()
+        for name, leaf in (state["learnt"] | program.frozen).items()
     ]
 
 

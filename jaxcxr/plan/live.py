@@ -10,6 +10,7 @@ from jaxcxr.plan import hlo
 KINDS = ("activations", "gradients", "rounded weights", "workspace")
 
 _DIMENSIONS = re.compile(r"\[([\d,]*)\]")
+_PARAMETERS = re.compile(r"state\[\\?'learnt|frozen\[")  # begins the names of a step's arguments that are
 _IN_PLACE = ("bitcast", "optimization-barrier", "while", "dynamic-update-slice")  # the result lies where an operand lay
 
 
@@ -77,7 +78,9 @@ def _buffers(
     for number, (_, root, name, shapes, operation, names, op_name, place) in hlo.instructions(lines):
         operands = [made[operand] for operand in names if operand in made]
         if operation == "parameter":
-            made[name] = list(given) if given else [_Element(of_weights="params" in op_name)] * len(shapes)
+            made[name] = (
+                list(given) if given else [_Element(of_weights=_PARAMETERS.match(op_name) is not None)] * len(shapes)
+            )
         elif operation == "get-tuple-element":
             made[name] = [operands[0][place]]
         elif operation == "tuple":

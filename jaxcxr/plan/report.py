@@ -9,7 +9,8 @@ from jaxcxr.parallel.chips import GIB
 from jaxcxr.plan.roofline import ASSUMPTIONS, estimate
 
 _KINDS = {
-    "weights": "float32",
+    "weights": "those that learn, float32",
+    "frozen": "in the compute dtype",
     "optimizer": "its moments",
     "ema": "the average",
     "batch": "images and prompts",

@@ -14,7 +14,8 @@ BAND = (1.6, 2.8)
 
 ASSUMPTIONS = (
     "compute at the chips' peak, of the FLOPs as traced, so with what remat and attention do again",
-    "state: weights, optimizer and average read and written once a step, gradients written and read once",
+    "state: weights, optimizer and average read and written once a step, gradients written and read once; frozen"
+    " weights read once",
     "communication: rings, all links of a chip at full speed, no overlap with compute",
     f"expected: {SLOWER} times the sum of the three, as published runs of Stable Diffusion 2 on v5p, v6e and H100 take"
     f" (1.95 to 2.28); band {BAND[0]} to {BAND[1]} times",
@@ -81,6 +82,7 @@ def estimate(found: Mapping[str, Any]) -> Estimate:
     chip, memory = target.chip, found["memory"]
     peak = chip.bf16 if found["dtype"] == "bfloat16" else chip.f32
     state = 2 * (memory["weights"] + memory["optimizer"] + memory["ema"] + found["gradients"])
+    state += memory.get("frozen", 0)
     within = sum(row["sent"] for row in found["collectives"].values())
     across = sum(row["sent_across"] for row in found["collectives"].values())
     return Estimate(

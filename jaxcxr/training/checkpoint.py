@@ -18,8 +18,20 @@ from jaxcxr.data import settings
 from jaxcxr.errors import UserError, one_line
 from jaxcxr.files import locked_folder, new_folder, replace_file
 from jaxcxr.interop import checksums
-from jaxcxr.interop.orbax import CHECKPOINTS, MODEL, disk_errors, latest_step, no_steps, steps
+from jaxcxr.interop.orbax import (
+    CHECKPOINTS,
+    FROZEN,
+    MODEL,
+    disk_errors,
+    latest_step,
+    no_steps,
+    read_item,
+    steps,
+    write_frozen,
+)
 from jaxcxr.interop.pipeline import write_files
+from jaxcxr.interop.tensors import Tensor
+from jaxcxr.parallel import mesh as meshes
 from jaxcxr.parallel.processes import from_first, least, on_first
 from jaxcxr.training import schema
 from jaxcxr.training.step import State
@@ -37,7 +49,8 @@ from jaxcxr.workdir import (
 )
 
 _NONE_YET = ".none_yet"  # a file in `checkpoints` until the first of them is complete
-_ITEMS = ("params", "ema", "opt_state", "nonfinite")  # of a train state, as they are kept; its step is the name
+# Of a train state, by the names that they have on the disk; its step is the folder's name.
+_ITEMS = {"params": "learnt", "ema": "average", "opt_state": "opt_state", "nonfinite": "nonfinite"}
 # What may differ when a run goes on: how far it goes, what it shows, and what it runs on.
 MAY_CHANGE = frozenset(
     [
@@ -160,6 +173,7 @@ def claim(
     files: Mapping[str, bytes] | None,
     data: tuple[Prepared, ...] = (),
     command: Command | None = None,
+    frozen: Mapping[str, Any] | None = None,
 ) -> None:
     """Makes `workdir` this config's, and puts on record what its data were prepared with.
 
@@ -171,6 +185,7 @@ def claim(
       files: the pipeline's without weights, the first time.
       data: what `data.json` has.
       command: how the run was started, for the first time.
+      frozen: the parameters that do not learn, arrays or tensors, for a workdir that does not have them yet.
     """
     replace_file(workdir / CONFIG, configs.to_json(config).encode())
     if data:
@@ -180,6 +195,8 @@ def claim(
             write_command(workdir, command)
         with new_folder(workdir / MODEL) as folder:
             write_files(folder, files)
+    if frozen and not (workdir / FROZEN).is_dir():
+        write_frozen(workdir, frozen)
 
 
 def newest_whole(workdir: Path) -> int | None:
@@ -225,6 +242,25 @@ def _set_aside(found: Mapping[Path, str]) -> None:
         print(f"{path}: {why}; it is now {aside}")
 
 
+def read_frozen(workdir: Path, step: int, wanted: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The parameters of these names, which do not learn, in a workdir with a checkpoint of `step`.
+
+    Raises:
+      UserError: one is missing, or the file is damaged.
+    """
+    folder = workdir / FROZEN
+    if not wanted:
+        return {}
+    if not folder.is_dir():  # a run of before they were kept apart
+        folder = workdir / CHECKPOINTS / str(step)
+    elif what := checksums.damage(folder):
+        raise UserError(f"{folder}: is damaged, {what}; copy it back, or name another --workdir")
+    found = read_item(folder / "params")
+    if missing := [name for name in wanted if name not in found]:
+        raise UserError(f"{folder}: has no {missing[0]}; copy {workdir / FROZEN} back, or name another --workdir")
+    return {name: found[name] for name in wanted}
+
+
 class Checkpoints:
     """The checkpoints of one workdir, the newest `keep` of them; saving does not wait for the disk.
 
@@ -250,7 +286,7 @@ class Checkpoints:
         """Saves `state` under its own step, unless it is there already."""
         step = int(state["step"])
         if step != self.latest():
-            items = {name: ocp.args.StandardSave(state[name]) for name in _ITEMS}
+            items = {item: ocp.args.StandardSave(state[name]) for item, name in _ITEMS.items()}
             with disk_errors():
                 self._manager.wait_until_finished()
                 self._saving = step
@@ -260,11 +296,14 @@ class Checkpoints:
         """The latest state, in the structure and on the shardings of `state` (arrays or shapes)."""
         step = self.latest()
         assert step is not None
-        items = {name: ocp.args.StandardRestore(state[name]) for name in _ITEMS}
+        folder = self._folder / str(step)
+        items = {item: ocp.args.StandardRestore(state[name]) for item, name in _ITEMS.items()}
         try:
+            stored = read_item(folder / "params")
+            if more := stored.keys() - state["learnt"].keys():  # of before what does not learn was kept apart
+                del items["params"]
             restored = dict(self._manager.restore(step, args=ocp.args.Composite(**items)).items())
-        except (ValueError, KeyError, TypeError, OSError) as error:
-            folder = self._folder / str(step)
+        except (ValueError, KeyError, TypeError, OSError, UserError) as error:
             if (folder / checksums.CHECKSUMS).is_file():
                 raise  # the files are as they were written
             said = one_line(error)
@@ -273,7 +312,11 @@ class Checkpoints:
                 f"move it away to resume from step {max(older)}" if older else "copy it back, or name another --workdir"
             )
             raise UserError(f"{folder}: cannot be restored ({said}); {remedy}") from error
-        return {"step": jax.device_put(jax.numpy.int32(step), state["step"].sharding), **restored}
+        if more:
+            learnt = state["learnt"].items()
+            restored["params"] = {name: meshes.split(stored[name].read(), leaf.sharding) for name, leaf in learnt}
+        found = {name: restored[item] for item, name in _ITEMS.items()}
+        return {"step": jax.device_put(jax.numpy.int32(step), state["step"].sharding), **found}
 
     def _add_checksums(self) -> None:
         """Is called in Orbax's thread when all files of a step are written, before the step gets its name."""

@@ -20,6 +20,7 @@ from jaxcxr.data.source import is_source
 from jaxcxr.data.summary import Summary
 from jaxcxr.errors import UserError
 from jaxcxr.interop.pipeline import StableDiffusion
+from jaxcxr.methods import method
 
 
 def open_batches(
@@ -130,7 +131,7 @@ def check_cache(config: ConfigDict, pipeline: StableDiffusion, learns: set[str],
     Raises:
       UserError: it was not, two of them are not alike, or the autoencoder learns.
     """
-    if config.objective.name != "diffusion" or any(name.startswith("vae.") for name in learns):
+    if not method(config).cached or any(name.startswith("vae.") for name in learns):
         raise UserError("config.data.cache: holds latents of an autoencoder that is not learning; leave it empty here")
     named, first = folders(config), None
     for folder in named:

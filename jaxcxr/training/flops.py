@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from jaxcxr.adaptation import Adaptation
 from jaxcxr.interop.pipeline import StableDiffusion
-from jaxcxr.training.objectives import make_loss
+from jaxcxr.methods import make_loss
 
 
 def count(function: Callable[..., Any], *arguments: Any) -> int:
@@ -49,38 +50,37 @@ def of_jaxpr(jaxpr: Any) -> int:
     return total
 
 
-def of_training(loss: Any, parameters: Mapping[str, Any], learns: set[str], batch: Mapping[str, Any]) -> int:
+def of_training(loss: Any, adaptation: Adaptation, parameters: Mapping[str, Any], batch: Mapping[str, Any]) -> int:
     """The FLOPs of a batch's forward and backward, for what learns alone; the optimizer's are none.
 
     Args:
-      loss: an `objectives.Loss` of networks that compute nothing again.
-      parameters: every parameter or its shape, by full name.
-      learns: the names of those that learn.
+      loss: a `methods.method.Loss` of networks that compute nothing again.
+      adaptation: what learns.
+      parameters: every parameter of the networks or its shape, by full name.
       batch: arrays or shapes; count one example and multiply, for the time it takes.
     """
     rows = jax.tree.leaves(batch)[0].shape[0]
 
-    def gradients(parameters, batch):
-        rest = {name: value for name, value in parameters.items() if name not in learns}
-        trainable = {name: parameters[name] for name in learns}
+    def gradients(learnt, frozen, batch):
         keys = jax.random.split(jax.random.key(0), rows)
-        return jax.grad(lambda trainable: loss(rest | trainable, batch, keys)[0])(trainable)
+        return jax.grad(lambda learnt: loss(adaptation.expand(learnt, frozen), batch, keys)[0].mean())(learnt)
 
-    return count(gradients, dict(parameters), dict(batch))
+    learnt = jax.eval_shape(adaptation.start, dict(parameters), jax.random.key(0))
+    return count(gradients, learnt, adaptation.frozen(parameters), dict(batch))
 
 
-def of_step(config: ConfigDict, pipeline: StableDiffusion, learns: set[str], batch: Mapping[str, Any]) -> int:
+def of_step(config: ConfigDict, pipeline: StableDiffusion, adaptation: Adaptation, batch: Mapping[str, Any]) -> int:
     """The FLOPs that a run's step asks for, of a global batch of such shapes, however they are done.
 
     Args:
       config: of the run.
       pipeline: of the run, as it is described: on a program's copy what remat does again would count.
-      learns: the names of the parameters that learn.
+      adaptation: what learns.
       batch: arrays or shapes.
     """
     one = {name: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype) for name, leaf in batch.items()}
     parameters = pipeline.parameters()
-    total = config.batch_size * of_training(make_loss(pipeline, config), parameters, learns, one)
+    total = config.batch_size * of_training(make_loss(pipeline, config), adaptation, parameters, one)
     if "states" in batch:  # what stands for dropped prompts is encoded once, not for each image
 
         def encode(parameters, ids):

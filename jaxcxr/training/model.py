@@ -14,7 +14,6 @@ from jaxcxr.data import tokens
 from jaxcxr.diffusion import samplers
 from jaxcxr.errors import UserError
 from jaxcxr.interop.pipeline import (
-    NETWORKS,
     SCHEDULER_CONFIG,
     StableDiffusion,
     from_files,
@@ -23,6 +22,7 @@ from jaxcxr.interop.pipeline import (
     network_config,
     parse_object,
 )
+from jaxcxr.methods import method
 from jaxcxr.training.feed import tokenizer_folder
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -49,7 +49,7 @@ def make_model(config: ConfigDict, key: jax.Array) -> tuple[StableDiffusion, dic
 
 def parts(config: ConfigDict) -> tuple[dict[str, dict[str, Any]], tuple[str, ...]]:
     """The architectures of the networks that `config.model` describes, and the names of those that it inherits."""
-    needed = ("vae",) if config.objective.name == "autoencoder" else tuple(NETWORKS)
+    needed = method(config).networks
     described = {name: config.model[name].to_dict() for name in needed if config.model[name]}
     return described, tuple(name for name in needed if name not in described)
 
@@ -65,7 +65,7 @@ def assemble(config: ConfigDict, base: Mapping[str, bytes], tokenizer: Callable[
     Raises:
       UserError: as `make_model`.
     """
-    model, (described, inherited) = config.model, parts(config)
+    model, needed, (described, inherited) = config.model, method(config).networks, parts(config)
     for name in inherited:
         if f"{name}/config.json" not in base:
             raise UserError(
@@ -75,7 +75,7 @@ def assemble(config: ConfigDict, base: Mapping[str, bytes], tokenizer: Callable[
     files = {
         name: data for name, data in base.items() if name.split("/")[0] in inherited or name.startswith("scheduler/")
     }
-    if config.objective.name == "diffusion":
+    if "unet" in needed:
         if model.scheduler:
             told = parse_object(SCHEDULER_CONFIG, base.get(SCHEDULER_CONFIG, b"{}"))
             changed = samplers.changed(told, model.scheduler.to_dict())
@@ -91,7 +91,7 @@ def assemble(config: ConfigDict, base: Mapping[str, bytes], tokenizer: Callable[
     files["model_index.json"] = model_index(files)
 
     pipeline = from_files(files, compute_dtype(config))
-    if config.objective.name == "diffusion":
+    if "unet" in needed:
         _check_fit(pipeline)
         pipeline = _with_sample_size(pipeline, config.data.size, compute_dtype(config))
     return pipeline

@@ -1,22 +1,26 @@
 """What a run computes: its train step on a mesh, compiled where it runs or planned for hardware that is elsewhere."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from jaxcxr import adaptation
+from jaxcxr.adaptation import Adaptation
 from jaxcxr.data import tokens
 from jaxcxr.data.moments import Card
 from jaxcxr.interop.pipeline import StableDiffusion
+from jaxcxr.methods import make_loss
+from jaxcxr.methods.method import Loss
 from jaxcxr.parallel import mesh as meshes
 from jaxcxr.parallel import rules
-from jaxcxr.parallel.gather import gather, scatter
+from jaxcxr.parallel.gather import gather, rounded, scatter
 from jaxcxr.training.model import compute_dtype
-from jaxcxr.training.objectives import Loss, make_loss
 from jaxcxr.training.optimizer import check_rates, make_optimizer
 from jaxcxr.training.step import State, init_state, make_step
 
@@ -29,18 +33,27 @@ class Program(NamedTuple):
     """A train step with everything that decides how it is compiled; nothing is, yet.
 
     Attributes:
-      step: jitted (state, batch) -> (state, metrics); the state is donated.
-      init: parameters -> state, on the mesh; of arrays on the host no device gets more than its part.
+      step: jitted (state, frozen, batch) -> (state, metrics); the state is donated.
+      init: (parameters, key) -> (state, frozen), on the mesh; of arrays on the host no device gets more than its part.
+      place: parameters that do not learn, of any precision -> frozen, on the mesh.
       state: shapes of the state, with their shardings.
-      loss: see `objectives.Loss`.
-      learns: the names of the parameters that learn.
+      frozen: shapes of what does not learn, by name; in the compute dtype where networks round it at once.
+      loss: see `methods.method.Loss`.
+      adaptation: what learns, and what networks make of it.
     """
 
     step: Any
-    init: Callable[[Any], State]
+    init: Callable[[Any, jax.Array], tuple[State, Any]]
+    place: Callable[[Any], dict[str, jax.Array]]
     state: State
+    frozen: dict[str, jax.ShapeDtypeStruct]
     loss: Loss
-    learns: set[str]
+    adaptation: Adaptation
+
+    @property
+    def learns(self) -> set[str]:
+        """The names of the parameters that learn."""
+        return set(self.state["learnt"])
 
 
 def make_program(config: ConfigDict, pipeline: StableDiffusion, mesh: Mesh) -> Program:
@@ -50,50 +63,78 @@ def make_program(config: ConfigDict, pipeline: StableDiffusion, mesh: Mesh) -> P
       UserError: a value of the config is unknown or does not fit the mesh.
     """
     meshes.check_batch(config.batch_size, config.accumulation, mesh)
-    platform = mesh.devices.flat[0].platform
+    platform, dtype = mesh.devices.flat[0].platform, compute_dtype(config)
     pipeline = pipeline.specialized(attention=config.attention, remat=config.remat, platform=platform)
     loss, tx = meshes.within(mesh, make_loss(pipeline, config)), make_optimizer(config.optimizer, config.steps)
-    check_rates(config.optimizer.rates, pipeline.parameters())
-    learns = rules.select(pipeline.parameters(), config.trainable)
-    shapes = jax.eval_shape(lambda p: init_state(p, learns, tx), pipeline.parameters())
-    shardings = rules.shard_state(shapes, config.sharding, config.ema_sharding, config.ema_memory, mesh)
+    parameters = pipeline.parameters()
+    learning = adaptation.of(config, parameters)
+    learnt = jax.eval_shape(learning.start, parameters, jax.random.key(0))
+    check_rates(config.optimizer.rates, (*parameters, *learnt))
+    exact = learning.exact
+
+    def kept(name: str, value: Any) -> Any:
+        return value if name in exact else rounded(name, value, dtype)
+
+    frozen = jax.eval_shape(
+        lambda p: {name: kept(name, value) for name, value in p.items()}, learning.frozen(parameters)
+    )
+    state = jax.eval_shape(lambda learnt: init_state(learnt, tx), learnt)
+    shardings = rules.shard_state(state, config.sharding, config.ema_sharding, config.ema_memory, mesh)
+    lie = {**rules.shard(frozen, config.sharding, mesh), **shardings["learnt"]}
+    frozen_lie = {name: lie[name] for name in frozen}
     step = make_step(
         loss,
         tx,
-        learns,
         config.ema_decay,
         config.seed,
+        expand=learning.expand,
         accumulation=config.accumulation,
         skip_nonfinite=config.skip_nonfinite > 0,
-        gather=lambda parameters: gather(parameters, shardings["params"], compute_dtype(config)),
-        scatter=lambda gradients: scatter(gradients, shardings["params"]),
+        gather=lambda values: gather(values, lie, dtype, exact),
+        scatter=lambda gradients: scatter(gradients, lie),
     )
-    on_device = jax.tree.map(lambda sharding: sharding.with_memory_kind("device"), shardings["ema"])
+    on_device = jax.tree.map(lambda sharding: sharding.with_memory_kind("device"), shardings["average"])
 
-    def step_from_host(state, batch):
-        return step({**state, "ema": jax.device_put(state["ema"], on_device)}, batch)
+    def step_from_host(state, frozen, batch):
+        return step({**state, "average": jax.device_put(state["average"], on_device)}, frozen, batch)
 
-    first_state = jax.jit(lambda p: init_state(p, learns, tx), out_shardings=shardings, donate_argnums=0)
+    first_state = jax.jit(lambda learnt: init_state(learnt, tx), out_shardings=shardings, donate_argnums=0)
 
-    def init(parameters):
-        return first_state({name: meshes.split(value, shardings["params"][name]) for name, value in parameters.items()})
+    def place(values):
+        def host(name: str, value: Any) -> np.ndarray:
+            return np.asarray(value.read() if hasattr(value, "read") else value).astype(frozen[name].dtype, copy=False)
+
+        return {name: meshes.split(host(name, values[name]), lie[name]) for name in frozen}
+
+    def init(parameters, key):
+        learnt = learning.start(parameters, key)
+        placed = {name: meshes.split(value, lie[name]) for name, value in learnt.items()}
+        return first_state(placed), place(parameters)
 
     return Program(
         step=jax.jit(
             step_from_host if config.ema_memory == "host" else step,
-            in_shardings=(shardings, meshes.batch_sharding(mesh)),
+            in_shardings=(shardings, frozen_lie, meshes.batch_sharding(mesh)),
             out_shardings=(shardings, meshes.replicated(mesh)),
             donate_argnums=0,
             compiler_options=_COMPILER_OPTIONS.get(platform),
         ),
         init=init,
-        state=jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings),
+        place=place,
+        state=_shapes(state, shardings),
+        frozen=_shapes(frozen, frozen_lie),
         loss=loss,
-        learns=learns,
+        adaptation=learning,
     )
 
 
-def batch_shapes(config: ConfigDict, pipeline: StableDiffusion, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+def _shapes(values: Any, shardings: Any) -> Any:
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), values, shardings)
+
+
+def batch_shapes(
+    config: ConfigDict, pipeline: StableDiffusion, mesh: Mesh, learns: Collection[str]
+) -> dict[str, jax.ShapeDtypeStruct]:
     """A global batch as shapes: of images and prompts, or of what stands for them in `config.data.cache`.
 
     A cache that is not here is taken to be in bfloat16, with the text encoder's states where that does not learn.
@@ -108,7 +149,6 @@ def batch_shapes(config: ConfigDict, pipeline: StableDiffusion, mesh: Mesh) -> d
         dtype = jnp.dtype(card.dtype if card else "bfloat16")
         del batch["image"]
         batch["moments"] = ((rows, latent, latent, 2 * vae.latent_channels), dtype)
-        learns = rules.select(pipeline.parameters(), config.trainable)
         if card.origin.text if card else not any(name.startswith("text_encoder.") for name in learns):
             del batch["input_ids"]
             batch["states"] = ((rows, length, text.hidden_size), dtype)

@@ -11,7 +11,6 @@ from ml_collections import ConfigDict
 from tqdm.auto import tqdm
 
 from jaxcxr.training.program import Program
-from jaxcxr.training.step import State
 
 SMOOTHED = 20
 """Steps whose mean loss the bar shows."""
@@ -88,14 +87,15 @@ def banner(config: ConfigDict, program: Program, images: Mapping[str, int], star
       images: that it reads, by split.
       start: the step that it starts from.
     """
-    params = program.state["params"]
-    mesh = next(iter(params.values())).sharding.mesh
+    learnt = program.state["learnt"]
+    mesh = next(iter(learnt.values())).sharding.mesh
     device, processes = jax.local_devices()[0], jax.process_count()
     axes = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1)
     counts = [
-        sum(int(np.prod(params[name].shape, dtype=np.int64)) for name in names) for names in (program.learns, params)
+        sum(int(np.prod(leaf.shape, dtype=np.int64)) for leaf in leaves.values())
+        for leaves in (learnt, learnt | program.frozen)
     ]
-    state, limit = state_bytes(program.state), (device.memory_stats() or {}).get("bytes_limit")
+    state, limit = bytes_of((program.state, program.frozen)), (device.memory_stats() or {}).get("bytes_limit")
     epochs = (config.steps - start) * config.batch_size / max(1, images["train"])
     lines = [
         f"devices: {mesh.size} {device.device_kind}"
@@ -114,8 +114,8 @@ def banner(config: ConfigDict, program: Program, images: Mapping[str, int], star
     return lines
 
 
-def state_bytes(state: State) -> int:
-    """Bytes of a train state, arrays or shapes, on each device."""
+def bytes_of(state: Any) -> int:
+    """Bytes of a tree of arrays or shapes on each device."""
     return sum(
         int(np.prod(leaf.sharding.shard_shape(leaf.shape), dtype=np.int64)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(state)

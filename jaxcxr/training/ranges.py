@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
+from jaxcxr import methods
 from jaxcxr.errors import UserError
 from jaxcxr.training import schema
 
@@ -63,11 +64,10 @@ def check(config: ConfigDict) -> None:
             value = operator.attrgetter(key)(config)
             if not fits(value):
                 raise UserError(f"config.{key}={value}: may be {allowed}")
-    if config.objective.name not in ("autoencoder", "diffusion"):
-        raise UserError(f"config.objective.name={config.objective.name!r}: may be autoencoder or diffusion")
+    method = methods.method(config)
     if config.eval_every and not config.eval_batches:
         raise UserError("config.eval_batches=0: may be 1 or more, or config.eval_every 0")
-    if config.sample_every and config.objective.name == "diffusion" and not config.samples.prompts:
+    if config.sample_every and not method.of_images and not config.samples.prompts:
         raise UserError("config.samples.prompts=(): wants a prompt, or config.sample_every 0")
     for number, prompt in enumerate(config.samples.prompts):
         if any("\ud800" <= character <= "\udfff" for character in prompt):

@@ -53,7 +53,6 @@ class Model:
 class Objective:
     """`config.objective`."""
 
-    name: Word = "diffusion"
     error: Word = "mse"
     caption_dropout: float = 0.1
     min_snr_gamma: float = 0.0
@@ -64,6 +63,16 @@ class Objective:
     timestep_bias_portion: float = 0.25
     kl_weight: float = 1e-6
     perceptual: dict[str, float] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class LoRA:
+    """`config.lora`; `adaptation.lora` checks the ranges."""
+
+    rank: int = 0
+    alpha: float = 0.0
+    targets: Text = r"unet\..*\.attn[12]\.(to_[qkv]|to_out\.0)"
+    dora: Text = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +119,9 @@ class Run:
     steps: int = 1000
     batch_size: int = 32
     dtype: Word = "float32"
+    method: Word = "diffusion"
     trainable: Text = r"unet\..*"
+    lora: LoRA = dataclasses.field(default_factory=LoRA)
     ema_decay: float = 0.9999
     attention: Word = "auto"
     remat: Word = "none"
@@ -135,14 +146,18 @@ class Run:
 
 
 def check(config: ConfigDict) -> None:
-    """Raises UserError for the first key of a run config that is absent or whose value is of another type."""
+    """Raises UserError for the first key of a run config that is absent, unknown or has a value of another type."""
     try:
         values = config.to_dict()
     except RecursionError as error:
         raise UserError("config: is nested too deeply") from error
     parsing.convert(values, Run, "config")
-    if absent := _absent(values, dataclasses.asdict(Run())):
+    known = dataclasses.asdict(Run())
+    if absent := _missing(values, known):
         raise UserError(f"config.{absent}: is absent; a config has every key of configs/base.py")
+    if unknown := _missing(known, {key: value for key, value in values.items() if key != "data"}):
+        remedy = "config.method names it now" if unknown == "objective.name" else "configs/base.py has every key"
+        raise UserError(f"config.{unknown}: no such key; {remedy}")
 
 
 def completed(values: Mapping[str, Any], name: str) -> ConfigDict:
@@ -151,18 +166,29 @@ def completed(values: Mapping[str, Any], name: str) -> ConfigDict:
     Raises:
       UserError: a value is of another type than its key's, or a key cannot be one of a config.
     """
-    parsing.convert(dict(values), Run, name)
+    values = renamed(values)
+    parsing.convert(values, Run, name)
     try:
         return ConfigDict(_filled(values, dataclasses.asdict(Run())))
     except (TypeError, ValueError, AttributeError, RecursionError) as error:
         raise UserError(f"{name}: is no config ({one_line(error)})") from error
 
 
-def _absent(values: Mapping[str, Any], whole: Mapping[str, Any]) -> str:
-    for key, value in whole.items():
+def renamed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a config under today's keys: `objective.name` is `method`."""
+    objective = values.get("objective")
+    if not isinstance(objective, Mapping) or "name" not in objective:
+        return dict(values)
+    rest = {key: value for key, value in objective.items() if key != "name"}
+    return {**values, "objective": rest, "method": objective["name"]}
+
+
+def _missing(values: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """The first key of `wanted`, dotted, that `values` do not have; what is empty in them may have any."""
+    for key, value in wanted.items():
         if key not in values:
             return key
-        if isinstance(value, dict) and (inner := _absent(values[key], value)):
+        if isinstance(value, dict) and values[key] and (inner := _missing(values[key], value)):
             return f"{key}.{inner}"
     return ""
 

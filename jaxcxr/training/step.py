@@ -7,24 +7,27 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxcxr.adaptation import union
+from jaxcxr.methods.method import Loss
 from jaxcxr.training import ema
-from jaxcxr.training.objectives import Loss
 from jaxcxr.training.optimizer import schedule_free_average
 
 State = dict[str, Any]
-"""`step` int32 (); `params` every parameter; `opt_state`; `ema` those that learn, averaged; `nonfinite`, how many steps
-had a loss or gradient that was not finite, int32 (): `in_all` and, of the last ones, `in_a_row`."""
+"""`step` int32 (); `learnt` the parameters that learn, by name, float32; `opt_state`; `average` of what learns;
+`nonfinite`, how many steps had a loss or gradient that was not finite, int32 (): `in_all` and, of the last ones,
+`in_a_row`. What does not learn is no part of it."""
+
+Parameters = Mapping[str, jax.Array]
 
 
-def init_state(parameters: Mapping[str, jax.Array], learns: set[str], tx: optax.GradientTransformation) -> State:
-    """The state before the first update; `learns` are the names of the parameters that learn."""
-    trainable = _only(parameters, learns)
+def init_state(learnt: Parameters, tx: optax.GradientTransformation) -> State:
+    """The state before the first update of the parameters that learn."""
     return {
         "step": jnp.zeros((), jnp.int32),
-        "params": dict(parameters),
-        "opt_state": tx.init(trainable),
+        "learnt": dict(learnt),
+        "opt_state": tx.init(dict(learnt)),
         # A copy: the state is donated, and one buffer cannot be given away twice.
-        "ema": jax.tree.map(jnp.copy, trainable),
+        "average": jax.tree.map(jnp.copy, dict(learnt)),
         "nonfinite": {"in_all": jnp.zeros((), jnp.int32), "in_a_row": jnp.zeros((), jnp.int32)},
     }
 
@@ -32,43 +35,47 @@ def init_state(parameters: Mapping[str, jax.Array], learns: set[str], tx: optax.
 def make_step(
     loss: Loss,
     tx: optax.GradientTransformation,
-    learns: set[str],
     ema_decay: float,
     seed: int,
+    *,
+    expand: Callable[[Parameters, Parameters], Parameters] = union,
     accumulation: int = 1,
     skip_nonfinite: bool = False,
     gather: Callable[[Any], Any] = lambda parameters: parameters,
     scatter: Callable[[Any], Any] = lambda gradients: gradients,
-) -> Callable[[State, Mapping[str, jax.Array]], tuple[State, dict[str, jax.Array]]]:
-    """The update: a pure function of (state, batch), its randomness that of (`seed`, step, row of the batch) alone.
+) -> Callable[[State, Parameters, Mapping[str, jax.Array]], tuple[State, dict[str, jax.Array]]]:
+    """The update: a pure function of (state, frozen, batch), its randomness that of (`seed`, step, row) alone.
 
+    The loss is of `expand(learnt, frozen)`, the networks' parameters, averaged over the batch as `weighted_mean` does.
     With `accumulation` the batch is gone through in as many parts, and the update is that of the whole. With
-    `skip_nonfinite` a loss or gradient that is not finite changes nothing but `step` and `nonfinite`. The loss is of
-    what `gather` makes of the state's parameters, and `scatter` brings its gradients back: see `parallel.gather`.
+    `skip_nonfinite` a loss or gradient that is not finite changes nothing but `step` and `nonfinite`. `gather` makes
+    of parameters what is used, and `scatter` brings gradients back: see `parallel.gather`.
     """
 
-    def step(state, batch):
-        trainable, used = _only(state["params"], learns), gather(state["params"])
+    def step(state, frozen, batch):
+        learnt, used = state["learnt"], gather(frozen)
 
         def objective(learning, batch, keys):
-            return loss(used | learning, batch, keys)
+            errors, metrics = loss(expand(learning, used), batch, keys)
+            return weighted_mean(errors, batch), metrics
 
         def gradient(learning, batch, keys):
             value, gradients = jax.value_and_grad(objective, has_aux=True)(learning, batch, keys)
             return value, scatter(gradients)
 
         keys = example_keys(jax.random.fold_in(jax.random.key(seed), state["step"]), batch)
-        (value, metrics), gradients = mean_over_parts(gradient, _only(used, learns), batch, keys, accumulation)
-        updates, opt_state = tx.update(gradients, state["opt_state"], trainable)
-        trainable = optax.apply_updates(trainable, updates)
-        average = schedule_free_average(opt_state, trainable)
+        parts = mean_over_parts(gradient, gather(learnt), with_mean_weight(batch), keys, accumulation)
+        (value, metrics), gradients = parts
+        updates, opt_state = tx.update(gradients, state["opt_state"], learnt)
+        learnt = optax.apply_updates(learnt, updates)
+        average = schedule_free_average(opt_state, learnt)
         if average is None:
-            average = ema.update(state["ema"], trainable, state["step"], ema_decay)
+            average = ema.update(state["average"], learnt, state["step"], ema_decay)
         norms = {"grad_norm": optax.global_norm(gradients), **_norms("grad_norm", gradients)}
-        learnt = {"params": state["params"] | trainable, "opt_state": opt_state, "ema": average}
+        updated = {"learnt": learnt, "opt_state": opt_state, "average": average}
         finite = jnp.isfinite(value) & jnp.isfinite(norms["grad_norm"])
         if skip_nonfinite:
-            learnt = {name: _where(finite, tree, state[name]) for name, tree in learnt.items()}
+            updated = {name: _where(finite, tree, state[name]) for name, tree in updated.items()}
         count = state["nonfinite"]
         count = {
             "in_all": count["in_all"] + ~finite,
@@ -76,9 +83,25 @@ def make_step(
         }
         counts = {f"nonfinite/{name}": value for name, value in count.items()}
         metrics = {"loss": value, **norms, **_norms("update_norm", updates), **counts, **metrics}
-        return {"step": state["step"] + 1, **learnt, "nonfinite": count}, metrics
+        return {"step": state["step"] + 1, **updated, "nonfinite": count}, metrics
 
     return step
+
+
+def with_mean_weight(batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """A batch whose `weight`, float32 (B,), has a mean of 1 over the whole of it, where it has one."""
+    if "weight" not in batch:
+        return dict(batch)
+    mean = batch["weight"].mean()
+    return {**batch, "weight": batch["weight"] / jnp.where(mean > 0, mean, 1)}
+
+
+def weighted_mean(errors: jax.Array, batch: Mapping[str, jax.Array]) -> jax.Array:
+    """The mean of errors (B,) over a part of a batch, by `weight` where it has one: sum(weight error) / sum(weight).
+
+    That is the mean of the parts once the weights of the whole have a mean of 1 (`with_mean_weight`).
+    """
+    return (errors * batch["weight"]).mean() if "weight" in batch else errors.mean()
 
 
 def example_keys(key: jax.Array, batch: Mapping[str, jax.Array]) -> jax.Array:
@@ -106,13 +129,13 @@ def mean_over_parts(gradient: Callable, trainable: Any, batch: Any, keys: jax.Ar
 
 
 def averaged(state: State) -> dict[str, jax.Array]:
-    """The parameters to evaluate and to sample with: the averages where there are any, also from the host's memory."""
+    """What has learnt, to evaluate and to sample with: the averages, also from the host's memory."""
 
     def fetched(value: jax.Array) -> jax.Array:
         waits = value.sharding.memory_kind == "pinned_host"
         return jax.device_put(value, value.sharding.with_memory_kind("device")) if waits else value
 
-    return state["params"] | jax.tree.map(fetched, state["ema"])
+    return jax.tree.map(fetched, state["average"])
 
 
 def _where(condition: jax.Array, new: Any, old: Any) -> Any:
@@ -125,7 +148,3 @@ def _norms(name: str, tree: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     for parameter, value in tree.items():
         groups.setdefault(".".join(parameter.split(".")[:2]), []).append(value)
     return {f"{name}/{group}": optax.global_norm(values) for group, values in groups.items()}
-
-
-def _only(parameters: Mapping[str, jax.Array], names: set[str]) -> dict[str, jax.Array]:
-    return {name: value for name, value in parameters.items() if name in names}

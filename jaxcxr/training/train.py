@@ -10,22 +10,22 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from jaxcxr import interop
+from jaxcxr import interop, methods
 from jaxcxr.data.loader import Batches
 from jaxcxr.data.records import EmptySplit
 from jaxcxr.data.tokens import load as load_tokenizer
 from jaxcxr.interop.diffusers import read_files
 from jaxcxr.interop.orbax import MODEL
 from jaxcxr.interop.pipeline import StableDiffusion, from_files
+from jaxcxr.methods.diffusion import measure_scaling_factor
 from jaxcxr.parallel import mesh as meshes
 from jaxcxr.parallel.processes import least, on_first
 from jaxcxr.training import flops, prepared, ranges
-from jaxcxr.training.checkpoint import Checkpoints, claim, newest_whole, opened
+from jaxcxr.training.checkpoint import Checkpoints, claim, newest_whole, opened, read_frozen
 from jaxcxr.training.evaluator import Evaluator
 from jaxcxr.training.feed import check_cache, open_batches, some_images, tokenizer_folder
 from jaxcxr.training.metrics import Metrics
 from jaxcxr.training.model import compute_dtype, make_model, with_scaling_factor
-from jaxcxr.training.objectives import measure_scaling_factor
 from jaxcxr.training.program import Program, make_program
 from jaxcxr.training.progress import Progress, banner
 from jaxcxr.training.speed import Speed
@@ -83,8 +83,11 @@ def _train(
     evaluator = None
     if ahead.intersection(_EVALUATED):
         evaluator = Evaluator(run.pipeline, run.program.loss, config, run.mesh, run.tokenizer, run.validation)
-    state, checkpoints = _first_state(config, workdir, run, parameters, command)
+    state, frozen, checkpoints = _first_state(config, workdir, run, parameters, command)
     del parameters
+
+    def weights() -> Mapping[str, Any]:
+        return run.program.adaptation.expand(averaged(state), frozen)
 
     metrics = Metrics(workdir, run.start)
     progress = Progress(workdir, config.steps, run.start, _banner(config, run, every))
@@ -93,13 +96,13 @@ def _train(
         began,
         config.batch_size,
         config.dtype,
-        lambda: flops.of_step(config, run.pipeline, run.program.learns, run.batches.batch(run.start)),
+        lambda: flops.of_step(config, run.pipeline, run.program.adaptation, run.batches.batch(run.start)),
     )
     with metrics, checkpoints, trace:
         if evaluator:
             # While there is nothing to lose: it compiles for minutes, and what is wrong with it is known at once.
             progress.doing("evaluating what it starts from")
-            found = _evaluate(evaluator, ahead, state, stopping.unless_asked)
+            found = _evaluate(evaluator, ahead, weights(), stopping.unless_asked)
             due = _due(run.start, every, config.steps)
             _record(metrics, progress, run.start, {what: each for what, each in found.items() if what in due})
         progress.doing("compiling the step")
@@ -110,11 +113,11 @@ def _train(
             batch = meshes.to_global(own_rows, run.mesh, config.batch_size)
             trace.before_step()
             if step == run.start + 1:  # which is compiled now
-                state, values = stopping.unless_asked(run.program.step, state, batch)
+                state, values = stopping.unless_asked(run.program.step, state, frozen, batch)
                 stopping.started()
             else:
                 with jax.profiler.StepTraceAnnotation("train", step_num=step):
-                    state, values = run.program.step(state, batch)
+                    state, values = run.program.step(state, frozen, batch)
             watch.see(step, values)
             speed.stepped(values)
             progress.stepped(values, speed.rate())
@@ -128,7 +131,7 @@ def _train(
                 watch.catch_up()
                 # A stop does not wait for it, and the next start makes up for that; but the last step has none.
                 how = stopping.unless_asked if step < config.steps else _at_once
-                _record(metrics, progress, step, _evaluate(evaluator, due, state, how))
+                _record(metrics, progress, step, _evaluate(evaluator, due, weights(), how))
             last = step == stop_at or stopping.agreed(step)
             if last or "checkpoint" in due:
                 watch.catch_up()
@@ -202,21 +205,25 @@ def _open(config: ConfigDict, workdir: Path) -> tuple[_Run, Mapping[str, Any] | 
 
 def _first_state(
     config: ConfigDict, workdir: Path, run: _Run, parameters: Mapping[str, Any] | None, command: Command | None
-) -> tuple[State, Checkpoints]:
-    """The state, restored or made anew, and the checkpoints of a workdir that is then this run's.
+) -> tuple[State, dict[str, jax.Array], Checkpoints]:
+    """The state, restored or made anew; what does not learn; and the checkpoints of a workdir that is then this run's.
 
     The workdir is claimed when all processes have read a batch, and the state where there is one: what stops before
     leaves the workdir as it was.
     """
     run.batches.batch(run.start)
+    kept: Mapping[str, Any]
     if parameters is None:
         checkpoints = Checkpoints(workdir, config.keep)
-        state = checkpoints.restore(run.program.state)
+        state, kept = checkpoints.restore(run.program.state), read_frozen(workdir, run.start, run.program.frozen)
+        frozen = run.program.place(kept)
     else:
-        state = run.program.init(parameters)
+        kept = run.program.adaptation.frozen(parameters)
+        state, frozen = run.program.init(parameters, jax.random.key(config.seed))
     least(0)  # waits for all
-    on_first(lambda: claim(workdir, config, run.pipeline.files if run.first_time else None, run.data, command))
-    return state, checkpoints if parameters is None else Checkpoints(workdir, config.keep)
+    files = run.pipeline.files | run.program.adaptation.file() if run.first_time else None
+    on_first(lambda: claim(workdir, config, files, run.data, command, frozen=kept))
+    return state, frozen, checkpoints if parameters is None else Checkpoints(workdir, config.keep)
 
 
 def _banner(config: ConfigDict, run: _Run, every: Mapping[str, int]) -> list[str]:
@@ -236,7 +243,7 @@ def _frozen(workdir: Path) -> dict[str, np.ndarray]:
 
 def _validation(config: ConfigDict, tokenizer: Any, rows: np.ndarray) -> Batches | None:
     """These rows of the batches to evaluate on; None if the data have none, or they are not needed."""
-    if not config.eval_every and not (config.sample_every and config.objective.name == "autoencoder"):
+    if not config.eval_every and not (config.sample_every and methods.method(config).of_images):
         return None
     try:
         return open_batches(config, "validate", tokenizer, rows=rows, shuffle=False)
@@ -247,7 +254,7 @@ def _validation(config: ConfigDict, tokenizer: Any, rows: np.ndarray) -> Batches
 def _intervals(config: ConfigDict, validation: bool) -> dict[str, int]:
     """How many steps lie between what is done every so many; 0 is never, as without the images that it needs."""
     every = {what: config[f"{what}_every"] for what in _EVERY}
-    missing = () if validation else ("eval",) if config.objective.name == "diffusion" else _EVALUATED
+    missing = () if validation else _EVALUATED if methods.method(config).of_images else ("eval",)
     return every | dict.fromkeys(missing, 0)
 
 
@@ -261,10 +268,10 @@ def _ahead(start: int, last: int, every: Mapping[str, int], steps: int) -> set[s
     return {what for what, number in every.items() if number and (last == steps or last // number * number >= start)}
 
 
-def _evaluate(evaluator: Evaluator, due: set[str], state: State, do: Callable[..., Any]) -> dict[str, Any]:
-    """The validation loss and the sheet of a state, as far as they are due, each as `do` makes it, or None."""
+def _evaluate(evaluator: Evaluator, due: set[str], weights: Any, do: Callable[..., Any]) -> dict[str, Any]:
+    """The validation loss and the sheet of the networks' parameters, as far as they are due, as `do` makes them."""
     ways = {"eval": evaluator.validate, "sample": evaluator.picture}
-    return {what: do(ways[what], averaged(state)) for what in _EVALUATED if what in due}
+    return {what: do(ways[what], weights) for what in _EVALUATED if what in due}
 
 
 def _at_once(do: Callable[..., Any], *args: Any) -> Any:

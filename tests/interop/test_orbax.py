@@ -18,14 +18,17 @@ import sys
 from pathlib import Path
 import jax, numpy as np, optax
 from jax.sharding import NamedSharding, PartitionSpec
+from jaxcxr.interop.orbax import write_frozen
 from jaxcxr.parallel import mesh as meshes
 from jaxcxr.training.checkpoint import Checkpoints
 from jaxcxr.training.step import init_state
 
 rng = np.random.default_rng(0)
 weights = {line.split()[0]: rng.standard_normal(eval(line.split(maxsplit=1)[1]), np.float32) for line in sys.stdin}
-state = init_state(weights, {name for name in weights if name.startswith("unet.")}, optax.adamw(1e-3))
-state["ema"] = {name: value + 1 for name, value in state["ema"].items()}
+learnt = {name: value for name, value in weights.items() if name.startswith("unet.")}
+frozen = {name: value for name, value in weights.items() if name not in learnt}
+state = init_state(learnt, optax.adamw(1e-3))
+state["average"] = {name: value + 1 for name, value in state["average"].items()}
 mesh = meshes.make_mesh({"data": 1, "fsdp": 8, "tensor": 1})
 
 def split(value):
@@ -34,6 +37,7 @@ def split(value):
 
 state = jax.device_put(state, jax.tree.map(split, state))
 checkpoints = Checkpoints(Path(sys.argv[1]), 1)
+write_frozen(Path(sys.argv[1]), frozen)
 checkpoints.save(state)
 checkpoints.close()
 """

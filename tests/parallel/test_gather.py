@@ -26,27 +26,30 @@ parameters = {
     "b.kernel": draw((1024, 512), np.float32) / 32,
     "b.bias": draw(512, np.float32),
 }
-learns, tx = set(parameters) - {"a.kernel"}, optax.sgd(0.1, momentum=0.9)
+frozen, tx = {"a.kernel": parameters["a.kernel"]}, optax.sgd(0.1, momentum=0.9)
+learns = set(parameters) - set(frozen)
 rows = {"x": draw((32, 512), np.float32)}
 
 def loss(parameters, batch, keys):
     hidden = jnp.tanh(batch["x"] @ parameters["a.kernel"])
-    return jnp.square(hidden @ parameters["b.kernel"] + parameters["b.bias"]).mean(), {}
+    return jnp.square(hidden @ parameters["b.kernel"] + parameters["b.bias"]).mean(-1), {}
 
 def run(parts, **how):
-    state = init_state(jax.tree.map(jnp.asarray, parameters), learns, tx)
+    state = init_state({name: jnp.asarray(parameters[name]) for name in learns}, tx)
     shardings = rules.shard_state(state, "fsdp", "", "device", mesh)
+    apart = rules.shard(frozen, "fsdp", mesh)
+    lie = {**apart, **shardings["learnt"]}
     if how.pop("once", True):
-        how["gather"] = lambda tree: weights.gather(tree, shardings["params"], jnp.float32)
-        how["scatter"] = lambda tree: weights.scatter(tree, shardings["params"])
-    step = make_step(loss, tx, learns, 0.9, 0, accumulation=parts, **how)
+        how["gather"] = lambda tree: weights.gather(tree, lie, jnp.float32)
+        how["scatter"] = lambda tree: weights.scatter(tree, lie)
+    step = make_step(loss, tx, 0.9, 0, accumulation=parts, **how)
     over_rows = NamedSharding(mesh, P(("data", "fsdp")))
-    step = jax.jit(step, in_shardings=(shardings, over_rows), out_shardings=(shardings, None))
-    compiled = step.lower(state, rows).compile()
-    new, _ = compiled(jax.device_put(state, shardings), jax.device_put(rows, over_rows))
-    assert not new["params"]["b.kernel"].sharding.is_fully_replicated
+    step = jax.jit(step, in_shardings=(shardings, apart, over_rows), out_shardings=(shardings, None))
+    compiled = step.lower(state, frozen, rows).compile()
+    new, _ = compiled(jax.device_put(state, shardings), jax.device_put(frozen, apart), jax.device_put(rows, over_rows))
+    assert not new["learnt"]["b.kernel"].sharding.is_fully_replicated
     sent = hlo.by_kind(hlo.collectives(compiled.as_text(), [0] * 8))
-    return sent, {name: np.asarray(new["params"][name]) - parameters[name] for name in learns}
+    return sent, {name: np.asarray(new["learnt"][name]) - parameters[name] for name in learns}
 
 whole = sum(parameters[name].nbytes for name in ("a.kernel", "b.kernel"))
 (sent_1, one), (sent_4, four), (_, left) = run(1), run(4), run(4, once=False)

@@ -58,18 +58,18 @@ def test_slices_lie_along_data_whatever_the_other_axes(fsdp, tensor):
 def test_fsdp_splits_the_largest_axis_and_moments_follow_their_parameter():
     mesh = AbstractMesh((2, 4, 1), ("data", "fsdp", "tensor"))
     shapes = {
-        "params": {"unet.a.kernel": jax.ShapeDtypeStruct((3, 3, 320, 640), jnp.float32)},
+        "learnt": {"unet.a.kernel": jax.ShapeDtypeStruct((3, 3, 320, 640), jnp.float32)},
         "opt_state": ({"mu": {"unet.a.kernel": jax.ShapeDtypeStruct((3, 3, 320, 640), jnp.float32)}},),
-        "ema": {"unet.a.bias": jax.ShapeDtypeStruct((640,), jnp.float32)},
+        "average": {"unet.a.bias": jax.ShapeDtypeStruct((640,), jnp.float32)},
         "step": jax.ShapeDtypeStruct((), jnp.int32),
     }
     assert rules.split_largest((3, 3, 320, 640), mesh) == jax.P(None, None, None, "fsdp")
     assert rules.split_largest((1024, 511), mesh) == jax.P("fsdp")
     assert rules.split_largest((640,), mesh) == jax.P()
     found = rules.shard(shapes, "fsdp", mesh)
-    assert found["opt_state"][0]["mu"]["unet.a.kernel"].spec == found["params"]["unet.a.kernel"].spec
-    assert found["params"]["unet.a.kernel"].spec == jax.P(None, None, None, "fsdp")
-    assert found["step"].spec == found["ema"]["unet.a.bias"].spec == jax.P()
+    assert found["opt_state"][0]["mu"]["unet.a.kernel"].spec == found["learnt"]["unet.a.kernel"].spec
+    assert found["learnt"]["unet.a.kernel"].spec == jax.P(None, None, None, "fsdp")
+    assert found["step"].spec == found["average"]["unet.a.bias"].spec == jax.P()
 
 
 def test_unknown_strategies_and_uncovered_parameters_are_told(monkeypatch):
@@ -97,8 +97,8 @@ def test_a_strategy_that_could_split_nothing_over_several_devices_is_told():
 def test_devices_that_would_do_the_same_work_are_told(strategy):
     mesh = AbstractMesh((2, 2, 2), ("data", "fsdp", "tensor"))
     with pytest.raises(UserError, match=rf"mesh\.tensor=2: .* the same work under config\.sharding='{strategy}'"):
-        rules.shard_state({"ema": {}}, strategy, "", "device", mesh)
-    rules.shard_state({"ema": {}}, "fsdp+tensor", strategy, "device", mesh)
+        rules.shard_state({"average": {}}, strategy, "", "device", mesh)
+    rules.shard_state({"average": {}}, "fsdp+tensor", strategy, "device", mesh)
 
 
 def test_patterns_match_whole_names():
@@ -137,11 +137,11 @@ def follow(devices, strategy, **changes):
         split = [n for n, p in program.state["opt_state"][1][0].mu.items() if not p.sharding.is_fully_replicated]
         assert len(split) > 8, (strategy, devices, split)
     with jax.set_mesh(mesh):
-        state = program.init(parameters)
+        state, frozen = program.init(parameters, jax.random.key(0))
         for _ in range(2):
-            given, (state, metrics) = state, program.step(state, meshes.to_global(batch, mesh, 8))
+            given, (state, metrics) = state, program.step(state, frozen, meshes.to_global(batch, mesh, 8))
             assert all(leaf.is_deleted() for leaf in jax.tree.leaves(given))  # donated
-    return {n: np.asarray(x) for n, x in {**state["ema"], "grad_norm": metrics["grad_norm"]}.items()}
+    return {n: np.asarray(x) for n, x in {**state["average"], "grad_norm": metrics["grad_norm"]}.items()}
 
 def difference(found):
     # Of all weights together, relative to the weights, and to what the steps changed; and of the gradient's norm.

@@ -37,7 +37,7 @@ TEXT = {
 def autoencoder(**changes) -> ConfigDict:
     """With no data and no checkpoint at hand."""
     config = _base(VAE)
-    config.objective.name, config.trainable = "autoencoder", r"vae\..*"
+    config.method, config.trainable = "autoencoder", r"vae\..*"
     config.update_from_flattened_dict(changes)
     return config.lock()
 

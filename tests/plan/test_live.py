@@ -16,7 +16,7 @@ HloModule jit_step, is_scheduled=true
 }
 
 ENTRY %main (w.1: f32[64,64], x.1: bf16[8,64]) -> (f32[64,64]) {
-  %w.1 = f32[64,64]{1,0} parameter(0), metadata={op_name="state[\\'params\\'][\\'a\\']"}
+  %w.1 = f32[64,64]{1,0} parameter(0), metadata={op_name="state[\\'learnt\\'][\\'a\\']"}
   %x.1 = bf16[8,64]{1,0} parameter(1), metadata={op_name="batch[\\'image\\']"}
   %rounded = bf16[64,64]{1,0} fusion(%w.1), kind=kLoop, calls=%fused, metadata={op_name="jit(step)/jvp()/convert"}
   %gemm = (bf16[8,64]{1,0}, s8[1000]{0}) custom-call(%x.1, %rounded), metadata={op_name="jit(step)/jvp()/dot"}
@@ -55,7 +55,7 @@ TPU = """\
 }
 
 ENTRY %main (w.1: f32[64,64], b.1: bf16[8,4]) -> (f32[64,64]) {
-  %w.1 = f32[64,64]{1,0:T(8,128)} parameter(0), metadata={op_name="state[\\'params\\'][\\'a\\']"}
+  %w.1 = f32[64,64]{1,0:T(8,128)} parameter(0), metadata={op_name="state[\\'learnt\\'][\\'a\\']"}
   %c = s32[]{:T(128)} constant(0)
   %b.1 = bf16[8,4]{1,0:T(8,128)(2,1)} parameter(1), metadata={op_name="batch[\'image\']"}
   %x.1 = bf16[8,4]{1,0:T(8,128)(2,1)} fusion(%b.1, %c), metadata={op_name="jit(step)/add"}

@@ -30,7 +30,7 @@ def autoencoder(**changes) -> ConfigDict:
     config = configs.load(ROOT / "configs" / "base.py")
     with config.unlocked():
         config.model.vae = ConfigDict(pipelines.VAE)
-    config.objective.name = "autoencoder"
+    config.method = "autoencoder"
     config.trainable = r"vae\..*"
     return _small(config, changes)
 

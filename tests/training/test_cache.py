@@ -158,7 +158,7 @@ def test_states_of_a_frozen_text_encoder_stand_in_for_prompts(whole, tmp_path):
         ({"trainable": r"text_encoder\..*final.*"}, True, "text_encoder learns in this training; cache without --text"),
         ({"trainable": r"(unet|vae)\..*"}, False, "vae learns in this training; train without a cache"),
         ({"trainable": "("}, False, "not a regular expression"),
-        ({"objective.name": "autoencoder"}, False, "trains without a cache; it is for diffusion"),
+        ({"method": "autoencoder"}, False, "trains without a cache; it is for diffusion"),
         ({"model.text_encoder": pipelines.TEXT}, True, "describes a network that learns from scratch"),
         ({"data.views": ("PA",)}, False, r"config\.data\.views is \('PA',\), but .* was prepared with"),
     ],

@@ -2,6 +2,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from jaxcxr import adaptation
+from jaxcxr.adaptation import Adaptation
+from jaxcxr.methods import make_loss
 from jaxcxr.models import (
     AutoencoderKL,
     CLIPTextModel,
@@ -10,10 +13,8 @@ from jaxcxr.models import (
     named_parameters,
     with_parameters,
 )
-from jaxcxr.parallel import rules
 from jaxcxr.plan.networks import describe
 from jaxcxr.training import flops
-from jaxcxr.training.objectives import make_loss
 from tests import pipelines
 from tests.plan import runs
 
@@ -108,20 +109,24 @@ def test_published_figures():
 def test_only_what_learns_is_paid_for():
     def loss(parameters, batch, keys):
         hidden = jnp.tanh(batch["x"] @ parameters["a"])
-        return ((hidden @ parameters["b"]) ** 2).sum(), {}
+        return ((hidden @ parameters["b"]) ** 2).sum(-1), {}
 
     parameters, batch = {"a": shape(8, 8), "b": shape(8, 8)}, {"x": shape(4, 8)}
     product = 2 * 4 * 8 * 8
-    assert flops.of_training(loss, parameters, {"b"}, batch) == 3 * product  # forward, and the gradient of b
-    assert flops.of_training(loss, parameters, {"a", "b"}, batch) == 5 * product  # of a as well, and between
+    assert (
+        flops.of_training(loss, Adaptation(frozenset("b"), {}), parameters, batch) == 3 * product
+    )  # forward, and the gradient of b
+    assert (
+        flops.of_training(loss, Adaptation(frozenset("ab"), {}), parameters, batch) == 5 * product
+    )  # of a as well, and between
 
 
 @pytest.mark.parametrize("cached", [False, True])
 def test_a_steps_work_is_that_of_its_whole_batch(cached):
     config = runs.diffusion(batch_size=3, trainable=r"unet\..*")
     pipeline = describe(config)
-    learns = rules.select(pipeline.parameters(), config.trainable)
+    learning = adaptation.of(config, pipeline.parameters())
     prompts = {"states": shape(3, 77, 16)} if cached else {"input_ids": shape(3, 77, dtype=jnp.int32)}
     batch = {"moments": shape(3, 16, 16, 8), **prompts}
-    whole = flops.of_training(make_loss(pipeline, config), pipeline.parameters(), learns, batch)
-    assert flops.of_step(config, pipeline, learns, batch) == whole
+    whole = flops.of_training(make_loss(pipeline, config), learning, pipeline.parameters(), batch)
+    assert flops.of_step(config, pipeline, learning, batch) == whole

@@ -11,7 +11,7 @@ from jaxcxr.data import tokens
 from jaxcxr.diffusion.objective import min_snr_weights
 from jaxcxr.diffusion.schedule import Schedule
 from jaxcxr.errors import UserError
-from jaxcxr.training.objectives import diffusion
+from jaxcxr.methods.diffusion import make_loss
 from tests.training import runs
 
 SCHEDULE = Schedule(beta_schedule="scaled_linear")
@@ -29,8 +29,8 @@ def loss(unet, **changes):
 
 
 def value(unet, schedule=SCHEDULE, **changes):
-    objective = configs.load(runs.ROOT / "configs" / "base.py").objective
-    objective.update(changes)
+    config = configs.load(runs.ROOT / "configs" / "base.py")
+    config.objective.update(changes)
     networks = types.SimpleNamespace(
         unet=unet,
         vae=types.SimpleNamespace(config=types.SimpleNamespace(scaling_factor=1.0)),
@@ -39,7 +39,7 @@ def value(unet, schedule=SCHEDULE, **changes):
         tokenizer=tokens.load(runs.data() / "tokenizer"),
         with_parameters=lambda parameters: networks,
     )
-    return diffusion(networks, objective)({}, BATCH, KEYS)[0]
+    return make_loss(networks, config)({}, BATCH, KEYS)[0].mean()
 
 
 def zero(noisy, timesteps, states):

@@ -49,7 +49,7 @@ def test_a_number_out_of_its_range_is_told(overrides, message):
     [
         ["eval_every=0", "eval_batches=0"],
         ["sample_every=0", "samples.prompts=()"],
-        ["objective.name=autoencoder", "samples.prompts=()"],
+        ["method=autoencoder", "samples.prompts=()"],
         ["optimizer.b1=0", "optimizer.clip_norm=0", "ema_decay=1", "objective.caption_dropout=1"],
     ],
 )

@@ -13,10 +13,11 @@ import pytest
 from PIL import Image
 
 from jaxcxr import config as configs
+from jaxcxr import methods
 from jaxcxr.data.tokens import load as load_tokenizer
 from jaxcxr.errors import UserError
 from jaxcxr.interop.orbax import latest_step
-from jaxcxr.training import objectives, program
+from jaxcxr.training import program
 from jaxcxr.training.checkpoint import check_workdir, claim, opened
 from jaxcxr.training.feed import open_batches, tokenizer_folder
 from jaxcxr.training.train import train
@@ -251,7 +252,7 @@ def test_a_batch_that_is_not_finite_stops_the_run_and_is_named_or_skipped(tmp_pa
     config = autoencoder(checkpoint_every=2, log_every=4, steps=6)
     batches = open_batches(config, "train", load_tokenizer(tokenizer_folder(config)))
     chosen = [int(batches.batch(step)["image"].sum()) for step in (2, 3)]
-    make = objectives.make_loss
+    make = methods.make_loss
 
     def broken(*args):
         loss = make(*args)

@@ -135,7 +135,7 @@ def test_a_run_at_another_size_than_its_base_records_its_own(diffusion):
 
 def test_the_scaling_factor_makes_the_latents_unit(autoencoder, diffusion):
     from jaxcxr.data.loader import Batches, open_split
-    from jaxcxr.training.objectives import draw_latents
+    from jaxcxr.methods.diffusion import draw_latents
 
     pipeline = interop.load(diffusion)
     batches = Batches(open_split(runs.data(), "train"), tokenizer=pipeline.tokenizer, seed=3, batch_size=32)

@@ -1,6 +1,6 @@
-"""The two things a run can learn, each one loss function of (parameters, batch, key)."""
+"""Denoising of latents under a report."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -10,79 +10,31 @@ from ml_collections import ConfigDict
 
 from jaxcxr.data import tokens
 from jaxcxr.diffusion.objective import (
-    ERRORS,
     TIMESTEP_BIASES,
     denoising_target,
-    kl_to_standard_normal,
     min_snr_weights,
     per_example,
     timestep_weights,
 )
 from jaxcxr.diffusion.schedule import add_noise
 from jaxcxr.errors import UserError
-from jaxcxr.interop.pipeline import StableDiffusion
+from jaxcxr.interop.pipeline import NETWORKS, StableDiffusion
+from jaxcxr.methods.method import Loss, Method
+from jaxcxr.methods.sheets import prompted
 from jaxcxr.models.vae import normalize, sample_posterior, split_moments
-
-Loss = Callable[[Mapping[str, jax.Array], Mapping[str, jax.Array], jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
-"""(parameters by full name, batch, a key for each example (B,)) -> (mean over the examples, further such means to log).
-
-An example's randomness is of its own key, so that a batch in parts is the batch as a whole.
-"""
 
 TIMESTEP_BUCKETS = 4
 """Of equal width, for which the loss is logged apart: at little noise and at much it says different things."""
 
-PERCEPTUAL: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {}
-"""Perceptual terms by name: (reconstruction, image), both (B, H, W, C) in [−1, 1] -> (B,)."""
-
 
 def make_loss(pipeline: StableDiffusion, config: ConfigDict) -> Loss:
-    """The loss of `config.objective.name`.
-
-    Raises:
-      UserError: the objective, its error or one of its perceptual terms is unknown.
-    """
-    objective = config.objective
-    if objective.error not in ERRORS:
-        raise UserError(f"config.objective.error={objective.error!r}: may be {', '.join(ERRORS)}")
-    if objective.name == "autoencoder":
-        return autoencoder(pipeline, objective)
-    if objective.name == "diffusion":
-        return diffusion(pipeline, objective)
-    raise UserError(f"config.objective.name={objective.name!r}: may be autoencoder or diffusion")
-
-
-def autoencoder(pipeline: StableDiffusion, objective: ConfigDict) -> Loss:
-    """Reconstruction + KL + perceptual terms (Rombach et al. 2022, arXiv 2112.10752, section 3.1 without the GAN)."""
-    for term in objective.perceptual:
-        if term not in PERCEPTUAL:
-            known = ", ".join(PERCEPTUAL) or "none yet"
-            raise UserError(f"config.objective.perceptual.{term}: no such term; there are {known}")
-
-    def loss(parameters, batch, keys):
-        vae = pipeline.with_parameters(parameters).vae
-        image = normalize(batch["image"], vae.config.in_channels)
-        mean, logvar = split_moments(vae.encode(image))
-        reconstruction = vae.decode(sample_posterior(mean, logvar, keys))
-        error = per_example(objective.error, reconstruction, image).mean()
-        kl = kl_to_standard_normal(mean, logvar).mean()
-        metrics = {"reconstruction": error, "kl": kl}
-        total = error + objective.kl_weight * kl
-        for term, weight in objective.perceptual.items():
-            metrics[term] = PERCEPTUAL[term](reconstruction.astype(jnp.float32), image).mean()
-            total = total + weight * metrics[term]
-        return total, metrics
-
-    return loss
-
-
-def diffusion(pipeline: StableDiffusion, objective: ConfigDict) -> Loss:
     """Denoising of the autoencoder's latents under the report's encoding, some reports dropped for guidance.
 
     `offset_noise` adds one normal number to all of a channel's noise (Guttenberg 2023, "Diffusion with offset noise");
     `input_perturbation` disturbs the noise that the network sees, not that it is to find (Ning et al. 2023, arXiv
     2301.11706); `min_snr_gamma` is of `min_snr_weights`, and `timestep_bias` of `timestep_weights`.
     """
+    objective = config.objective
     if objective.timestep_bias not in TIMESTEP_BIASES:
         known = ", ".join(TIMESTEP_BIASES)
         raise UserError(f"config.objective.timestep_bias={objective.timestep_bias!r}: may be {known}")
@@ -124,7 +76,7 @@ def diffusion(pipeline: StableDiffusion, objective: ConfigDict) -> Loss:
         if objective.min_snr_gamma:
             gamma = objective.min_snr_gamma
             errors = errors * min_snr_weights(schedule.prediction_type, gamma, alphas_cumprod, timesteps)
-        return errors.mean(), {"by_timestep": _by_timestep(errors, timesteps, schedule.num_train_timesteps)}
+        return errors, {"by_timestep": _by_timestep(errors, timesteps, schedule.num_train_timesteps)}
 
     def draw_timestep(key):
         if objective.timestep_bias == "none":
@@ -176,3 +128,6 @@ def measure_scaling_factor(pipeline: StableDiffusion, parameters: Any, images: n
 
     deviation = np.std([np.asarray(latents(parameters, image[None])) for image in images])
     return float(f"{1 / deviation:.5g}")
+
+
+METHOD = Method(tuple(NETWORKS), make_loss, prompted, of_images=False, cached=True)

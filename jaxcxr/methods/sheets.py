@@ -1,0 +1,74 @@
+"""Sheets of pictures that show what a run has learnt."""
+
+import functools
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from jaxcxr import requests
+from jaxcxr.data import tokens
+from jaxcxr.diffusion.samplers import BY_CLASS
+from jaxcxr.generate import initial_noise, latent_shape, make_generate, to_gray, unconditional_states
+from jaxcxr.interop.pipeline import StableDiffusion
+from jaxcxr.models.vae import normalize, split_moments
+from jaxcxr.parallel import mesh as meshes
+
+Draw = Callable[[Mapping[str, jax.Array]], np.ndarray]
+"""Parameters by full name -> a sheet, uint8 (H, W)."""
+
+
+def tile(pictures: np.ndarray, columns: int) -> np.ndarray:
+    """uint8 (N, H, W) -> one picture, `columns` across, row by row."""
+    rows = -(-len(pictures) // columns)
+    pictures = np.pad(pictures, ((0, rows * columns - len(pictures)), (0, 0), (0, 0)))
+    height, width = pictures.shape[1:]
+    return pictures.reshape(rows, columns, height, width).swapaxes(1, 2).reshape(rows * height, columns * width)
+
+
+def prompted(pipeline: StableDiffusion, config: ConfigDict, mesh: Mesh, images: None = None) -> Draw:
+    """Pictures of the fixed prompts, a row a prompt, the same noise in every row."""
+    samples = config.samples
+    scheduler = pipeline.scheduler_config()["_class_name"]
+    name = samples.sampler or ("" if scheduler in BY_CLASS else "ddim")
+    if name and not samples.sampler and jax.process_index() == 0:
+        print(f"samples: drawn by DDIM, as {scheduler} cannot be sampled; config.samples.sampler may name another")
+    sampler = pipeline.sampler(name).sampler(samples.steps)
+    generate = make_generate(pipeline, sampler, mesh, config.attention)
+
+    @functools.partial(jax.jit, out_shardings=meshes.replicated(mesh))
+    def pictures(parameters, batch, keys):
+        first = unconditional_states(pipeline, parameters) if means.shares_first else None
+        return generate(parameters, batch, keys, first)
+
+    shape = latent_shape(pipeline, config.data.size)
+    ids = tokens.encode(pipeline.tokenizer, samples.prompts, tokens.length(pipeline.tokenizer))
+    ids = np.repeat(ids, samples.per_prompt, axis=0)
+    noise = np.stack([initial_noise(config.seed, index, shape) for index in range(samples.per_prompt)])
+    noise = np.concatenate([noise] * len(samples.prompts))
+    keys = jax.random.split(jax.random.key(0), len(noise))
+    means = requests.conditions(requests.Request(samples.prompts[0]), samples.guidance)  # of any one prompt
+    batch = {"ids": ids[:, None], "weights": np.tile(means.weights, (len(noise), 1)), "noise": noise}
+
+    def draw(parameters: Mapping[str, jax.Array]) -> np.ndarray:
+        return tile(to_gray(pictures(parameters, batch, keys)), samples.per_prompt)
+
+    return draw
+
+
+def reconstructed(pipeline: StableDiffusion, config: ConfigDict, mesh: Mesh, images: np.ndarray) -> Draw:
+    """Validation images above their reconstructions from the posterior's mean."""
+
+    @functools.partial(jax.jit, out_shardings=meshes.replicated(mesh))
+    def reconstruct(parameters):
+        vae = pipeline.with_parameters(parameters).vae
+        mean, _ = split_moments(vae.encode(normalize(images, vae.config.in_channels)))
+        return jnp.clip(vae.decode(mean).astype(jnp.float32) / 2 + 0.5, 0, 1)
+
+    def draw(parameters: Mapping[str, jax.Array]) -> np.ndarray:
+        return tile(np.concatenate([images[..., 0], to_gray(reconstruct(parameters))]), len(images))
+
+    return draw
