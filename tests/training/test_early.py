@@ -10,8 +10,8 @@ from jaxcxr import interop
 from jaxcxr.errors import UserError
 from jaxcxr.interop.orbax import best_step, steps
 from jaxcxr.training import ranges
+from jaxcxr.training import train as loop
 from jaxcxr.training.early import Early
-from jaxcxr.training.evaluator import Evaluator
 from jaxcxr.training.feed import with_steps
 from jaxcxr.training.train import train
 from tests.training import runs
@@ -39,7 +39,7 @@ def test_it_stops_when_the_value_has_not_fallen_for_so_many_evaluations(tmp_path
 def losses(monkeypatch, values):
     """Evaluations that give these values, one after the other."""
     left = list(values)
-    monkeypatch.setattr(Evaluator, "validate", lambda self, parameters: {"validation_loss": left.pop(0)})
+    monkeypatch.setitem(loop._WAYS, "eval", lambda evaluator, parameters: {"validation_loss": left.pop(0)})
 
 
 def test_a_run_stops_early_keeps_its_best_and_publishes_it(tmp_path, monkeypatch, capsys):
