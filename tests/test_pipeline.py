@@ -11,8 +11,9 @@ from PIL import Image
 import jaxcxr
 from jaxcxr.errors import UserError
 from jaxcxr.interop.pipeline import from_files
+from jaxcxr.manifest import Settings
 from jaxcxr.pipeline import Pipeline
-from jaxcxr.sample import Settings, sample
+from jaxcxr.sample import sample
 from tests import pipelines
 
 RNG = np.random.default_rng(0)

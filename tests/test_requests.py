@@ -3,7 +3,8 @@ import pytest
 from PIL import Image
 
 from jaxcxr.errors import UserError
-from jaxcxr.requests import check_files, conditions, expanded, parse
+from jaxcxr.requests import check_files, conditions, parse
+from jaxcxr.rows import Rows
 
 
 def asked(**fields):
@@ -51,7 +52,7 @@ def test_a_row_of_several_pictures_becomes_as_many_with_following_seeds():
         {"prompt": "b", "count": 2, "seed": 2**32 - 1},
         {"prompt": "c"},
     ]
-    pairs = list(expanded(rows))
+    pairs = list(Rows(rows))
     assert [request for _, request in pairs] == [parse(row, "here") for row, _ in pairs]
     assert [row for row, _ in pairs] == [
         {"prompt": "a", "label": 1},
@@ -60,8 +61,9 @@ def test_a_row_of_several_pictures_becomes_as_many_with_following_seeds():
         {"prompt": "b", "seed": 0},
         {"prompt": "c"},
     ]
+    assert [Rows(rows)[number] for number in range(5)] == pairs
     with pytest.raises(UserError, match="prompt 2: .*count"):
-        list(expanded([{"prompt": "a"}, {"prompt": "b", "count": "x"}]))
+        Rows([{"prompt": "a"}, {"prompt": "b", "count": "x"}])
 
 
 def test_guidance_of_one_is_the_prompt_alone():

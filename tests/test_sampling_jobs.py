@@ -12,8 +12,9 @@ from jaxcxr.__main__ import main
 from jaxcxr.data.summary import Summary
 from jaxcxr.draw import Drawer
 from jaxcxr.errors import UserError
+from jaxcxr.manifest import Settings
 from jaxcxr.requests import parse
-from jaxcxr.sample import Settings, sample
+from jaxcxr.sample import sample
 from tests import pipelines
 from tests.training import jobs
 

@@ -1,6 +1,7 @@
 """Prompts files, latents and the manifests of sample folders."""
 
 import io
+import itertools
 import json
 
 import numpy as np
@@ -9,9 +10,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from jaxcxr.evaluation.pictures import read_generated
+from jaxcxr.manifest import Settings
 from jaxcxr.phantoms.generator import KINDS
-from jaxcxr.requests import check_files, conditions, parse
-from jaxcxr.sample import Settings, _read_latents, read_prompts
+from jaxcxr.requests import check_files, conditions
+from jaxcxr.rows import Lines, Rows
+from jaxcxr.sample import _read_latents
 from tests.hostile.mutations import byte_variants, json_variants, one_line_or_fine
 
 ASKED = {"asked": [{"kind": "nodule", "side": "right", "zone": "mid", "mm": 12}], "denied": ["edema"]}
@@ -37,10 +40,10 @@ def latents():
 
 def read_prompts_of(tmp_path, name, data):
     (tmp_path / name).write_bytes(data)
-    found = one_line_or_fine(read_prompts, tmp_path / name)
-    if isinstance(found, list):
-        assert found
-        asked = [parse(row, "prompt") for row in found]
+    found = one_line_or_fine(lambda: Rows(Lines(tmp_path / name)))
+    if isinstance(found, Rows):
+        assert len(found) > 0
+        asked = [request for _, request in itertools.islice(found, 100)]
         assert all(one.texts() and conditions(one, 4.0).weights.size for one in asked)
         for one in asked[:3]:
             one_line_or_fine(check_files, one, "prompt")
