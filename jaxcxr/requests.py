@@ -99,9 +99,9 @@ class Request:
     @property
     def form(self) -> tuple[Any, ...]:
         """What decides, under any options, whether it fits them and what it can be drawn together with."""
-        counts = len(self.texts()), len(self.embeds())
         leads = sum(part.weight for part in self.compose) > 0 if self.compose else None
-        return *counts, leads, self.interpolate is None, bool(self.negative_prompt), self.edits, self.strength
+        ends = self.prompt is None, self.interpolate and self.interpolate.prompt is None
+        return len(self.compose or ()), leads, *ends, bool(self.negative_prompt), self.edits, self.strength
 
     def files(self) -> list[str]:
         """The names of the files that it reads."""
@@ -127,10 +127,10 @@ def parse(row: Mapping[str, Any], where: str) -> Request:
     Raises:
       UserError: a field is not as it should be, or does not go with another.
     """
-    known = {key: row[key] for key in Request.__dataclass_fields__ if row.get(key) is not None}
+    known = {key: value for key, value in row.items() if value is not None and key in Request.__dataclass_fields__}
     request: Request = parsing.convert(known, Request, where)
-    for name in PICTURES:
-        if not isinstance(value := getattr(request, name), str | Image.Image | None):
+    for name in known.keys() & PICTURES:
+        if not isinstance(value := known[name], str | Image.Image):
             raise UserError(f"{where}: {name} {value!r:.100} is not the name of a file")
     for value in request.embeds():
         if not isinstance(value, str | np.ndarray):

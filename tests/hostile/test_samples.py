@@ -12,7 +12,7 @@ from PIL import Image
 from jaxcxr.evaluation.pictures import read_generated
 from jaxcxr.manifest import Settings
 from jaxcxr.phantoms.generator import KINDS
-from jaxcxr.requests import check_files, conditions
+from jaxcxr.requests import check_files, conditions, read_embeds
 from jaxcxr.rows import Lines, Rows
 from jaxcxr.sample import _read_latents
 from tests.hostile.mutations import byte_variants, json_variants, one_line_or_fine
@@ -120,3 +120,18 @@ def test_mutated_headers_of_latents(tmp_path, descr, order, shape, version):
     header = f"{{'descr': {descr!r}, 'fortran_order': {order}, 'shape': {shape}, }}\n".encode()
     length = len(header).to_bytes(2 if version == 1 else 4, "little")
     read_latents_of(tmp_path, b"\x93NUMPY" + bytes((version, 0)) + length + header + latents()[-128:])
+
+
+def embeds():
+    file = io.BytesIO()
+    np.save(file, np.random.default_rng(0).standard_normal((3, 2), np.float32))
+    return file.getvalue()
+
+
+@given(data=byte_variants(embeds()))
+def test_mutated_embeddings(tmp_path, data):
+    (tmp_path / "embeds.npy").write_bytes(data)
+    found = one_line_or_fine(read_embeds, str(tmp_path / "embeds.npy"), (3, 2))
+    if isinstance(found, np.ndarray):
+        assert found.shape == (3, 2)
+        assert np.isfinite(found).all()
