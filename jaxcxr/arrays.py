@@ -24,7 +24,12 @@ def read(file: Path, shapes: Sequence[Shape], axes: str, name: str) -> np.ndarra
       UserError: the file cannot be read, is safetensors of another number of tensors, or the array is another.
     """
     if file.suffix == ".safetensors":
-        tensors = open_safetensors(file)
+        if not file.is_file():
+            raise UserError(f"{name}: cannot be read (no such file)")
+        try:
+            tensors = open_safetensors(file)
+        except UserError as error:
+            raise UserError(f"{name}: cannot be read ({str(error).removeprefix(f'{file}: ')})") from error
         if len(tensors) != 1:
             raise UserError(f"{name}: has {len(tensors)} tensors; give a file of one")
         (tensor,) = tensors.values()
