@@ -135,9 +135,9 @@ def test_two_processes_that_write_one_picture_do_not_meet(tmp_path, monkeypatch)
     with writing_place(tmp_path) as own, writing_place(tmp_path) as other:
 
         def interleaved(image, file, **options):
+            save(image, file, **options)
             monkeypatch.setattr(Image.Image, "save", save)
             jaxcxr.sample._write(other, row, picture, False)
-            save(image, file, **options)
 
         monkeypatch.setattr(Image.Image, "save", interleaved)
         jaxcxr.sample._write(own, row, picture, False)
