@@ -105,6 +105,16 @@ class Samples:
 
 
 @dataclasses.dataclass(frozen=True)
+class Prior:
+    """`config.prior`."""
+
+    path: Text = ""
+    prompt: str = ""
+    count: int = 100
+    weight: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
 class Stop:
     """`config.stopping`."""
 
@@ -143,6 +153,7 @@ class Run:
     ema_memory: Word = "device"
     data: Data = dataclasses.field(default_factory=Data)
     model: Model = dataclasses.field(default_factory=Model)
+    prior: Prior = dataclasses.field(default_factory=Prior)
     objective: Objective = dataclasses.field(default_factory=Objective)
     optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
     samples: Samples = dataclasses.field(default_factory=Samples)
