@@ -3,7 +3,7 @@
     python benchmarks/jobs.py [--rows 100000] [--pictures 100] [--scratch DIR]
 
 Starts `jaxcxr sample` on the base `phantom` with so many prompts, each another, kills it when so many pictures are
-there, and runs it again to as many more. Nothing else is drawn. A run of 32 prompts before it compiles what they need.
+there, and runs it again to as many more. Nothing else is drawn. A run of 16 prompts before it compiles what they need.
 Writes benchmarks/results/jobs-DATE.json.
 """
 
@@ -94,7 +94,7 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=args.scratch) as scratch:
         folder = Path(scratch)
-        write_prompts(folder / "few.jsonl", 32)
+        write_prompts(folder / "few.jsonl", 16)
         sample(folder / "few.jsonl", folder / "few")
         found = {"few": sample(folder / "few.jsonl", folder / "again")}
         write_prompts(folder / "many.jsonl", args.rows)
