@@ -2,7 +2,7 @@
 
     python benchmarks/sample.py                   the base `phantom`, 64², on whatever is here
     python benchmarks/sample.py --model medium    a U-Net of 88 million random weights, 256²
-    python benchmarks/sample.py --model stable-diffusion-v1-5 --batch 8 --steps 50 --dtype bfloat16 --compile    on a GPU
+    python benchmarks/sample.py --model stable-diffusion-v1-5 --batch 8 --steps 50 --dtype bfloat16 --compile   on a GPU
 
 Both load one diffusers folder and draw the same pictures with DDIM. The first time of each is from the folder to the
 first pictures: reading, and compiling where it is done, nothing of which is cached. Each is a process of its own, so
@@ -88,11 +88,11 @@ def written(model: str, folder: Path) -> Path:
     if model == "medium":
         files = {f"{name}/config.json": network_config(name, config) for name, config in MEDIUM.items()}
         files[SCHEDULER_CONFIG] = published.files("stable-diffusion-v1-5")[SCHEDULER_CONFIG]
-        files["model_index.json"] = model_index(files)
     if files is None:
         raise SystemExit(f"--model {model}: may be phantom, medium, or one of {published.NAMES}")
     tokens.train([PROMPT], 600, folder / "tokenizer")
     files |= {f"tokenizer/{file.name}": file.read_bytes() for file in (folder / "tokenizer").iterdir()}
+    files["model_index.json"] = model_index(files)
     pipeline = from_files(files)
     pipeline = pipeline.with_parameters(initialize(pipeline, jax.random.key(0)))
     interop.save(pipeline, folder / "model")
@@ -160,9 +160,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         row = compared(args, Path(temporary))
     how = f"{args.batch} images, {args.steps} DDIM steps, guidance {args.guidance:g}, {args.dtype}"
-    record.write(
-        "sample", ("jax", "torch", "diffusers"), {f"{args.model}, {how}" + ", compiled" * args.compile: row}
-    )
+    record.write("sample", ("jax", "torch", "diffusers"), {f"{args.model}, {how}" + ", compiled" * args.compile: row})
 
 
 def compared(args: argparse.Namespace, temporary: Path) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from jaxcxr import requests
@@ -16,6 +16,7 @@ from jaxcxr.data.loader import Batches
 from jaxcxr.diffusion.samplers import BY_CLASS
 from jaxcxr.generate import initial_noise, latent_shape, make_generate, to_gray, unconditional_states
 from jaxcxr.interop.pipeline import StableDiffusion
+from jaxcxr.models.compute import compiler_options
 from jaxcxr.models.vae import normalize, split_moments
 from jaxcxr.parallel import mesh as meshes
 from jaxcxr.training.feed import open_batches
@@ -42,13 +43,16 @@ class Evaluator:
         """Without `validation`, this process's rows of the split in its own order, only prompts can be drawn."""
         self._config, self._mesh = config, mesh
         self._batches = [validation.batch(step) for step in range(config.eval_batches)] if validation else []
-        self._loss = jax.jit(lambda parameters, batch, key: loss(parameters, batch, example_keys(key, batch))[0])
+        self._loss = jax.jit(
+            lambda parameters, batch, key: loss(parameters, batch, example_keys(key, batch))[0],
+            compiler_options=compiler_options(mesh),
+        )
         if config.objective.name == "diffusion":
             self._draw = _prompted(pipeline, config, mesh)
         elif validation:
             rows = np.arange(min(8, config.batch_size))  # the same on all processes
             some = open_batches(config, "validate", tokenizer, rows=rows, shuffle=False).batch(0)
-            self._draw = _reconstructed(pipeline, some["image"], meshes.replicated(mesh))
+            self._draw = _reconstructed(pipeline, some["image"], mesh)
 
     def validate(self, parameters: Mapping[str, jax.Array]) -> dict[str, float]:
         """The mean loss over the validation batches, each under its own fixed key."""
@@ -82,7 +86,7 @@ def _prompted(pipeline: StableDiffusion, config: ConfigDict, mesh: Mesh):
     sampler = pipeline.sampler(name).sampler(samples.steps)
     generate = make_generate(pipeline, sampler, mesh, config.attention)
 
-    @functools.partial(jax.jit, out_shardings=meshes.replicated(mesh))
+    @functools.partial(jax.jit, out_shardings=meshes.replicated(mesh), compiler_options=compiler_options(mesh))
     def pictures(parameters, batch, keys):
         first = unconditional_states(pipeline, parameters) if means.shares_first else None
         return generate(parameters, batch, keys, first)
@@ -102,10 +106,10 @@ def _prompted(pipeline: StableDiffusion, config: ConfigDict, mesh: Mesh):
     return draw
 
 
-def _reconstructed(pipeline: StableDiffusion, images: np.ndarray, everywhere: NamedSharding):
+def _reconstructed(pipeline: StableDiffusion, images: np.ndarray, mesh: Mesh):
     """Validation images above their reconstructions from the posterior's mean."""
 
-    @functools.partial(jax.jit, out_shardings=everywhere)
+    @functools.partial(jax.jit, out_shardings=meshes.replicated(mesh), compiler_options=compiler_options(mesh))
     def reconstruct(parameters):
         vae = pipeline.with_parameters(parameters).vae
         mean, _ = split_moments(vae.encode(normalize(images, vae.config.in_channels)))

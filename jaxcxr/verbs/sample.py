@@ -58,7 +58,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--size", type=int, help="pixels of a side; default: what the U-Net was trained for")
     parser.add_argument("--batch-size", type=int, default=16, help="images at once; default: %(default)s")
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="default: %(default)s")
+    parser.add_argument(
+        "--dtype", choices=["float32", "bfloat16"], help="of the computation; default: float32 on CPUs, else bfloat16"
+    )
     parser.add_argument("--weights", default="ema", choices=["ema", "raw"], help="of a workdir; default: %(default)s")
     parser.add_argument(
         "--latents", type=Path, metavar="FILE.npy", help="the initial noise, float32 N×C×H×W as diffusers takes it"
@@ -90,12 +92,14 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _sample(args: argparse.Namespace) -> None:
+    import jax
     import jax.numpy as jnp
 
     from jaxcxr import interop, requests
     from jaxcxr.diffusion import samplers
     from jaxcxr.generate import default_size
     from jaxcxr.interop.pipeline import from_files
+    from jaxcxr.models.compute import usual_dtype
     from jaxcxr.parallel import processes
     from jaxcxr.sample import STRIP, Settings, read_prompts, sample, write_strip
 
@@ -104,6 +108,7 @@ def _sample(args: argparse.Namespace) -> None:
     described = from_files(checkpoint.files, only=("unet", "vae"))
     size = default_size(described) if args.size is None else args.size
     sampler = args.sampler or samplers.NAMES[described.sampler().scheduler]
+    dtype = args.dtype or usual_dtype(jax.default_backend())
     settings = Settings(
         checkpoint=str(args.checkpoint),
         checkpoint_step=interop.orbax.latest_step(args.checkpoint),
@@ -115,7 +120,7 @@ def _sample(args: argparse.Namespace) -> None:
         eta=args.eta,
         seed=args.seed,
         size=size,
-        dtype=args.dtype,
+        dtype=dtype,
         latents=str(args.latents) if args.latents else None,
         gray=args.gray,
         karras=args.karras,
@@ -125,7 +130,7 @@ def _sample(args: argparse.Namespace) -> None:
     if settings.already_done(args.out, prompts):
         processes.on_first(lambda: print(f"{args.out}: already sampled, {len(prompts)} images"))
     else:
-        sample(interop.load_read(checkpoint, dtype=jnp.dtype(args.dtype)), prompts, settings, args.out, args.batch_size)
+        sample(interop.load_read(checkpoint, dtype=jnp.dtype(dtype)), prompts, settings, args.out, args.batch_size)
     if args.interpolate is not None:
         processes.on_first(lambda: None if (args.out / STRIP).exists() else write_strip(args.out))
 
