@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 
-def load(path: str | Path, *, dtype: str = "float32", weights: str = "ema") -> Pipeline:
+def load(path: str | Path, *, dtype: str | None = None, weights: str = "ema") -> Pipeline:
     """Reads a checkpoint of any kind, ready to draw; see `jaxcxr.pipeline.load`. JAX is imported here, not before."""
     from jaxcxr import platforms
 

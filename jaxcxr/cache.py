@@ -22,6 +22,7 @@ from jaxcxr.errors import UserError
 from jaxcxr.files import locked_folder, remove_unfinished
 from jaxcxr.interop.pipeline import StableDiffusion
 from jaxcxr.methods import method
+from jaxcxr.models.compute import compiler_options
 from jaxcxr.models.vae import normalize, split_moments
 from jaxcxr.parallel import mesh as meshes
 from jaxcxr.parallel import processes, rules
@@ -136,7 +137,8 @@ class _Encoder:
         self._batch_size = -(-batch_size // mesh.size) * mesh.size
         self._sharding = meshes.batch_sharding(mesh)
         self._weights = jax.device_put(dict(weights), meshes.replicated(mesh))
-        self._encode_image, self._encode_text = jax.jit(self._moments), jax.jit(self._states)
+        compiled = functools.partial(jax.jit, compiler_options=compiler_options(mesh))
+        self._encode_image, self._encode_text = compiled(self._moments), compiled(self._states)
 
     def shape(self, side: int) -> tuple[int, ...]:
         """That of the moments of an image of `side` pixels."""

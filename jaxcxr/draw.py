@@ -26,6 +26,7 @@ from jaxcxr.generate import (
     unconditional_states,
 )
 from jaxcxr.interop.pipeline import StableDiffusion
+from jaxcxr.models.compute import compiler_options
 from jaxcxr.parallel import mesh as meshes
 from jaxcxr.requests import Request
 
@@ -70,6 +71,21 @@ class Kind(NamedTuple):
     begin: int
 
 
+class _OnDevices:
+    """What all batches are drawn with, whatever their guidance: each is made when it is first used, and once."""
+
+    def __init__(self, pipeline: StableDiffusion, mesh: Mesh):
+        self._pipeline, self._mesh = pipeline, mesh
+
+    @functools.cached_property
+    def parameters(self) -> dict[str, jax.Array]:
+        return jax.device_put(self._pipeline.parameters(), meshes.replicated(self._mesh))
+
+    @functools.cached_property
+    def unconditional(self) -> jax.Array:
+        return jax.jit(functools.partial(unconditional_states, self._pipeline))(self.parameters)
+
+
 class Drawer:
     """Draws batches of requests, compiled once for each kind and size of a batch.
 
@@ -93,9 +109,10 @@ class Drawer:
         self._states = self._length, pipeline.text_encoder.config.hidden_size
         self._sampler(0, inverts=False)
         self._programs: dict[tuple[int, bool], Any] = {}
+        self._held = _OnDevices(pipeline, mesh)
 
     def with_guidance(self, guidance: float) -> "Drawer":
-        """The same with another guidance, which no program depends on."""
+        """The same with another guidance, on which neither programs nor what is on the devices depend."""
         other = copy.copy(self)
         other._options = dataclasses.replace(self._options, guidance=guidance)
         other._options.check()
@@ -139,9 +156,9 @@ class Drawer:
         if noise is None:
             noise = np.stack([initial_noise(seed, index, self.shape) for seed, index in own])
         batch = meshes.to_global({"noise": noise, **self._arrays(some, kind)}, self._mesh, len(some))
-        first = self._unconditional if kind.shares_first else None
+        first = self._held.unconditional if kind.shares_first else None
         generate = self._program(kind.begin, kind.edits == "edit_mask")
-        pictures = np.asarray(generate(self._parameters, batch, picture_keys(own), first))
+        pictures = np.asarray(generate(self._held.parameters, batch, picture_keys(own), first))
         return pictures.mean(axis=-1, keepdims=True) if kind.edits else pictures
 
     def count_cut(self, some: Sequence[Request]) -> int:
@@ -149,14 +166,6 @@ class Drawer:
         texts = {text for one in some for text in one.texts()}
         cut = {text for text in texts if tokens.count_cut(self._pipeline.tokenizer, [text])}
         return sum(not cut.isdisjoint(one.texts()) for one in some)
-
-    @functools.cached_property
-    def _parameters(self) -> dict[str, jax.Array]:
-        return jax.device_put(self._pipeline.parameters(), meshes.replicated(self._mesh))
-
-    @functools.cached_property
-    def _unconditional(self) -> jax.Array:
-        return jax.jit(functools.partial(unconditional_states, self._pipeline))(self._parameters)
 
     def _program(self, begin: int, inverts: bool) -> Any:
         if (begin, inverts) not in self._programs:
@@ -168,7 +177,7 @@ class Drawer:
                 rescale=options.guidance_rescale,
                 keep_outside=options.keep_outside,
             )
-            self._programs[begin, inverts] = jax.jit(generate)
+            self._programs[begin, inverts] = jax.jit(generate, compiler_options=compiler_options(self._mesh))
         return self._programs[begin, inverts]
 
     def _sampler(self, begin: int, inverts: bool) -> Sampler:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image
@@ -13,9 +14,10 @@ from PIL import Image
 from jaxcxr import arrays, interop, requests
 from jaxcxr.data import tokens
 from jaxcxr.diffusion import samplers
-from jaxcxr.draw import Drawer, Options, batches, to_image
+from jaxcxr.draw import Drawer, Kind, Options, batches, to_image
 from jaxcxr.errors import UserError
 from jaxcxr.interop.pipeline import StableDiffusion
+from jaxcxr.models.compute import usual_dtype
 from jaxcxr.parallel import mesh as meshes
 from jaxcxr.requests import Request
 
@@ -131,8 +133,11 @@ class Pipeline:
             drawer.check_files(request, f"prompt {number}")
         pictures: dict[int, np.ndarray] = {}
         most = -(-min(batch_size, len(asked)) // self._mesh.size) * self._mesh.size
+        sizes: dict[Kind, int] = {}
         for batch in batches(map(drawer.kind, asked), most):
-            filled = [*batch, *[batch[-1]] * (-len(batch) % self._mesh.size)]
+            # The first of a kind is the largest; the last is filled up to it, so that one program serves all.
+            size = sizes.setdefault(drawer.kind(asked[batch[0]]), -(-len(batch) // self._mesh.size) * self._mesh.size)
+            filled = [*batch, *[batch[-1]] * (size - len(batch))]
             places = [(seed, number) for number in filled]
             drawn = drawer.draw([asked[n] for n in filled], places, None if noise is None else noise[filled])
             pictures |= zip(batch, drawn, strict=False)
@@ -143,17 +148,18 @@ class Pipeline:
         return np.stack([np.repeat(p, channels // p.shape[-1], -1) for _, p in sorted(pictures.items())])
 
 
-def load(path: str | Path, *, dtype: str = "float32", weights: str = "ema") -> Pipeline:
+def load(path: str | Path, *, dtype: str | None = None, weights: str = "ema") -> Pipeline:
     """Reads a checkpoint of any kind, ready to draw.
 
     Args:
       path: a workdir, a diffusers folder, or whatever `interop.read` knows.
-      dtype: of the computation, float32 or bfloat16.
+      dtype: of the computation, float32 or bfloat16; None for float32 on CPUs and bfloat16 elsewhere.
       weights: of a workdir, ema or raw.
 
     Raises:
       UserError: nothing readable at `path`.
     """
+    dtype = usual_dtype(jax.default_backend()) if dtype is None else dtype
     for name, value, allowed in (("dtype", dtype, ("float32", "bfloat16")), ("weights", weights, ("ema", "raw"))):
         if value not in allowed:
             raise UserError(f"{name} {value!r:.100}: may be {' or '.join(allowed)}")

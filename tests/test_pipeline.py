@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -12,6 +13,7 @@ from safetensors.numpy import save_file
 import jaxcxr
 from jaxcxr.__main__ import main
 from jaxcxr.errors import UserError
+from jaxcxr.generate import unconditional_states
 from jaxcxr.interop.pipeline import from_files
 from jaxcxr.manifest import Settings
 from jaxcxr.pipeline import Pipeline
@@ -77,6 +79,33 @@ def test_a_shape_is_compiled_once(pipe, compiled):
     assert compiled() == before
     pipe("c", negative_prompt="e", **SHORT)
     assert compiled() == before + 1
+
+
+def test_the_last_batch_of_a_kind_is_filled_up_and_compiles_nothing(pipe, compiled):
+    rows = ["a", "b", "c", {"prompt": "d", "negative_prompt": "e"}]
+    before = compiled()
+    found = pipe(rows, batch_size=2, steps=3, output_type="np")
+    assert compiled() == before + 2  # a program of two prompts, one of a prompt and a negative one
+    np.testing.assert_allclose(pipe(rows, batch_size=2, steps=3, output_type="np"), found)
+    assert compiled() == before + 2
+    assert len({picture.tobytes() for picture in found}) == 4
+
+
+def test_the_states_of_the_empty_prompt_are_computed_once(folder, tmp_path, monkeypatch):
+    computed = []
+
+    def states(*inputs):  # is traced each time that it is asked for anew
+        computed.append(1)
+        return unconditional_states(*inputs)
+
+    monkeypatch.setattr("jaxcxr.draw.unconditional_states", states)
+    pipe = jaxcxr.load(folder)
+    for guidance in (3.0, 4.0):
+        pipe(["a", "b", "c"], guidance=guidance, batch_size=1, **SHORT)
+    assert len(computed) == 1
+    rows = [{"prompt": text} for text in ("a", "b", "c")]
+    sample(pipe.networks, rows, Settings("base", steps=2), tmp_path / "out", batch_size=1)
+    assert len(computed) == 2
 
 
 def test_what_is_asked_for_changes_the_picture(pipe):
@@ -187,6 +216,17 @@ def test_an_inpainting_unet_wants_an_image_and_a_mask(pipe):
     for arguments in ({}, {"image": IMAGE}, {"image": IMAGE, "edit_mask": MASK}):
         with pytest.raises(UserError, match=r"in_channels 9 \(inpainting\).* --image and --mask"):
             nine("a", steps=2, **arguments)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_platform_decides_the_dtype_where_nothing_else_does(folder, tmp_path, monkeypatch, dtype):
+    for module in ("jaxcxr.pipeline", "jaxcxr.models.compute"):
+        monkeypatch.setattr(f"{module}.usual_dtype", lambda platform: dtype)
+    assert jaxcxr.load(folder).networks.unet.dtype == jnp.dtype(dtype)
+    assert jaxcxr.load(folder, dtype="float32").networks.unet.dtype == jnp.float32
+    argv = ["sample", "--checkpoint", str(folder), "--prompt", "a", "--steps", "1", "--out", str(tmp_path / "out")]
+    assert main(argv) == 0
+    assert json.loads((tmp_path / "out" / "manifest.jsonl").read_text())["dtype"] == dtype
 
 
 def test_a_checkpoint_is_loaded_as_asked_for(folder):

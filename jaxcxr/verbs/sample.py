@@ -71,7 +71,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--size", type=int, help="pixels of a side; default: what the U-Net was trained for")
     parser.add_argument("--batch-size", type=int, default=16, help="images at once; default: %(default)s")
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="default: %(default)s")
+    parser.add_argument(
+        "--dtype", choices=["float32", "bfloat16"], help="of the computation; default: float32 on CPUs, else bfloat16"
+    )
     parser.add_argument("--weights", default="ema", choices=["ema", "raw"], help="of a workdir; default: %(default)s")
     parser.add_argument(
         "--latents", type=Path, metavar="FILE.npy", help="the initial noise, float32 N×C×H×W as diffusers takes it"
@@ -115,29 +117,32 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _sample(args: argparse.Namespace) -> None:
+    import jax
     import jax.numpy as jnp
 
     from jaxcxr import interop, manifest
     from jaxcxr.interop.pipeline import from_files
+    from jaxcxr.models.compute import usual_dtype
     from jaxcxr.parallel import processes
     from jaxcxr.rows import Rows
     from jaxcxr.sample import sample
 
     rows = Rows(_prompts(args), _given(args))
     checkpoint = interop.read(args.checkpoint, ema=args.weights == "ema")
-    settings = _settings(args, from_files(checkpoint.files, only=("unet", "vae")))
+    dtype = args.dtype or usual_dtype(jax.default_backend())
+    settings = _settings(args, from_files(checkpoint.files, only=("unet", "vae")), dtype)
     if processes.from_first(lambda: [int(settings.already_done(args.out, rows))]) == [1]:
         processes.on_first(lambda: print(f"{args.out}: already sampled, {len(rows)} images"))
         processes.on_first(lambda: manifest.bring_up_to_date(args.out))
     else:
-        sample(interop.load_read(checkpoint, dtype=jnp.dtype(args.dtype)), rows, settings, args.out, args.batch_size)
+        sample(interop.load_read(checkpoint, dtype=jnp.dtype(dtype)), rows, settings, args.out, args.batch_size)
     if args.interpolate is not None:
         processes.on_first(lambda: None if manifest.strip_of(args.out).exists() else manifest.write_strip(args.out))
     if args.prepared is not None:
         processes.on_first(lambda: _prepare(args, settings.size))
 
 
-def _settings(args: argparse.Namespace, described: Any) -> Any:
+def _settings(args: argparse.Namespace, described: Any, dtype: str) -> Any:
     """What decides the images, of the options and the networks described in the checkpoint's configs."""
     from jaxcxr import interop
     from jaxcxr.diffusion import samplers
@@ -155,7 +160,7 @@ def _settings(args: argparse.Namespace, described: Any) -> Any:
         eta=args.eta,
         seed=args.seed,
         size=default_size(described) if args.size is None else args.size,
-        dtype=args.dtype,
+        dtype=dtype,
         latents=str(args.latents) if args.latents else None,
         gray=args.gray,
         karras=args.karras,
