@@ -36,6 +36,15 @@ NOTICE = "Synthetic image made by a generative model. Not a patient, not for dia
 
 
 @dataclasses.dataclass(frozen=True)
+class Adapter:
+    """An adapter that is merged into the checkpoint, with its strength; `step` as `checkpoint_step`."""
+
+    path: str
+    weight: float
+    step: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Settings(Options):
     """What decides the images, besides the prompts; fields as the options of `jaxcxr sample`.
 
@@ -50,6 +59,7 @@ class Settings(Options):
     dtype: str = "float32"
     latents: str | None = None
     gray: bool = False
+    adapters: tuple[Adapter, ...] = ()
 
     def already_done(self, out: Path, prompts: Sequence[Mapping[str, Any]]) -> bool:
         """Whether `out` is a finished job of these settings, `size` known, and prompts.
@@ -78,7 +88,13 @@ class Settings(Options):
         """The manifest's line for image `index`; further fields of a prompt are kept, and its own seed."""
         name = {"file_name": f"{index:05d}.png"}  # also where the prompts are an earlier manifest, or of a folder
         said = dataclasses.asdict(self)
-        for key in ("karras", "timestep_spacing", "guidance_rescale", "keep_outside"):  # not in older manifests
+        for key in (
+            "karras",
+            "timestep_spacing",
+            "guidance_rescale",
+            "keep_outside",
+            "adapters",
+        ):  # not in older manifests
             if not said[key]:
                 del said[key]
         if prompt.get("seed") is not None:
@@ -239,6 +255,7 @@ def _identity(rows: Sequence[Mapping[str, Any]], settings: Settings, asked: Sequ
     named = [Path(name) for name in (settings.checkpoint, settings.latents) if name]
     if settings.checkpoint_step is not None:  # of a workdir, whose steps are known apart
         named = named[1:]
+    named += [Path(each.path) for each in settings.adapters if each.step is None]
     named += map(Path, sorted({name for request in asked for name in request.files()}))
     files = [file for path in named for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
     stamps = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]

@@ -61,6 +61,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="default: %(default)s")
     parser.add_argument("--weights", default="ema", choices=["ema", "raw"], help="of a workdir; default: %(default)s")
     parser.add_argument(
+        "--adapter",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="LoRA to draw with: .safetensors file, folder or workdir; may be given several times",
+    )
+    parser.add_argument(
+        "--adapter-weight",
+        type=float,
+        action="append",
+        default=[],
+        metavar="W",
+        help="strength of an --adapter, in the same order; default: 1",
+    )
+    parser.add_argument(
         "--latents", type=Path, metavar="FILE.npy", help="the initial noise, float32 N×C×H×W as diffusers takes it"
     )
     parser.add_argument("--gray", action="store_true", help="average the channels of a colour autoencoder")
@@ -95,12 +111,14 @@ def _sample(args: argparse.Namespace) -> None:
     from jaxcxr import interop, requests
     from jaxcxr.diffusion import samplers
     from jaxcxr.generate import default_size
+    from jaxcxr.interop import adapters
     from jaxcxr.interop.pipeline import from_files
     from jaxcxr.parallel import processes
-    from jaxcxr.sample import STRIP, Settings, read_prompts, sample, write_strip
+    from jaxcxr.sample import STRIP, Adapter, Settings, read_prompts, sample, write_strip
 
     prompts = [row for row, _ in requests.expanded(_rows(args, read_prompts))]
     checkpoint = interop.read(args.checkpoint, ema=args.weights == "ema")
+    checkpoint = adapters.merged(checkpoint, args.adapter, args.adapter_weight, ema=args.weights == "ema")
     described = from_files(checkpoint.files, only=("unet", "vae"))
     size = default_size(described) if args.size is None else args.size
     sampler = args.sampler or samplers.NAMES[described.sampler().scheduler]
@@ -121,6 +139,10 @@ def _sample(args: argparse.Namespace) -> None:
         karras=args.karras,
         timestep_spacing=args.timestep_spacing,
         keep_outside=args.keep_outside,
+        adapters=tuple(
+            Adapter(str(path), weight, interop.orbax.latest_step(path))
+            for path, weight in adapters.pairs(args.adapter, args.adapter_weight)
+        ),
     )
     if settings.already_done(args.out, prompts):
         processes.on_first(lambda: print(f"{args.out}: already sampled, {len(prompts)} images"))
