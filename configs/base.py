@@ -37,6 +37,8 @@ def get_config() -> ConfigDict:
     # Further ones with their weights beside its 1, and their caches if it has one: (("runs/more", 0.5),).
     config.data.mixture = ()
     config.data.rebalance = 0.0  # 1: every label is drawn equally often, an image by its rarest; 0: every image
+    # csv with the columns id and weight: what a record counts in the loss, sum(weight error) / sum(weight) of a batch.
+    config.data.weights = ""
     config.data.cache = ""  # the folder that `jaxcxr cache` wrote of it; empty: images are encoded on the way
 
     config.model = ConfigDict()

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxcxr.data import tokens
+from jaxcxr.data import tokens, weights
 from jaxcxr.data.loader import Batches, open_split
 from jaxcxr.data.mixture import Joined, Part, by_rarest_label, weighted
 from jaxcxr.data.moments import Card, Moments, Origin
@@ -60,6 +60,7 @@ def open_batches(
         batch_size=config.batch_size,
         rows=rows,
         shuffle=shuffle,
+        weights=weights.read(config.data.weights) if config.data.weights and split == "train" else None,
     )
 
 
@@ -121,12 +122,12 @@ def tokenizer_folder(config: ConfigDict) -> Path:
     return path / "tokenizer"
 
 
-def check_cache(config: ConfigDict, pipeline: StableDiffusion, learns: set[str], weights: Mapping[str, Any]) -> None:
+def check_cache(config: ConfigDict, pipeline: StableDiffusion, learns: set[str], parameters: Mapping[str, Any]) -> None:
     """Sees to it that the caches of `config.data` were made of this run's data and autoencoder.
 
     Args:
       learns: the names of the parameters that learn.
-      weights: all of the run's or the autoencoder's, by full name.
+      parameters: all of the run's or the autoencoder's, by full name.
 
     Raises:
       UserError: it was not, two of them are not alike, or the autoencoder learns.
@@ -139,7 +140,7 @@ def check_cache(config: ConfigDict, pipeline: StableDiffusion, learns: set[str],
         assert card is not None
         if card.origin.text and any(name.startswith("text_encoder.") for name in learns):
             raise UserError(f"{folder.cache}: holds states of a text encoder, which is learning here; cache without it")
-        origin = Origin.of(folder.path, pipeline.files, weights, pipeline.vae.dtype, text=card.origin.text)
+        origin = Origin.of(folder.path, pipeline.files, parameters, pipeline.vae.dtype, text=card.origin.text)
         card.origin.check(origin, Path(folder.cache))
         if (size := Summary.require(Path(folder.path)).settings["size"]) != config.data.size:
             raise UserError(f"{folder.cache}: is of images of {size} pixels, config.data.size is {config.data.size}")

@@ -10,6 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm.auto import tqdm
 
+from jaxcxr.parallel import rules
 from jaxcxr.training.program import Program
 
 SMOOTHED = 20
@@ -106,6 +107,7 @@ def banner(config: ConfigDict, program: Program, images: Mapping[str, int], star
         f"memory: a state of {state / 1e9:.3g} GB a device" + (f" of {limit / 1e9:.3g} GB" if limit else ""),
         f"steps: {start} to {config.steps}, of {config.batch_size} images ({epochs:.3g} epochs)",
     ]
+    lines += rules.warning(rules.unnamed(learnt | program.frozen, config.sharding))
     if config.batch_size > images["train"]:
         lines.append(
             f"warning: config.batch_size={config.batch_size} is more than the {images['train']} training images,"

@@ -33,6 +33,7 @@ class Data:
     path: Text = "runs/data"
     mixture: tuple[Any, ...] = ()
     rebalance: float = 0.0
+    weights: Text = ""
     cache: Text = ""
 
 
