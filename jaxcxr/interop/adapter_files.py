@@ -193,9 +193,8 @@ def check_shapes(path: Path, layer: str, found: Layer, base: Tensors, names: Map
                 f"{path}: {names[part]} has shape {as_stored[0]}, the base's layer takes {as_stored[1]}; {_OTHER}"
             )
     if found.magnitude is not None and found.magnitude.shape != (outputs,):
-        raise UserError(
-            f"{path}: {layer} has {found.magnitude.shape[0]} magnitudes, the base's layer {outputs}; {_OTHER}"
-        )
+        count = found.magnitude.shape[0]
+        raise UserError(f"{path}: {layer} has {count} magnitudes, the base's layer {outputs} outputs; {_OTHER}")
 
 
 def write(adapter: Adapter, path: str | Path, layout: str, *, dtype: Any = None, card: bytes | None = None) -> Path:
@@ -239,7 +238,7 @@ def _named(adapter: Adapter, layout: Layout) -> Iterator[tuple[str, Tensor]]:
         for part, tensor in (("A", each.a), ("B", b)):
             yield layout.keys(layer, part)[0], to_torch(f"{layer}.kernel", tensor)[1]
         if has_alpha:
-            yield layout.keys(layer, "alpha")[0], Tensor.of(np.float32(each.scale * each.rank).reshape(()))
+            yield layout.keys(layer, "alpha")[0], Tensor.of(np.array(each.scale * each.rank, np.float32))
         if each.magnitude is not None:
             shaped = each.magnitude.map(_of_convolution) if each.a.ndim == 4 else each.magnitude
             yield layout.keys(layer, "magnitude")[0], shaped

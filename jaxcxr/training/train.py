@@ -25,7 +25,7 @@ from jaxcxr.training import flops, prepared, ranges
 from jaxcxr.training.actions import Action
 from jaxcxr.training.checkpoint import Checkpoints, claim, newest_whole, opened, read_frozen
 from jaxcxr.training.evaluator import Evaluator
-from jaxcxr.training.feed import check_cache, open_batches, some_images, tokenizer_folder
+from jaxcxr.training.feed import check_cache, open_batches, some_images, tokenizer_folder, with_size
 from jaxcxr.training.metrics import Metrics
 from jaxcxr.training.model import compute_dtype, make_model, with_scaling_factor
 from jaxcxr.training.program import Program, make_program
@@ -61,6 +61,7 @@ def train(config: ConfigDict, workdir: Path, stop_at: int | None = None, command
       UserError: config, data, base checkpoint or workdir will not do; nothing is overwritten.
       FloatingPointError: a loss or gradient is not finite, more often than `config.skip_nonfinite` allows.
     """
+    config = with_size(config)
     ranges.check(config)
     with Stopping() as stopping, opened(workdir, config):
         try:

@@ -2,12 +2,18 @@
 
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from jaxcxr import interop
+from jaxcxr import adaptation, interop
 from jaxcxr.__main__ import main
 from jaxcxr.interop import adapters
+from jaxcxr.interop.tensors import open_safetensors
+from jaxcxr.training.checkpoint import Checkpoints, claim
+from jaxcxr.training.step import init_state
 from jaxcxr.training.train import train
 from tests import pipelines
 from tests.adaptation.test_runs import config_of
@@ -25,31 +31,49 @@ def base(tmp_path_factory):
     return pipelines.write(tmp_path_factory.mktemp("published") / "base")
 
 
+SETTINGS = {
+    "unet": {"lora.targets": ATTENTION},
+    "unet and text": {"lora.targets": f"{ATTENTION}|{TEXT}"},
+    "convolutions": {"lora.targets": f"{ATTENTION}|{CONVOLUTIONS}"},
+    "dora": {"lora.targets": f"{ATTENTION}|{CONVOLUTIONS}", "lora.dora": ".*"},
+    "text dora": {"lora.targets": TEXT, "lora.dora": ".*"},
+    "part dora": {"lora.targets": ATTENTION, "lora.dora": r".*to_q"},
+    "fc1": {"lora.targets": r"text_encoder\..*\.fc1"},
+    "vae": {"lora.targets": r"vae\..*\.conv1"},
+    "more": {"lora.targets": ATTENTION, "trainable": r"unet\.conv_in\..*"},
+}
+TRAINED = ("unet and text", "dora")
+
+
 @pytest.fixture(scope="module")
 def learnt(base, tmp_path_factory):
-    """Workdirs of runs with adapters that change a picture, by what they learn; each made once."""
+    """Workdirs with adapters that change a picture, by what they learn; some trained, the others drawn at random."""
     folder, made = tmp_path_factory.mktemp("runs"), {}
 
     def run(name):
         if name not in made:
-            settings = {
-                "unet": {"lora.targets": ATTENTION},
-                "unet and text": {"lora.targets": f"{ATTENTION}|{TEXT}"},
-                "convolutions": {"lora.targets": f"{ATTENTION}|{CONVOLUTIONS}"},
-                "dora": {"lora.targets": f"{ATTENTION}|{CONVOLUTIONS}", "lora.dora": ".*"},
-                "text dora": {"lora.targets": TEXT, "lora.dora": ".*"},
-                "part dora": {"lora.targets": ATTENTION, "lora.dora": r".*to_q"},
-                "more": {"lora.targets": ATTENTION, "trainable": r"unet\.conv_in\..*"},
-            }[name]
             made[name] = folder / name.replace(" ", "-")
-            config = config_of(base, **{"lora.rank": 3, "lora.alpha": 7.0})
-            config.update_from_flattened_dict(settings)
+            config = config_of(base, **{"lora.rank": 3, "lora.alpha": 7.0, **SETTINGS[name]})
             config.steps, config.optimizer.learning_rate, config.ema_decay = 3, 0.05, 0.0
             config.optimizer.warmup_steps, config.checkpoint_every = 0, 0
-            train(config, made[name])
+            (train if name in TRAINED else write_workdir)(config, made[name])
         return made[name]
 
     return run
+
+
+def write_workdir(config, folder):
+    """What a run of one step would write, its adapters drawn at random."""
+    pipeline = interop.load(config.model.base)
+    parameters = pipeline.parameters()
+    learning = adaptation.of(config, parameters)
+    values = learning.start(parameters, jax.random.key(0))
+    values = {
+        name: jnp.asarray(value + 0.1 * RNG.standard_normal(value.shape, np.float32)) for name, value in values.items()
+    }
+    claim(folder, config, pipeline.files | learning.file(), frozen=learning.frozen(parameters))
+    with Checkpoints(folder, 1) as checkpoints:
+        checkpoints.save({**init_state(values, optax.identity()), "step": jnp.int32(1)})
 
 
 def verb(*arguments) -> int:
@@ -77,7 +101,7 @@ def theirs(base, latents, *published):
     import diffusers
     import torch
 
-    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(base, torch_dtype=torch.float32)
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(base)
     pipeline.set_progress_bar_config(disable=True)
     for number, (path, _) in enumerate(published):
         pipeline.load_lora_weights(path, adapter_name=f"a{number}")
@@ -165,3 +189,46 @@ def test_a_merged_folder_is_the_workdirs_pipeline_in_diffusers(base, learnt, lat
     weights = (interop.read(tmp_path / folder).tensors for folder in ("workdir", "merged"))
     for (name, one), (_, other) in zip(*(sorted(each.items()) for each in weights), strict=True):
         np.testing.assert_allclose(one.read(), other.read(), rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("name", "to", "parts"),
+    [
+        ("text dora", "lora", ("self_attn", "no magnitudes of a text encoder", "--to diffusers")),
+        ("dora", "lora-kohya", ("no magnitudes of DoRA in kohya's layout", "--to lora")),
+        ("part dora", "lora", ("to_k", "all of a U-Net's adapters or for none", "--to diffusers")),
+        ("fc1", "lora", ("fc1", "CLIP's attention", "--to diffusers")),
+        ("vae", "lora", ("vae.", "no place", "--to diffusers")),
+        ("more", "lora", ("unet.conv_in.bias too", "--to diffusers")),
+    ],
+)
+def test_what_a_file_cannot_hold_is_refused_in_a_line(learnt, tmp_path, capsys, name, to, parts):
+    assert verb("convert", learnt(name), tmp_path / "out", "--to", to) == 2
+    said = capsys.readouterr().err
+    assert all(part in said for part in parts), said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_options_of_whole_checkpoints_are_refused(base, learnt, tmp_path, capsys):
+    out = tmp_path / "out"
+    for options, part in (
+        (("--adapter", tmp_path), "--adapter: is for whole checkpoints"),
+        (("--verify",), "--verify: is for whole checkpoints"),
+        (("--only", "text_encoder"), "--only text_encoder: "),
+    ):
+        assert verb("convert", learnt("unet"), out, "--to", "lora", *options) == 2
+        assert part in capsys.readouterr().err
+    assert verb("convert", base, out, "--to", "lora") == 2
+    assert "is no workdir" in capsys.readouterr().err
+
+
+def test_a_folder_has_a_card_and_half_precision_may_be_asked_for(learnt, tmp_path):
+    out = tmp_path / "out"
+    assert verb("convert", learnt("unet and text"), out, "--to", "lora", "--only", "unet", "--dtype", "float16") == 0
+    tensors = open_safetensors(out / "pytorch_lora_weights.safetensors")
+    assert {tensor.dtype for tensor in tensors.values()} == {np.dtype(np.float16)}
+    assert {name.split(".")[0] for name in tensors} == {"unet"}
+    card = (out / "README.md").read_text()
+    assert "lora]" in card.split("---")[1]
+    assert "| LoRA | rank 3," in card
