@@ -18,6 +18,8 @@ from jaxcxr.training.train import train
 from tests import pipelines
 from tests.adaptation.test_runs import config_of
 
+pytestmark = pytest.mark.slow
+
 RNG = np.random.default_rng(5)
 ATTENTION = r"unet\..*\.attn[12]\.(to_[qkv]|to_out\.0)"
 TEXT = r"text_encoder\..*\.(q_proj|k_proj|v_proj|out_proj)"
@@ -73,7 +75,7 @@ def write_workdir(config, folder):
     }
     claim(folder, config, pipeline.files | learning.file(), frozen=learning.frozen(parameters))
     with Checkpoints(folder, 1) as checkpoints:
-        checkpoints.save({**init_state(values, optax.identity()), "step": jnp.int32(1)})
+        checkpoints.save({**init_state(values, optax.sgd(1.0, momentum=0.9)), "step": jnp.int32(1)})
 
 
 def verb(*arguments) -> int:
