@@ -13,6 +13,7 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
     config.steps = 1000
+    config.epochs = 0.0  # in place of steps: how often each image is seen; 0: steps decide
     config.batch_size = 32  # of all devices together
     config.dtype = "float32"  # compute dtype, float32 or bfloat16; weights are float32
     config.method = "diffusion"  # or autoencoder
@@ -95,6 +96,10 @@ def get_config() -> ConfigDict:
     config.sample_every = 1000
     config.checkpoint_every = 1000
     config.keep = 2  # checkpoints, the last ones; 1 or more
+
+    config.stopping = ConfigDict()  # before the last step, when a value of the evaluations does not fall any more
+    config.stopping.metric = "validation_loss"
+    config.stopping.patience = 0  # evaluations without a lower value; the best checkpoint is kept; 0: never
 
     config.profile = ConfigDict()  # a trace into the workdir's tensorboard/
     config.profile.steps = 0  # that are traced; 0: none

@@ -1,6 +1,7 @@
 """A caching job: what frozen networks make of a prepared folder, once."""
 
 import contextlib
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -62,14 +63,19 @@ def cache(config: ConfigDict, out: Path, dtype: str = "bfloat16", *, text: bool 
         processes.on_first(lambda: _claim(out, card, held))
         for split in splits:
             source = open_split(config.data.path, split, config.data.size)
-            shards = list(enumerate(card.shards(out, split)))[jax.process_index() :: jax.process_count()]
-            for index, file in tqdm(shards, desc=f"cache {split}", unit="shard", disable=jax.process_index() > 0):
-                if not file.is_file():
-                    places = range(index * PER_SHARD, min((index + 1) * PER_SHARD, len(source)))
-                    write_shard(file, encoder.records(source, places, text))
+            files = list(card.shards(out, split))
+            own = processes.share_out(functools.partial(_missing, files))
+            for index in tqdm(own, desc=f"cache {split}", unit="shard", disable=jax.process_index() > 0):
+                places = range(index * PER_SHARD, min((index + 1) * PER_SHARD, len(source)))
+                write_shard(files[index], encoder.records(source, places, text))
         # A process that ends waits for the others for five minutes, and then JAX aborts them all.
         processes.on_first(lambda: None)
     print(f"{out}: {sum(splits.values())} records of {' × '.join(map(str, card.shape))}, {dtype}")
+
+
+def _missing(files: Sequence[Path]) -> list[int]:
+    """The places of the files that are not there."""
+    return [place for place, file in enumerate(files) if not file.is_file()]
 
 
 def _frozen(config: ConfigDict, text: bool) -> StableDiffusion:

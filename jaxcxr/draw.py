@@ -4,7 +4,7 @@ import copy
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -63,6 +63,7 @@ class Kind(NamedTuple):
     """What requests of one batch have in common: the shapes of its arrays, and the steps left out."""
 
     texts: int
+    embeds: int
     mixed: bool
     shares_first: bool
     edits: str
@@ -89,6 +90,7 @@ class Drawer:
         self.shape = latent_shape(pipeline, self.size, inpaints=self._inpaints)
         self._pipeline, self._options, self._mesh = pipeline, options, mesh
         self._length = tokens.length(pipeline.tokenizer)
+        self._states = self._length, pipeline.text_encoder.config.hidden_size
         self._sampler(0, inverts=False)
         self._programs: dict[tuple[int, bool], Any] = {}
 
@@ -112,14 +114,12 @@ class Drawer:
         means = requests.conditions(request, self._options.guidance, self._options.guidance_rescale)
         begin = request.begin(self._options.steps)
         self._program(begin, request.edits == "edit_mask")
-        return Kind(len(means.texts), means.mix is not None, means.shares_first, request.edits, begin)
+        counts = len(means.texts), len(means.embeds)
+        return Kind(*counts, means.mix is not None, means.shares_first, request.edits, begin)
 
-    def batches(self, asked: Sequence[Request], size: int) -> list[list[int]]:
-        """The places of requests in `asked`, those of a kind together, at most `size` to a batch; errors as `kind`."""
-        of_kind: dict[Kind, list[int]] = {}
-        for place, request in enumerate(asked):
-            of_kind.setdefault(self.kind(request), []).append(place)
-        return [places[first : first + size] for places in of_kind.values() for first in range(0, len(places), size)]
+    def check_files(self, request: Request, where: str) -> None:
+        """Raises UserError if a file of a request cannot be read or does not fit, see `requests.check_files`."""
+        requests.check_files(request, where, self._states)
 
     def draw(
         self, some: Sequence[Request], places: Sequence[tuple[int, int]], noise: np.ndarray | None = None
@@ -187,12 +187,14 @@ class Drawer:
 
     def _arrays(self, some: Sequence[Request], kind: Kind) -> dict[str, np.ndarray]:
         means = [requests.conditions(one, self._options.guidance, self._options.guidance_rescale) for one in some]
-        texts = [text for each in means for text in each.texts]
-        ids = tokens.encode(self._pipeline.tokenizer, texts, self._length)
-        arrays = {
-            "ids": ids.reshape(len(some), kind.texts, self._length),
-            "weights": np.stack([each.weights for each in means]),
-        }
+        arrays = {"weights": np.stack([each.weights for each in means])}
+        if kind.texts:
+            texts = [text for each in means for text in each.texts]
+            ids = tokens.encode(self._pipeline.tokenizer, texts, self._length)
+            arrays["ids"] = ids.reshape(len(some), kind.texts, self._length)
+        if kind.embeds:
+            given = [[requests.read_embeds(each, self._states) for each in one.embeds] for one in means]
+            arrays["embeds"] = np.stack(given)
         if kind.mixed:
             arrays["mix"] = np.stack([each.mix for each in means if each.mix is not None])
         if not kind.edits:
@@ -229,6 +231,14 @@ class Drawer:
                 f"{name} {str(picture)[:200]}: is black throughout at {self.size} pixels; white is what counts"
             )
         return mask
+
+
+def batches(kinds: Iterable[Kind], size: int) -> list[list[int]]:
+    """The numbers of pictures of these kinds, those of a kind together, at most `size` to a batch."""
+    of_kind: dict[Kind, list[int]] = {}
+    for number, kind in enumerate(kinds):
+        of_kind.setdefault(kind, []).append(number)
+    return [numbers[first : first + size] for numbers in of_kind.values() for first in range(0, len(numbers), size)]
 
 
 def picture_keys(places: Sequence[tuple[int, int]]) -> jax.Array:

@@ -124,7 +124,7 @@ class Batches:
     def batch(self, step: int) -> dict[str, np.ndarray]:
         """Returns `image`, (rows, S, S, 1) uint8, and `input_ids`, (rows, length) int32.
 
-        With weights there is `weight`, (rows,) float32. From a cache it is `moments`, (rows, h, w, 2 * latent channels),
+        With weights there is `weight`, (rows,) float32. From a cache it is `moments`, (rows, h, w, 2 * latent_channels)
         in place of `image`, and if it has them `states`, (rows, length, hidden size), in place of `input_ids`.
 
         Raises:

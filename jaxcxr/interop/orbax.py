@@ -8,6 +8,7 @@ is written once, to `frozen/`. Of a conversion, and of runs of before there was 
 import contextlib
 import functools
 import itertools
+import json
 import math
 import os
 import re
@@ -17,18 +18,17 @@ from typing import Any
 
 import numpy as np
 
-from jaxcxr import adaptation
+from jaxcxr import adaptation, parsing
 from jaxcxr.errors import UserError, one_line
-from jaxcxr.files import new_folder
+from jaxcxr.files import new_folder, replace_file
 from jaxcxr.interop import checksums
 from jaxcxr.interop.checkpoint import Checkpoint
 from jaxcxr.interop.diffusers import read_files
 from jaxcxr.interop.folder import has_file
 from jaxcxr.interop.pipeline import write_files
 from jaxcxr.interop.tensors import Tensor, cast_all, contiguous
-from jaxcxr.parsing import read_bytes
 
-MODEL, CHECKPOINTS, FROZEN = "model", "checkpoints", "frozen"
+MODEL, CHECKPOINTS, FROZEN, BEST = "model", "checkpoints", "frozen", "best.json"
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,9}")
 _PARTS_BYTES = 2**20  # of an adaptation.json, a few patterns and numbers
 _AT_ONCE = 128 * 2**20  # bytes of tensors in memory while they are written
@@ -61,8 +61,36 @@ def latest_step(path: Path) -> int | None:
     return max(steps(path), default=None)
 
 
+def best_step(path: Path) -> int | None:
+    """The step that did best in a run that was stopped early, if it is there; None for other runs.
+
+    Raises:
+      UserError: the file that names it is damaged.
+    """
+    file = path / BEST
+    if not file.is_file():
+        return None
+    step: int = parsing.read_json(file, dict[str, int], remedy=f"remove {file} to use the last step").get("step", -1)
+    return step if step in steps(path) else None
+
+
+def step_to_read(path: Path) -> int | None:
+    """The step that `read` takes: the best one where that is on record, or the last; None if there is none.
+
+    Raises:
+      UserError: as `best_step`.
+    """
+    best = best_step(path)
+    return latest_step(path) if best is None else best
+
+
+def write_best(path: Path, step: int) -> None:
+    """Puts on record which step did best."""
+    replace_file(path / BEST, (json.dumps({"step": step}) + "\n").encode())
+
+
 def read(path: Path, *, ema: bool = True, only: Iterable[str] | None = None) -> Checkpoint:
-    """Reads the latest step of a workdir or of a converted checkpoint.
+    """Reads the latest step of a workdir or of a converted checkpoint, or the best one where that is on record.
 
     Args:
       path: the folder that holds `model/` and `checkpoints/`.
@@ -83,15 +111,15 @@ def read(path: Path, *, ema: bool = True, only: Iterable[str] | None = None) -> 
 
 
 def read_learnt(path: Path, *, ema: bool = True) -> tuple[dict[str, bytes], dict[str, Tensor]]:
-    """The files of `model/`, and what the latest step holds: of a run what learns, as it learns.
+    """The files of `model/`, and what the step to read holds: of a run what learns, as it learns.
 
     Raises:
       UserError: as `read`.
     """
     path = path.absolute()
-    files, step = read_files(path / MODEL), latest_step(path)
+    files, step = read_files(path / MODEL), step_to_read(path)
     if has_file(parts := path / MODEL / adaptation.ADAPTATION, path / MODEL):
-        files[adaptation.ADAPTATION] = read_bytes(parts, _PARTS_BYTES)
+        files[adaptation.ADAPTATION] = parsing.read_bytes(parts, _PARTS_BYTES)
     if step is None:
         raise UserError(f"{path / CHECKPOINTS}: no complete checkpoint; train longer or copy the folder again")
     folder, items = path / CHECKPOINTS / str(step), ("params", "ema") if ema else ("params",)

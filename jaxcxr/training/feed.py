@@ -117,6 +117,24 @@ def _open(folder: Folder, split: str, config: ConfigDict, tokenizer: Any) -> Seq
     return open_split(path, split, config.data.size)
 
 
+def with_steps(config: ConfigDict) -> ConfigDict:
+    """The config, with as many steps as its `epochs` take, where it gives those: the images of all folders are one.
+
+    Raises:
+      UserError: the images of raw data, which nobody has counted, are asked for so many times.
+    """
+    if not config.epochs:
+        return config
+    images = 0
+    for folder in folders(config):
+        if Summary.read(Path(folder.path)) is None and is_source(Path(folder.path)):
+            raise UserError(f"config.epochs={config.epochs}: wants prepared data to count; set config.steps")
+        images += Summary.require(Path(folder.path)).splits.get("train", 0)
+    config = ConfigDict(config.to_dict())
+    config.steps = max(1, math.ceil(config.epochs * images / config.batch_size))
+    return config.lock()
+
+
 def some_images(config: ConfigDict, tokenizer: Any, count: int) -> np.ndarray:
     """The first `count` training images of `config.data.path` in a run's order, uint8 (count, S, S, 1)."""
     source = _open(Folder(config.data.path, 1.0, ""), "train", config, tokenizer)

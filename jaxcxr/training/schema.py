@@ -105,6 +105,14 @@ class Samples:
 
 
 @dataclasses.dataclass(frozen=True)
+class Stop:
+    """`config.stopping`."""
+
+    metric: Word = "validation_loss"
+    patience: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
 class Profile:
     """`config.profile`."""
 
@@ -118,6 +126,7 @@ class Run:
 
     seed: int = 0
     steps: int = 1000
+    epochs: float = 0.0
     batch_size: int = 32
     dtype: Word = "float32"
     method: Word = "diffusion"
@@ -143,6 +152,7 @@ class Run:
     sample_every: int = 1000
     checkpoint_every: int = 1000
     keep: int = 2
+    stopping: Stop = dataclasses.field(default_factory=Stop)
     profile: Profile = dataclasses.field(default_factory=Profile)
 
 

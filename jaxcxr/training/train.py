@@ -24,8 +24,9 @@ from jaxcxr.parallel.processes import least, on_first
 from jaxcxr.training import flops, prepared, ranges
 from jaxcxr.training.actions import Action
 from jaxcxr.training.checkpoint import Checkpoints, claim, newest_whole, opened, read_frozen
+from jaxcxr.training.early import Early
 from jaxcxr.training.evaluator import Evaluator
-from jaxcxr.training.feed import check_cache, open_batches, some_images, tokenizer_folder, with_size
+from jaxcxr.training.feed import check_cache, open_batches, some_images, tokenizer_folder, with_size, with_steps
 from jaxcxr.training.metrics import Metrics
 from jaxcxr.training.model import compute_dtype, make_model, with_scaling_factor
 from jaxcxr.training.program import Program, make_program
@@ -63,6 +64,7 @@ def train(config: ConfigDict, workdir: Path, stop_at: int | None = None, command
     """
     config = with_size(config)
     ranges.check(config)
+    config = with_steps(config)
     with Stopping() as stopping, opened(workdir, config):
         try:
             _train(config, workdir, stop_at, stopping, command)
@@ -77,9 +79,10 @@ def _train(
     began = time.perf_counter()
     run, parameters = _open(config, workdir)
     stop_at = min(config.steps, stop_at if stop_at is not None else config.steps)
-    if run.start >= stop_at:
+    early = Early(config.stopping, workdir, run.start)
+    if run.start >= stop_at or early.over:
         if jax.process_index() == 0:
-            print(f"{workdir}: already trained to step {run.start}")
+            print(f"{workdir}: already trained to step {run.start}" + (f"; {early.said()}" if early.over else ""))
         return
     trace = Trace(workdir / "tensorboard", config.profile.after, config.profile.steps)
     every = _intervals(config, run.validation is not None)
@@ -111,6 +114,8 @@ def _train(
         # A stop does not wait for it, and the next start makes up for that; but the last step has none.
         found = evaluated(what, stopping.unless_asked if step < config.steps else _at_once)
         _record(metrics, progress, step, what, found)
+        if what == "eval" and found is not None:
+            early.see(step, found)
 
     def save(step: int) -> None:
         watch.catch_up()
@@ -127,8 +132,11 @@ def _train(
             # While there is nothing to lose: it compiles for minutes, and what is wrong with it is known at once.
             if action.ahead(run.start, stop_at, config.steps):
                 found = evaluated(action.name, stopping.unless_asked)
-                if action.due(run.start, config.steps):
+                if due := action.due(run.start, config.steps):
                     _record(metrics, progress, run.start, action.name, found)
+                if action.name == "eval":
+                    early.see(run.start if due else 0, found)
+                    checkpoints.keep_best(early.best)
         progress.doing("compiling the step")
         stream = run.batches.iterate(run.start)
         for step in range(run.start + 1, stop_at + 1):
@@ -151,8 +159,9 @@ def _train(
             done = [action for action in actions if action.due(step, config.steps)]
             for action in done:
                 action.do(step)
-            last = step == stop_at or stopping.agreed(step)
-            if last or saving.due(step, config.steps):
+            last = step == stop_at or early.over or stopping.agreed(step)
+            if last or early.best == step or saving.due(step, config.steps):
+                checkpoints.keep_best(early.best)
                 saving.do(step)
                 done.append(saving)
             if any(action.waits for action in done):
@@ -161,7 +170,8 @@ def _train(
                 break
         progress.close()
     if jax.process_index() == 0:
-        print(f"{workdir}: at step {step} of {config.steps}" + ("; run again to resume" if step < config.steps else ""))
+        rest = f"; {early.said()}" if early.over else "; run again to resume" if step < config.steps else ""
+        print(f"{workdir}: at step {step} of {config.steps}{rest}")
 
 
 class _Run(NamedTuple):

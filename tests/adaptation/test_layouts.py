@@ -14,7 +14,7 @@ from jaxcxr.errors import UserError
 from jaxcxr.interop import adapters
 from jaxcxr.interop.layout import from_torch
 from jaxcxr.interop.tensors import Tensor, open_safetensors, write_safetensors
-from jaxcxr.sample import Settings
+from jaxcxr.manifest import Settings
 from tests import pipelines
 
 TO_Q = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
