@@ -27,7 +27,7 @@ from jaxcxr.models.vae import normalize, split_moments
 from jaxcxr.parallel import mesh as meshes
 from jaxcxr.parallel import processes, rules
 from jaxcxr.training import ranges
-from jaxcxr.training.feed import tokenizer_folder
+from jaxcxr.training.feed import tokenizer_folder, with_size
 from jaxcxr.training.model import compute_dtype, with_text_encoder
 from jaxcxr.training.prepared import check_settings, describe
 
@@ -47,6 +47,7 @@ def cache(config: ConfigDict, out: Path, dtype: str = "bfloat16", *, text: bool 
     Raises:
       UserError: the data or the base cannot be read, `out` holds something else, or another job is writing it.
     """
+    config = with_size(config)
     ranges.check(config)
     check_settings(config, describe(config))
     summary = Summary.require(Path(config.data.path))

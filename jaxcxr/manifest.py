@@ -31,6 +31,15 @@ _PNG_BEGIN, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 
 
 @dataclasses.dataclass(frozen=True)
+class Adapter:
+    """An adapter that is merged into the checkpoint, with its strength; `step` as `checkpoint_step`."""
+
+    path: str
+    weight: float
+    step: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Settings(Options):
     """What decides the images, besides the prompts; fields as the options of `jaxcxr sample`.
 
@@ -45,6 +54,7 @@ class Settings(Options):
     dtype: str = "float32"
     latents: str | None = None
     gray: bool = False
+    adapters: tuple[Adapter, ...] = ()
 
     def row(self, index: int, prompt: Mapping[str, Any]) -> dict[str, Any]:
         """The manifest's line for image `index`; further fields of a prompt are kept, and its own seed."""
@@ -54,7 +64,7 @@ class Settings(Options):
 
     @functools.cached_property
     def _said(self) -> dict[str, Any]:
-        newer = ("karras", "timestep_spacing", "guidance_rescale", "keep_outside")  # not in older manifests
+        newer = ("karras", "timestep_spacing", "guidance_rescale", "keep_outside", "adapters")  # not in older manifests
         return {key: value for key, value in dataclasses.asdict(self).items() if value or key not in newer}
 
     def already_done(self, out: Path, prompts: Rows | Sequence[Mapping[str, Any]]) -> bool:

@@ -16,6 +16,7 @@ from jaxcxr.data import tokens
 from jaxcxr.diffusion import samplers
 from jaxcxr.draw import Drawer, Kind, Options, batches, to_image
 from jaxcxr.errors import UserError
+from jaxcxr.interop import adapters
 from jaxcxr.interop.pipeline import StableDiffusion
 from jaxcxr.models.compute import usual_dtype
 from jaxcxr.parallel import mesh as meshes
@@ -148,22 +149,34 @@ class Pipeline:
         return np.stack([np.repeat(p, channels // p.shape[-1], -1) for _, p in sorted(pictures.items())])
 
 
-def load(path: str | Path, *, dtype: str | None = None, weights: str = "ema") -> Pipeline:
+def load(
+    path: str | Path,
+    *,
+    dtype: str | None = None,
+    weights: str = "ema",
+    adapter: str | Path | Sequence[str | Path] = (),
+    adapter_weight: float | Sequence[float] = (),
+) -> Pipeline:
     """Reads a checkpoint of any kind, ready to draw.
 
     Args:
       path: a workdir, a diffusers folder, or whatever `interop.read` knows.
       dtype: of the computation, float32 or bfloat16; None for float32 on CPUs and bfloat16 elsewhere.
       weights: of a workdir, ema or raw.
+      adapter: one or several to merge into it, each a .safetensors file, a folder or a workdir.
+      adapter_weight: their strengths, in the same order; 1 for those that have none.
 
     Raises:
-      UserError: nothing readable at `path`.
+      UserError: nothing readable at `path`, or an adapter does not fit.
     """
     dtype = usual_dtype(jax.default_backend()) if dtype is None else dtype
     for name, value, allowed in (("dtype", dtype, ("float32", "bfloat16")), ("weights", weights, ("ema", "raw"))):
         if value not in allowed:
             raise UserError(f"{name} {value!r:.100}: may be {' or '.join(allowed)}")
-    return Pipeline(interop.load(path, dtype=jnp.dtype(dtype), ema=weights == "ema"))
+    paths = [adapter] if isinstance(adapter, str | Path) else list(adapter)
+    strengths = [adapter_weight] if isinstance(adapter_weight, int | float) else list(adapter_weight)
+    checkpoint = adapters.merged(interop.read(path, ema=weights == "ema"), paths, strengths, ema=weights == "ema")
+    return Pipeline(interop.load_read(checkpoint, dtype=jnp.dtype(dtype)))
 
 
 def _request(prompt: str | Mapping[str, Any], common: Mapping[str, Any], where: str) -> Request:

@@ -26,7 +26,7 @@ from jaxcxr.training.actions import Action
 from jaxcxr.training.checkpoint import Checkpoints, claim, newest_whole, opened, read_frozen
 from jaxcxr.training.early import Early
 from jaxcxr.training.evaluator import Evaluator
-from jaxcxr.training.feed import check_cache, open_batches, some_images, tokenizer_folder, with_steps
+from jaxcxr.training.feed import check_cache, open_batches, some_images, tokenizer_folder, with_size, with_steps
 from jaxcxr.training.metrics import Metrics
 from jaxcxr.training.model import compute_dtype, make_model, with_scaling_factor
 from jaxcxr.training.prior import with_prior
@@ -63,6 +63,7 @@ def train(config: ConfigDict, workdir: Path, stop_at: int | None = None, command
       UserError: config, data, base checkpoint or workdir will not do; nothing is overwritten.
       FloatingPointError: a loss or gradient is not finite, more often than `config.skip_nonfinite` allows.
     """
+    config = with_size(config)
     ranges.check(config)
     config = with_prior(with_steps(config))
     with Stopping() as stopping, opened(workdir, config):

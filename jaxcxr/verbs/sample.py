@@ -76,6 +76,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--weights", default="ema", choices=["ema", "raw"], help="of a workdir; default: %(default)s")
     parser.add_argument(
+        "--adapter",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="LoRA to draw with: .safetensors file, folder or workdir; may be given several times",
+    )
+    parser.add_argument(
+        "--adapter-weight",
+        type=float,
+        action="append",
+        default=[],
+        metavar="W",
+        help="strength of an --adapter, in the same order; default: 1",
+    )
+    parser.add_argument(
         "--latents", type=Path, metavar="FILE.npy", help="the initial noise, float32 N×C×H×W as diffusers takes it"
     )
     parser.add_argument("--gray", action="store_true", help="average the channels of a colour autoencoder")
@@ -121,6 +137,7 @@ def _sample(args: argparse.Namespace) -> None:
     import jax.numpy as jnp
 
     from jaxcxr import interop, manifest
+    from jaxcxr.interop import adapters
     from jaxcxr.interop.pipeline import from_files
     from jaxcxr.models.compute import usual_dtype
     from jaxcxr.parallel import processes
@@ -129,6 +146,7 @@ def _sample(args: argparse.Namespace) -> None:
 
     rows = Rows(_prompts(args), _given(args))
     checkpoint = interop.read(args.checkpoint, ema=args.weights == "ema")
+    checkpoint = adapters.merged(checkpoint, args.adapter, args.adapter_weight, ema=args.weights == "ema")
     dtype = args.dtype or usual_dtype(jax.default_backend())
     settings = _settings(args, from_files(checkpoint.files, only=("unet", "vae")), dtype)
     if processes.from_first(lambda: [int(settings.already_done(args.out, rows))]) == [1]:
@@ -147,11 +165,12 @@ def _settings(args: argparse.Namespace, described: Any, dtype: str) -> Any:
     from jaxcxr import interop
     from jaxcxr.diffusion import samplers
     from jaxcxr.generate import default_size
-    from jaxcxr.manifest import Settings
+    from jaxcxr.interop import adapters
+    from jaxcxr.manifest import Adapter, Settings
 
     return Settings(
         checkpoint=str(args.checkpoint),
-        checkpoint_step=interop.orbax.latest_step(args.checkpoint),
+        checkpoint_step=interop.orbax.step_to_read(args.checkpoint),
         weights=args.weights,
         sampler=args.sampler or samplers.NAMES[described.sampler().scheduler],
         steps=args.steps,
@@ -166,6 +185,10 @@ def _settings(args: argparse.Namespace, described: Any, dtype: str) -> Any:
         karras=args.karras,
         timestep_spacing=args.timestep_spacing,
         keep_outside=args.keep_outside,
+        adapters=tuple(
+            Adapter(str(path), weight, interop.orbax.step_to_read(path))
+            for path, weight in adapters.pairs(args.adapter, args.adapter_weight)
+        ),
     )
 
 
