@@ -23,8 +23,10 @@ from jaxcxr.files import new_folder
 from jaxcxr.interop import checksums
 from jaxcxr.interop.checkpoint import Checkpoint
 from jaxcxr.interop.diffusers import read_files
+from jaxcxr.interop.folder import has_file
 from jaxcxr.interop.pipeline import write_files
 from jaxcxr.interop.tensors import Tensor, cast_all, contiguous
+from jaxcxr.parsing import read_bytes
 
 MODEL, CHECKPOINTS, FROZEN = "model", "checkpoints", "frozen"
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,9}")
@@ -70,7 +72,7 @@ def read(path: Path, *, ema: bool = True, only: Iterable[str] | None = None) -> 
       UserError: there is no complete step, or it is damaged.
     """
     path = path.absolute()
-    files, step = read_files(path / MODEL), latest_step(path)
+    files, step = _read_model(path / MODEL), latest_step(path)
     if step is None:
         raise UserError(f"{path / CHECKPOINTS}: no complete checkpoint; train longer or copy the folder again")
     folder, items = path / CHECKPOINTS / str(step), ("params", "ema") if ema else ("params",)
@@ -92,6 +94,12 @@ def read(path: Path, *, ema: bool = True, only: Iterable[str] | None = None) -> 
         found |= read_item(folder / "ema", remedy)
     files, found = adaptation.merged(files, found)
     return Checkpoint(files, found).only(only)
+
+
+def _read_model(folder: Path) -> dict[str, bytes]:
+    """The files of `model/`: a diffusers folder's, and what a run has learnt beside the networks."""
+    parts = folder / adaptation.ADAPTATION
+    return read_files(folder) | ({parts.name: read_bytes(parts)} if has_file(parts, folder) else {})
 
 
 def write(checkpoint: Checkpoint, path: str | Path, *, dtype: Any = None) -> None:
