@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from jaxcxr.adaptation import lora
+from jaxcxr.adaptation import lora, textual_inversion
 from jaxcxr.errors import UserError
 from jaxcxr.interop.tensors import Tensor
 from jaxcxr.parallel import rules
@@ -34,11 +34,14 @@ class Part(Protocol):
     def merge(self, name: str, learnt: Mapping[str, Any], parameters: Mapping[str, Any]) -> jax.Array:
         """One of the parameters that it changes, as its own change it."""
 
+    def project(self, learnt: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of its parameters that have bounds, within them, after an update."""
+
     def settings(self) -> dict[str, Any]:
         """What `read` makes it of again, as JSON has it."""
 
 
-PARTS = {"lora": lora}
+PARTS = {"lora": lora, "textual_inversion": textual_inversion}
 """Each module has `of(config, parameters)`, which gives None where the part is off, `read(settings, parameters)`, and
 `owns(name)`, whether a parameter of that name is one of the part's own."""
 
@@ -82,6 +85,13 @@ class Adaptation:
         for part in self.parts.values():
             parameters |= {name: part.merge(name, learnt, parameters) for name in sorted(part.changes)}
         return parameters
+
+    def project(self, learnt: Mapping[str, Any]) -> dict[str, Any]:
+        """What learns, after an update, within the bounds that it has."""
+        learnt = dict(learnt)
+        for part in self.parts.values():
+            learnt |= part.project(learnt)
+        return learnt
 
     def file(self) -> dict[str, bytes]:
         """The file that `read_file` makes the parts of again; none without parts."""

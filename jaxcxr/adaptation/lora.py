@@ -86,6 +86,10 @@ class LoRA:
             return merged
         return merged * (learnt[f"{layer}.{MAGNITUDE}"] / jax.lax.stop_gradient(_norm(merged)))
 
+    def project(self, learnt: Mapping[str, Any]) -> dict[str, Any]:
+        """Nothing: an adapter has no bounds."""
+        return {}
+
     def settings(self) -> dict[str, Any]:
         """The section of the config."""
         return dataclasses.asdict(self.chosen)
