@@ -4,6 +4,7 @@ Parameters of the networks learn as they are (`config.trainable`), and a part ad
 of `PARTS` each. Merging is the same for training, for evaluation and for what is published.
 """
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Iterator, Mapping
@@ -120,19 +121,40 @@ def of(config: Any, parameters: Mapping[str, Any]) -> Adaptation:
     return Adaptation(names, parts)
 
 
+def changed(config: Any, parameters: Mapping[str, Any]) -> dict[str, frozenset[str]]:
+    """What the parts of a run change among the parameters of some of its networks, by part.
+
+    A part that finds nothing of its own there is left out; whether it fits the run, `of` says with all of them.
+    """
+    found: dict[str, frozenset[str]] = {}
+    for name, module in PARTS.items():
+        with contextlib.suppress(UserError):
+            if part := module.of(config, parameters):
+                found[name] = part.changes
+    return found
+
+
+def settings_in(files: Mapping[str, bytes]) -> dict[str, Any]:
+    """The settings of the parts of a pipeline, by their names in `PARTS`; none for one without parts.
+
+    Raises:
+      UserError: the file is damaged, or has a part that is not known.
+    """
+    written: dict[str, Any] = parse_json(files.get(ADAPTATION, b"{}"), dict[str, Any], ADAPTATION)
+    if unknown := [name for name in written if name not in PARTS]:
+        raise UserError(f"{ADAPTATION}: has {unknown[0]!r:.100}; it may have {', '.join(PARTS)}")
+    return written
+
+
 def merged(files: Mapping[str, bytes], tensors: Mapping[str, Tensor]) -> tuple[dict[str, bytes], dict[str, Tensor]]:
     """The files and parameters of a pipeline without parts, from those of one with them; they are merged when read."""
     files, tensors = dict(files), dict(tensors)
-    if ADAPTATION not in files:
-        return files, tensors
-    written: dict[str, Any] = parse_json(files.pop(ADAPTATION), dict[str, Any], ADAPTATION)
-    for name, settings in written.items():
-        if name not in PARTS:
-            raise UserError(f"{ADAPTATION}: has {name!r:.100}; it may have {', '.join(PARTS)}")
+    for name, settings in settings_in(files).items():
         own = {each: tensor for each, tensor in tensors.items() if PARTS[name].owns(each)}
         rest = {each: tensor for each, tensor in tensors.items() if each not in own}
         part = PARTS[name].read(settings, rest)
         tensors = rest | {each: _merging(part, each, own, rest) for each in part.changes}
+    files.pop(ADAPTATION, None)
     return files, tensors
 
 

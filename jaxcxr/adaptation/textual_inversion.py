@@ -22,6 +22,7 @@ from jaxcxr.interop import embeddings
 from jaxcxr.parsing import convert
 
 _LEAF = ".vectors"
+_FILE = "adaptation.json: textual_inversion"
 
 
 class Word(NamedTuple):
@@ -124,16 +125,24 @@ def settings(config: Any) -> Settings | None:
     return _checked(config.textual_inversion.to_dict(), "config.textual_inversion")
 
 
+def settings_of(values: Any) -> Settings:
+    """A file's settings.
+
+    Raises:
+      UserError: as `of`.
+    """
+    return _checked(values, _FILE)
+
+
 def read(values: Any, parameters: Mapping[str, Any]) -> TextualInversion:
     """What a file's settings tell.
 
     Raises:
       UserError: as `of`.
     """
-    where = "adaptation.json: textual_inversion"
-    part = TextualInversion(_checked(values, where), embeddings.table_of(parameters, where))
+    part = TextualInversion(settings_of(values), embeddings.table_of(parameters, _FILE))
     if part._count > parameters[part.table].shape[0]:
-        raise UserError(f"{where}: has {part._count} vectors, more than {part.table}; copy the folder again")
+        raise UserError(f"{_FILE}: has {part._count} vectors, more than {part.table}; copy the folder again")
     return part
 
 

@@ -73,7 +73,16 @@ def with_tokens(files: Mapping[str, bytes], vectors: Mapping[str, int]) -> dict[
     found = StableDiffusion({}, files).tokenizer
     if [found.convert_tokens_to_ids(name) for name in names] != list(range(first, rows)):
         raise UserError(f"tokenizer: does not take further tokens from the id {first} on; its files may be damaged")
+    for word in vectors:
+        _check_read(found, word, added_tokens.added(found)[word])
     return files
+
+
+def _check_read(tokenizer: Any, word: str, ids: list[int]) -> None:
+    """Raises UserError where a prompt with a word does not become all of its ids; with capitals it may be but one."""
+    if tokens.encode(tokenizer, [word], tokens.length(tokenizer))[0, 1 : len(ids) + 1].tolist() != ids:
+        read = " ".join(tokenizer.tokenize(word))
+        raise UserError(f"token {word!r}: the tokenizer reads it as {read!r:.200}; choose a word of small letters")
 
 
 def with_rows(files: Mapping[str, bytes], rows: int) -> dict[str, bytes]:
@@ -108,6 +117,12 @@ def with_embeddings(checkpoint: Checkpoint, vectors: Mapping[str, np.ndarray]) -
         return np.concatenate([table.read()[: count - len(added)], added])
 
     return Checkpoint(files, checkpoint.tensors | {name: Tensor((count, table.shape[1]), table.dtype, read)})
+
+
+def words_of(files: Mapping[str, bytes]) -> list[str]:
+    """The words that were added to a pipeline's tokenizer; none where it has no tokenizer."""
+    has = CONFIG in files and any(name.startswith("tokenizer/") for name in files)
+    return list(added_tokens.added(tokenizer_of(files, "words"))) if has else []
 
 
 def of(checkpoint: Checkpoint, words: Collection[str] | None = None) -> dict[str, np.ndarray]:

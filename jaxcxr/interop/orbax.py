@@ -102,6 +102,15 @@ def _read_model(folder: Path) -> dict[str, bytes]:
     return read_files(folder) | ({parts.name: read_bytes(parts)} if has_file(parts, folder) else {})
 
 
+def adaptation_of(path: Path) -> dict[str, Any]:
+    """The settings of the parts that a workdir has learnt, by name; none where `path` is no workdir.
+
+    Raises:
+      UserError: as `adaptation.settings_in`.
+    """
+    return adaptation.settings_in(_read_model(path / MODEL)) if is_orbax(path) else {}
+
+
 def write(checkpoint: Checkpoint, path: str | Path, *, dtype: Any = None) -> None:
     """Writes `checkpoint` as step 0 of a new folder, its floats as `dtype` or as they are; all of it or nothing.
 
