@@ -13,6 +13,7 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
     config.steps = 1000
+    config.epochs = 0.0  # in place of steps: how often each image is seen; 0: steps decide
     config.batch_size = 32  # of all devices together
     config.dtype = "float32"  # compute dtype, float32 or bfloat16; weights are float32
     config.method = "diffusion"  # or autoencoder
@@ -37,6 +38,8 @@ def get_config() -> ConfigDict:
     # Further ones with their weights beside its 1, and their caches if it has one: (("runs/more", 0.5),).
     config.data.mixture = ()
     config.data.rebalance = 0.0  # 1: every label is drawn equally often, an image by its rarest; 0: every image
+    # csv with the columns id and weight: what a record counts in the loss, sum(weight error) / sum(weight) of a batch.
+    config.data.weights = ""
     config.data.cache = ""  # the folder that `jaxcxr cache` wrote of it; empty: images are encoded on the way
 
     config.model = ConfigDict()
@@ -100,6 +103,10 @@ def get_config() -> ConfigDict:
     config.sample_every = 1000
     config.checkpoint_every = 1000
     config.keep = 2  # checkpoints, the last ones; 1 or more
+
+    config.stopping = ConfigDict()  # before the last step, when a value of the evaluations does not fall any more
+    config.stopping.metric = "validation_loss"
+    config.stopping.patience = 0  # evaluations without a lower value; the best checkpoint is kept; 0: never
 
     config.profile = ConfigDict()  # a trace into the workdir's tensorboard/
     config.profile.steps = 0  # that are traced; 0: none

@@ -2,7 +2,7 @@
 
 import itertools
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, SupportsIndex
@@ -88,7 +88,10 @@ class Batches:
         rows: Sequence[int] | np.ndarray | None = None,
         shuffle: bool = True,
         parts: Sequence[Part] = (),
+        weights: Mapping[str, float] | None = None,
     ):
+        """`weights` are those of the examples in the loss, by record id."""
+        self._weights = weights
         self._source, self._seed = source, seed
         self._order = Order(parts or [Part(range(len(source)), 1.0)], seed, shuffle)
         self._tokenizer, self._length = tokenizer, tokens.length(tokenizer)
@@ -126,10 +129,25 @@ class Batches:
     def batch(self, step: int) -> dict[str, np.ndarray]:
         """Returns `image`, (rows, S, S, 1) uint8, and `input_ids`, (rows, length) int32.
 
-        From a cache it is `moments`, (rows, h, w, 2 * latent_channels), in place of `image`, and if it has
-        them `states`, (rows, length, hidden size), in place of `input_ids`.
+        With weights there is `weight`, (rows,) float32. From a cache it is `moments`, (rows, h, w, 2 * latent_channels)
+        in place of `image`, and if it has them `states`, (rows, length, hidden size), in place of `input_ids`.
+
+        Raises:
+          UserError: a record has no weight.
         """
         records = self._read(step)
+        weight = {} if self._weights is None else {"weight": self._weight(step, records)}
+        return self._stacked(step, records) | weight
+
+    def _weight(self, step: int, records: Sequence[dict[str, Any]]) -> np.ndarray:
+        assert self._weights is not None
+        found = [self._weights.get(as_text(record["id"])) for record in records]
+        if None in found:
+            place = self.places(step)[found.index(None)]
+            raise UserError(f"config.data.weights: has no weight for the training record in place {place}, from 0")
+        return np.array(found, np.float32)
+
+    def _stacked(self, step: int, records: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
         chosen = [self._choose(*pair) for pair in zip(self._indices(step).tolist(), records, strict=True)]
         if "moments" in records[0]:
             batch = {"moments": np.stack([record["moments"] for record in records])}

@@ -8,6 +8,7 @@ is written once, to `frozen/`. Of a conversion, and of runs of before there was 
 import contextlib
 import functools
 import itertools
+import json
 import math
 import os
 import re
@@ -17,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxcxr import adaptation
+from jaxcxr import adaptation, parsing
 from jaxcxr.errors import UserError, one_line
-from jaxcxr.files import new_folder
+from jaxcxr.files import new_folder, replace_file
 from jaxcxr.interop import checksums
 from jaxcxr.interop.checkpoint import Checkpoint
 from jaxcxr.interop.diffusers import read_files
@@ -28,7 +29,7 @@ from jaxcxr.interop.pipeline import write_files
 from jaxcxr.interop.tensors import Tensor, cast_all, contiguous
 from jaxcxr.parsing import read_bytes
 
-MODEL, CHECKPOINTS, FROZEN = "model", "checkpoints", "frozen"
+MODEL, CHECKPOINTS, FROZEN, BEST = "model", "checkpoints", "frozen", "best.json"
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,9}")
 _AT_ONCE = 128 * 2**20  # bytes of tensors in memory while they are written
 
@@ -60,8 +61,26 @@ def latest_step(path: Path) -> int | None:
     return max(steps(path), default=None)
 
 
+def best_step(path: Path) -> int | None:
+    """The step that did best in a run that was stopped early, if it is there; None for other runs.
+
+    Raises:
+      UserError: the file that names it is damaged.
+    """
+    file = path / BEST
+    if not file.is_file():
+        return None
+    step: int = parsing.read_json(file, dict[str, int], remedy=f"remove {file} to use the last step").get("step", -1)
+    return step if step in steps(path) else None
+
+
+def write_best(path: Path, step: int) -> None:
+    """Puts on record which step did best."""
+    replace_file(path / BEST, (json.dumps({"step": step}) + "\n").encode())
+
+
 def read(path: Path, *, ema: bool = True, only: Iterable[str] | None = None) -> Checkpoint:
-    """Reads the latest step of a workdir or of a converted checkpoint.
+    """Reads the latest step of a workdir or of a converted checkpoint, or the best one where that is on record.
 
     Args:
       path: the folder that holds `model/` and `checkpoints/`.
@@ -72,7 +91,8 @@ def read(path: Path, *, ema: bool = True, only: Iterable[str] | None = None) -> 
       UserError: there is no complete step, or it is damaged.
     """
     path = path.absolute()
-    files, step = _read_model(path / MODEL), latest_step(path)
+    files, step = _read_model(path / MODEL), best_step(path)
+    step = latest_step(path) if step is None else step
     if step is None:
         raise UserError(f"{path / CHECKPOINTS}: no complete checkpoint; train longer or copy the folder again")
     folder, items = path / CHECKPOINTS / str(step), ("params", "ema") if ema else ("params",)

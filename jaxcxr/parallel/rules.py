@@ -59,16 +59,41 @@ _COLUMNS = (
     r".*\.(attn[12]\.to_[qkv]|ff\.net\.0\.proj|conv1|time_emb_proj|[qkv]_proj|fc1|query|key|value|intermediate\.dense)"
 )
 _ROWS = r".*\.(attn[12]\.to_out\.0|ff\.net\.2|conv2|out_proj|fc2|output\.dense)"
+_OTHERS = (
+    r".*\.(conv(_in|_out|_shortcut|_norm_out)?|(post_)?quant_conv|proj_(in|out)|encoder_hid_proj|linear_[12]|cond_proj"
+    r"|to_[qkv]|to_out\.0|(group_|final_layer_)?norm[123]?|layer_norm[12]|LayerNorm"
+    r"|(token|position)_embedding|(word|position|token_type)_embeddings|lora_[AB])"
+)
+_LEAF = r"\.(kernel|bias|scale|embedding)"
+_NAMED = rf"({_COLUMNS}|{_ROWS}|{_OTHERS}){_LEAF}|.*\.lora_magnitude_vector"
 
 STRATEGIES: dict[str, tuple[tuple[str, Rule], ...]] = {
     "replicated": ((r".*", replicate),),
-    "fsdp": ((r".*", split_largest),),
+    "fsdp": ((_NAMED, split_largest),),
     "fsdp+tensor": (
         (_COLUMNS + r"\.(kernel|bias)", split_tensor(-1)),
         (_ROWS + r"\.kernel", split_tensor(-2)),
-        (r".*", split_largest),
+        (_NAMED, split_largest),
     ),
 }
+"""The first pattern that fits a parameter's whole name decides. What none fits is split as `split_largest` does, and
+`unnamed` lists it: whether that is right for a layer which is new here, nobody has thought about."""
+
+
+def unnamed(names: Iterable[str], strategy: str) -> list[str]:
+    """The parameters that no pattern of a strategy fits."""
+    return [name for name in names if not any(re.fullmatch(pattern, name) for pattern, _ in STRATEGIES[strategy])]
+
+
+def warning(unnamed: Sequence[str]) -> list[str]:
+    """A line about parameters that no pattern fits, if there are any."""
+    if not unnamed:
+        return []
+    more = f" and {len(unnamed) - 3} more" if len(unnamed) > 3 else ""
+    return [
+        f"warning: no sharding rule names {', '.join(unnamed[:3])}{more}; they are split along their largest axis,"
+        " which need not be right; jaxcxr/parallel/rules.py has the rules"
+    ]
 
 
 def shard_state(state: Any, strategy: str, average_strategy: str, average_memory: str, mesh: Mesh) -> Any:
@@ -82,8 +107,8 @@ def shard_state(state: Any, strategy: str, average_strategy: str, average_memory
       mesh: of the devices.
 
     Raises:
-      UserError: a strategy or memory is unknown, none of a strategy's patterns covers a parameter, or devices along
-        `tensor`, which share their images, would all do the same work.
+      UserError: a strategy or memory is unknown, or devices along `tensor`, which share their images, would all do the
+        same work.
     """
     if mesh.shape["tensor"] > 1 and strategy in STRATEGIES and strategy != "fsdp+tensor":
         raise UserError(
@@ -105,8 +130,8 @@ def shard(tree: Any, strategy: str, mesh: Mesh, *, key: str = "sharding") -> Any
     Scalars are replicated.
 
     Raises:
-      UserError: the strategy, of `config.<key>`, is unknown, its patterns leave parameters out, or it splits nothing
-        since the mesh has all of its several devices on `data`.
+      UserError: the strategy, of `config.<key>`, is unknown, or it splits nothing since the mesh has all of its several
+        devices on `data`.
     """
     if strategy not in STRATEGIES:
         raise UserError(f"config.{key}={strategy!r}: no such strategy; there are {', '.join(STRATEGIES)}")
@@ -116,23 +141,15 @@ def shard(tree: Any, strategy: str, mesh: Mesh, *, key: str = "sharding") -> Any
             f" set config.mesh.fsdp={mesh.size}, or less"
         )
     rules = STRATEGIES[strategy]
-    uncovered: dict[str, None] = {}
 
     def sharding(path: tuple, leaf: Any) -> NamedSharding:
         name = parameter_of(path)
         if not leaf.shape:
             return NamedSharding(mesh, PartitionSpec())
-        rule = next((rule for pattern, rule in rules if re.fullmatch(pattern, name)), None)
-        if rule is None:
-            uncovered[name] = None
-            return NamedSharding(mesh, PartitionSpec())
+        rule = next((rule for pattern, rule in rules if re.fullmatch(pattern, name)), split_largest)
         return NamedSharding(mesh, rule(tuple(leaf.shape), mesh))
 
-    shardings = jax.tree_util.tree_map_with_path(sharding, tree)
-    if uncovered:
-        names = ", ".join(uncovered)
-        raise UserError(f"no sharding rule of {strategy!r} covers {names}; add a pattern to the strategy's table")
-    return shardings
+    return jax.tree_util.tree_map_with_path(sharding, tree)
 
 
 def parameter_of(path: Sequence[Any]) -> str:

@@ -35,7 +35,8 @@ def measure(
     """What the train step takes, as plain values; in a process that has the target's `environment`.
 
     Returns:
-      `sharding`: a list of {name, shape, dtype, spec, and bytes a chip: weights, optimizer, ema} of the parameters.
+      `sharding`: a list of {name, shape, dtype, spec, and bytes a chip: weights, optimizer, ema} of the parameters;
+      `unnamed`, those of them that no rule of the strategy names.
       Unless `sharding_only` also `target`, `chips`, `mesh`, `batch_size`, `dtype`; `limit`, the bytes a chip has, None
       for a CPU; `memory` in bytes a chip (weights, frozen, optimizer, ema, batch, padding, temporaries, program; the
       last three are missing where the compiler gave up); `alive`, of the temporaries, as of `live.at_peak`; `donated`,
@@ -56,8 +57,9 @@ def measure(
     program = make_program(config, pipeline, mesh)
     batch = batch_shapes(config, pipeline, mesh, program.learns)
     sharding = _sharding_table(program)
+    unnamed = rules.unnamed((row["name"] for row in sharding), config.sharding)
     if sharding_only:
-        return {"sharding": sharding}
+        return {"sharding": sharding, "unnamed": unnamed}
     seconds.begin("trace")
     with targets.pretended(target):
         traced = program.step.trace(program.state, program.frozen, batch)
@@ -87,6 +89,7 @@ def measure(
         "dtype": config.dtype,
         "limit": None if target.platform == "cpu" else target.chip.memory,
         "sharding": sharding,
+        "unnamed": unnamed,
         "memory": memory,
         "alive": alive,
         "donated": donated,

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from jaxcxr.parallel import rules
 from jaxcxr.parallel.chips import GIB
 from jaxcxr.plan.roofline import ASSUMPTIONS, estimate
 
@@ -62,6 +63,7 @@ def _verdict(found: Mapping[str, Any]) -> Iterator[str]:
     mesh = ", ".join(f"{axis} {size}" for axis, size in found["mesh"].items())
     yield f"{found['target']}: {found['chips']} chips ({mesh}), {found['batch_size']} images a step, {each:g} a chip"
     yield fits(found)
+    yield from rules.warning(found.get("unnamed", ()))
 
 
 def _memory(found: Mapping[str, Any]) -> str:

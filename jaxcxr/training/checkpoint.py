@@ -22,11 +22,13 @@ from jaxcxr.interop.orbax import (
     CHECKPOINTS,
     FROZEN,
     MODEL,
+    best_step,
     disk_errors,
     latest_step,
     no_steps,
     read_item,
     steps,
+    write_best,
     write_frozen,
 )
 from jaxcxr.interop.pipeline import write_files
@@ -55,6 +57,8 @@ _ITEMS = {"params": "learnt", "ema": "average", "opt_state": "opt_state", "nonfi
 MAY_CHANGE = frozenset(
     [
         "steps",
+        "epochs",
+        "stopping",
         "log_every",
         "eval_every",
         "eval_batches",
@@ -262,21 +266,36 @@ def read_frozen(workdir: Path, step: int, wanted: Mapping[str, Any]) -> dict[str
 
 
 class Checkpoints:
-    """The checkpoints of one workdir, the newest `keep` of them; saving does not wait for the disk.
+    """The checkpoints of one workdir, the newest `keep` of them and the best; saving does not wait for the disk.
 
     As a context it closes at its end, and when a loss is not finite: what came before is kept.
     So it is the next `save`, or `close`, that raises OSError if one could not be written.
     A step becomes complete together with the checksums of its files.
+
+    Attributes:
+      best: the step that is kept whatever comes after it; None: none is.
     """
 
     def __init__(self, workdir: Path, keep: int):
-        self._folder, self._saving = (workdir / CHECKPOINTS).absolute(), -1
+        self._folder, self._saving, self._keep = (workdir / CHECKPOINTS).absolute(), -1, keep
+        self.best: int | None = best_step(workdir)
         finishing = ocp.AsyncOptions(post_finalization_callback=self._add_checksums)
-        self._manager = ocp.CheckpointManager(
-            self._folder, options=ocp.CheckpointManagerOptions(max_to_keep=keep, async_options=finishing)
-        )
+        options = ocp.CheckpointManagerOptions(preservation_policy=self, async_options=finishing)
+        self._manager = ocp.CheckpointManager(self._folder, options=options)
         if jax.process_index() == 0 and not steps(workdir):
             (self._folder / _NONE_YET).touch()
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """Which of the steps Orbax keeps, in their order."""
+        first = len(checkpoints) - self._keep
+        return [number >= first or each.step == self.best for number, each in enumerate(checkpoints)]
+
+    def keep_best(self, step: int | None) -> None:
+        """Keeps a step, whatever comes after it, and puts it on record as the best once it is complete."""
+        if step != self.best:
+            self.best = step
+            if step is not None and step in self._manager.all_steps() and jax.process_index() == 0:
+                write_best(self._folder.parent, step)
 
     def latest(self) -> int | None:
         """The last complete step, None before the first."""
@@ -325,6 +344,8 @@ class Checkpoints:
             for folder in self._folder.glob(f"{step}*"):
                 if folder.name == step or (folder.name.startswith(f"{step}.") and "tmp" in folder.name):
                     checksums.write(folder)
+            if self.best == self._saving:
+                write_best(self._folder.parent, self.best)
             (self._folder / _NONE_YET).unlink(missing_ok=True)
 
     def __enter__(self) -> "Checkpoints":

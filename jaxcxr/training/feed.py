@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxcxr.adaptation import textual_inversion
-from jaxcxr.data import tokens
+from jaxcxr.data import tokens, weights
 from jaxcxr.data.loader import Batches, open_split
 from jaxcxr.data.mixture import Joined, Part, by_rarest_label, weighted
 from jaxcxr.data.moments import Card, Moments, Origin
@@ -65,6 +65,7 @@ def open_batches(
         batch_size=config.batch_size,
         rows=rows,
         shuffle=shuffle,
+        weights=weights.read(config.data.weights) if config.data.weights and split == "train" else None,
     )
 
 
@@ -103,6 +104,24 @@ def _open(folder: Folder, split: str, config: ConfigDict, tokenizer: Any) -> Seq
         print(f"{path}: is read as it is, slowly; jaxcxr prepare makes it fast", file=sys.stderr)
         return RawSplit(path, Settings.from_config(config.data), split)
     return open_split(path, split, config.data.size)
+
+
+def with_steps(config: ConfigDict) -> ConfigDict:
+    """The config, with as many steps as its `epochs` take, where it gives those: the images of all folders are one.
+
+    Raises:
+      UserError: the images of raw data, which nobody has counted, are asked for so many times.
+    """
+    if not config.epochs:
+        return config
+    images = 0
+    for folder in folders(config):
+        if Summary.read(Path(folder.path)) is None and is_source(Path(folder.path)):
+            raise UserError(f"config.epochs={config.epochs}: wants prepared data to count; set config.steps")
+        images += Summary.require(Path(folder.path)).splits.get("train", 0)
+    config = ConfigDict(config.to_dict())
+    config.steps = max(1, math.ceil(config.epochs * images / config.batch_size))
+    return config.lock()
 
 
 def some_images(config: ConfigDict, tokenizer: Any, count: int) -> np.ndarray:
@@ -150,12 +169,12 @@ def check_words(config: ConfigDict, batches: Batches, data: Sequence[Prepared]) 
         )
 
 
-def check_cache(config: ConfigDict, pipeline: StableDiffusion, learns: set[str], weights: Mapping[str, Any]) -> None:
+def check_cache(config: ConfigDict, pipeline: StableDiffusion, learns: set[str], parameters: Mapping[str, Any]) -> None:
     """Sees to it that the caches of `config.data` were made of this run's data and autoencoder.
 
     Args:
       learns: the names of the parameters that learn.
-      weights: all of the run's or the autoencoder's, by full name.
+      parameters: all of the run's or the autoencoder's, by full name.
 
     Raises:
       UserError: it was not, two of them are not alike, or the autoencoder learns.
@@ -168,7 +187,7 @@ def check_cache(config: ConfigDict, pipeline: StableDiffusion, learns: set[str],
         assert card is not None
         if card.origin.text and any(name.startswith("text_encoder.") for name in learns):
             raise UserError(f"{folder.cache}: holds states of a text encoder, which is learning here; cache without it")
-        origin = Origin.of(folder.path, pipeline.files, weights, pipeline.vae.dtype, text=card.origin.text)
+        origin = Origin.of(folder.path, pipeline.files, parameters, pipeline.vae.dtype, text=card.origin.text)
         card.origin.check(origin, Path(folder.cache))
         if (size := Summary.require(Path(folder.path)).settings["size"]) != config.data.size:
             raise UserError(f"{folder.cache}: is of images of {size} pixels, config.data.size is {config.data.size}")

@@ -153,4 +153,6 @@ def batch_shapes(
         if card.origin.text if card else not any(name.startswith("text_encoder.") for name in learns):
             del batch["input_ids"]
             batch["states"] = ((rows, length, text.hidden_size), dtype)
+    if config.data.weights:
+        batch["weight"] = ((rows,), jnp.float32)
     return {name: jax.ShapeDtypeStruct(*leaf, sharding=sharding) for name, leaf in batch.items()}

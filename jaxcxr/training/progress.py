@@ -10,8 +10,11 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm.auto import tqdm
 
+from jaxcxr.parallel import rules
 from jaxcxr.training.program import Program
 
+MANY = 100
+"""Times that an image is seen, above which a run warns."""
 SMOOTHED = 20
 """Steps whose mean loss the bar shows."""
 
@@ -106,6 +109,13 @@ def banner(config: ConfigDict, program: Program, images: Mapping[str, int], star
         f"memory: a state of {state / 1e9:.3g} GB a device" + (f" of {limit / 1e9:.3g} GB" if limit else ""),
         f"steps: {start} to {config.steps}, of {config.batch_size} images ({epochs:.3g} epochs)",
     ]
+    if config.steps * config.batch_size > MANY * images["train"]:
+        seen = config.steps * config.batch_size / images["train"]
+        lines.append(
+            f"warning: each training image is seen {seen:.0f} times, and may be learnt by heart; fewer config.steps, or"
+            " config.stopping.patience, would stop earlier"
+        )
+    lines += rules.warning(rules.unnamed(learnt | program.frozen, config.sharding))
     if config.batch_size > images["train"]:
         lines.append(
             f"warning: config.batch_size={config.batch_size} is more than the {images['train']} training images,"

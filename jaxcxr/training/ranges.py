@@ -29,7 +29,7 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
         "0 or more",
         lambda value: 0 <= value < math.inf,
         (
-            *("profile.steps", "skip_nonfinite", "eval_batches"),
+            *("profile.steps", "skip_nonfinite", "eval_batches", "epochs", "stopping.patience"),
             *("log_every", "eval_every", "sample_every", "checkpoint_every"),
             *("objective.min_snr_gamma", "objective.offset_noise", "objective.input_perturbation"),
             *("objective.kl_weight", "optimizer.learning_rate", "optimizer.warmup_steps", "optimizer.eps"),
@@ -65,6 +65,8 @@ def check(config: ConfigDict) -> None:
             if not fits(value):
                 raise UserError(f"config.{key}={value}: may be {allowed}")
     method = methods.method(config)
+    if config.stopping.patience and not config.eval_every:
+        raise UserError(f"config.stopping.patience={config.stopping.patience}: wants config.eval_every above 0")
     if config.eval_every and not config.eval_batches:
         raise UserError("config.eval_batches=0: may be 1 or more, or config.eval_every 0")
     if config.sample_every and not method.of_images and not config.samples.prompts:

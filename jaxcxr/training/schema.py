@@ -33,6 +33,7 @@ class Data:
     path: Text = "runs/data"
     mixture: tuple[Any, ...] = ()
     rebalance: float = 0.0
+    weights: Text = ""
     cache: Text = ""
 
 
@@ -113,6 +114,14 @@ class Samples:
 
 
 @dataclasses.dataclass(frozen=True)
+class Stop:
+    """`config.stopping`."""
+
+    metric: Word = "validation_loss"
+    patience: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
 class Profile:
     """`config.profile`."""
 
@@ -126,6 +135,7 @@ class Run:
 
     seed: int = 0
     steps: int = 1000
+    epochs: float = 0.0
     batch_size: int = 32
     dtype: Word = "float32"
     method: Word = "diffusion"
@@ -152,6 +162,7 @@ class Run:
     sample_every: int = 1000
     checkpoint_every: int = 1000
     keep: int = 2
+    stopping: Stop = dataclasses.field(default_factory=Stop)
     profile: Profile = dataclasses.field(default_factory=Profile)
 
 

@@ -1,5 +1,6 @@
 """The train loop; every run is this one, read from top to bottom."""
 
+import functools
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,9 +22,11 @@ from jaxcxr.methods.diffusion import measure_scaling_factor
 from jaxcxr.parallel import mesh as meshes
 from jaxcxr.parallel.processes import least, on_first
 from jaxcxr.training import flops, prepared, ranges
+from jaxcxr.training.actions import Action
 from jaxcxr.training.checkpoint import Checkpoints, claim, newest_whole, opened, read_frozen
+from jaxcxr.training.early import Early
 from jaxcxr.training.evaluator import Evaluator
-from jaxcxr.training.feed import check_cache, check_words, open_batches, some_images, tokenizer_folder
+from jaxcxr.training.feed import check_cache, check_words, open_batches, some_images, tokenizer_folder, with_steps
 from jaxcxr.training.metrics import Metrics
 from jaxcxr.training.model import compute_dtype, make_model, with_scaling_factor
 from jaxcxr.training.program import Program, make_program
@@ -36,7 +39,8 @@ from jaxcxr.training.watch import Watch
 from jaxcxr.workdir import Command, Prepared
 
 _EVERY = ("log", "eval", "sample", "checkpoint")  # what is done every so many steps
-_EVALUATED = ("eval", "sample")
+_WAYS = {"eval": Evaluator.validate, "sample": Evaluator.picture}
+_EVALUATED = tuple(_WAYS)
 _NO_VALIDATION = (
     "{}: has no images in split 'validate', so there are no {} during training; to get such a split, run jaxcxr prepare"
     " into a new folder, with the share of patients for it: --config.data.validate_share=0.05"
@@ -59,6 +63,7 @@ def train(config: ConfigDict, workdir: Path, stop_at: int | None = None, command
       FloatingPointError: a loss or gradient is not finite, more often than `config.skip_nonfinite` allows.
     """
     ranges.check(config)
+    config = with_steps(config)
     with Stopping() as stopping, opened(workdir, config):
         try:
             _train(config, workdir, stop_at, stopping, command)
@@ -73,21 +78,19 @@ def _train(
     began = time.perf_counter()
     run, parameters = _open(config, workdir)
     stop_at = min(config.steps, stop_at if stop_at is not None else config.steps)
-    if run.start >= stop_at:
+    early = Early(config.stopping, workdir, run.start)
+    if run.start >= stop_at or early.over:
         if jax.process_index() == 0:
-            print(f"{workdir}: already trained to step {run.start}")
+            print(f"{workdir}: already trained to step {run.start}" + (f"; {early.said()}" if early.over else ""))
         return
     trace = Trace(workdir / "tensorboard", config.profile.after, config.profile.steps)
     every = _intervals(config, run.validation is not None)
-    ahead = _ahead(run.start, stop_at, every, config.steps)
     evaluator = None
-    if ahead.intersection(_EVALUATED):
+    if any(Action(what, every[what], print).ahead(run.start, stop_at, config.steps) for what in _EVALUATED):
         evaluator = Evaluator(run.pipeline, run.program.loss, config, run.mesh, run.tokenizer, run.validation)
     state, frozen, checkpoints = _first_state(config, workdir, run, parameters, command)
     del parameters
-
-    def weights() -> Mapping[str, Any]:
-        return run.program.adaptation.expand(averaged(state), frozen)
+    values: Mapping[str, Any] = {}
 
     metrics = Metrics(workdir, run.start)
     progress = Progress(workdir, config.steps, run.start, _banner(config, run, every))
@@ -98,13 +101,41 @@ def _train(
         config.dtype,
         lambda: flops.of_step(config, run.pipeline, run.program.adaptation, run.batches.batch(run.start)),
     )
+
+    def log(step: int) -> None:
+        metrics.write(step, {**values, **speed.report()})
+
+    def evaluated(what: str, do: Callable[..., Any]) -> Any:
+        return do(_WAYS[what], evaluator, run.program.adaptation.expand(averaged(state), frozen))
+
+    def evaluate(what: str, step: int) -> None:
+        watch.catch_up()
+        # A stop does not wait for it, and the next start makes up for that; but the last step has none.
+        found = evaluated(what, stopping.unless_asked if step < config.steps else _at_once)
+        _record(metrics, progress, step, what, found)
+        if what == "eval" and found is not None:
+            early.see(step, found)
+
+    def save(step: int) -> None:
+        watch.catch_up()
+        metrics.flush()  # what a state has done is written before it is kept, and never again after it
+        checkpoints.save(state)
+        progress.line(f"step {step}: saving a checkpoint")
+
+    evaluations = [Action(what, every[what], functools.partial(evaluate, what)) for what in _EVALUATED]
+    actions = [Action("log", every["log"], log, waits=False), *evaluations]
+    saving = Action("checkpoint", every["checkpoint"], save)
     with metrics, checkpoints, trace:
-        if evaluator:
+        progress.doing("evaluating what it starts from")
+        for action in evaluations:
             # While there is nothing to lose: it compiles for minutes, and what is wrong with it is known at once.
-            progress.doing("evaluating what it starts from")
-            found = _evaluate(evaluator, ahead, weights(), stopping.unless_asked)
-            due = _due(run.start, every, config.steps)
-            _record(metrics, progress, run.start, {what: each for what, each in found.items() if what in due})
+            if action.ahead(run.start, stop_at, config.steps):
+                found = evaluated(action.name, stopping.unless_asked)
+                if due := action.due(run.start, config.steps):
+                    _record(metrics, progress, run.start, action.name, found)
+                if action.name == "eval":
+                    early.see(run.start if due else 0, found)
+                    checkpoints.keep_best(early.best)
         progress.doing("compiling the step")
         stream = run.batches.iterate(run.start)
         for step in range(run.start + 1, stop_at + 1):
@@ -124,27 +155,22 @@ def _train(
             if trace.after_step(values):
                 speed.restart()
 
-            due = _due(step, every, config.steps)
-            if "log" in due:
-                metrics.write(step, {**values, **speed.report()})
-            if evaluator and due.intersection(_EVALUATED):
-                watch.catch_up()
-                # A stop does not wait for it, and the next start makes up for that; but the last step has none.
-                how = stopping.unless_asked if step < config.steps else _at_once
-                _record(metrics, progress, step, _evaluate(evaluator, due, weights(), how))
-            last = step == stop_at or stopping.agreed(step)
-            if last or "checkpoint" in due:
-                watch.catch_up()
-                metrics.flush()  # what a state has done is written before it is kept, and never again after it
-                checkpoints.save(state)
-                progress.line(f"step {step}: saving a checkpoint")
-            if due.intersection((*_EVALUATED, "checkpoint")):
+            done = [action for action in actions if action.due(step, config.steps)]
+            for action in done:
+                action.do(step)
+            last = step == stop_at or early.over or stopping.agreed(step)
+            if last or early.best == step or saving.due(step, config.steps):
+                checkpoints.keep_best(early.best)
+                saving.do(step)
+                done.append(saving)
+            if any(action.waits for action in done):
                 speed.restart()  # none of it is the step's time
             if last:
                 break
         progress.close()
     if jax.process_index() == 0:
-        print(f"{workdir}: at step {step} of {config.steps}" + ("; run again to resume" if step < config.steps else ""))
+        rest = f"; {early.said()}" if early.over else "; run again to resume" if step < config.steps else ""
+        print(f"{workdir}: at step {step} of {config.steps}{rest}")
 
 
 class _Run(NamedTuple):
@@ -260,30 +286,17 @@ def _intervals(config: ConfigDict, validation: bool) -> dict[str, int]:
     return every | dict.fromkeys(missing, 0)
 
 
-def _due(step: int, every: Mapping[str, int], steps: int) -> set[str]:
-    """What is done at a step: each of `_EVERY` so many, and at the last of `steps`."""
-    return {what for what, number in every.items() if number and (step == steps or step % number == 0)}
-
-
-def _ahead(start: int, last: int, every: Mapping[str, int], steps: int) -> set[str]:
-    """What is done at some step from `start` to `last`, of `steps` in all."""
-    return {what for what, number in every.items() if number and (last == steps or last // number * number >= start)}
-
-
-def _evaluate(evaluator: Evaluator, due: set[str], weights: Any, do: Callable[..., Any]) -> dict[str, Any]:
-    """The validation loss and the sheet of the networks' parameters, as far as they are due, as `do` makes them."""
-    ways = {"eval": evaluator.validate, "sample": evaluator.picture}
-    return {what: do(ways[what], weights) for what in _EVALUATED if what in due}
-
-
 def _at_once(do: Callable[..., Any], *args: Any) -> Any:
     return do(*args)
 
 
-def _record(metrics: Metrics, progress: Progress, step: int, found: Mapping[str, Any]) -> None:
-    if found.get("eval"):
-        metrics.write(step, found["eval"])
-        progress.line(f"step {step}: validation loss {found['eval']['validation_loss']:.4f}")
-    if found.get("sample") is not None:
-        metrics.picture(step, found["sample"])
+def _record(metrics: Metrics, progress: Progress, step: int, what: str, found: Any) -> None:
+    """Puts an evaluation on record, unless a stop has left it out."""
+    if found is None:
+        return
+    if what == "eval":
+        metrics.write(step, found)
+        progress.line(f"step {step}: validation loss {found['validation_loss']:.4f}")
+    else:
+        metrics.picture(step, found)
         progress.line(f"step {step}: picture samples/{step:08d}.png")

@@ -13,6 +13,8 @@ from ml_collections import ConfigDict
 
 from jaxcxr import config as configs
 from jaxcxr.errors import UserError
+from jaxcxr.interop import published
+from jaxcxr.interop.pipeline import from_files, network_config
 from jaxcxr.parallel import rules
 from jaxcxr.parallel.mesh import make_mesh
 from tests import pipelines
@@ -72,12 +74,27 @@ def test_fsdp_splits_the_largest_axis_and_moments_follow_their_parameter():
     assert found["step"].spec == found["average"]["unet.a.bias"].spec == jax.P()
 
 
-def test_unknown_strategies_and_uncovered_parameters_are_told(monkeypatch):
+def test_unknown_strategies_are_told():
     with pytest.raises(UserError, match="no such strategy"):
         rules.shard({}, "zero", make_mesh(ONE))
-    monkeypatch.setitem(rules.STRATEGIES, "gap", ((r"unet\..*", rules.replicate),))
-    with pytest.raises(UserError, match=r"no sharding rule of 'gap' covers vae\.x"):
-        rules.shard({"vae.x": jnp.zeros(3)}, "gap", AbstractMesh((1, 1, 1), ("data", "fsdp", "tensor")))
+
+
+@pytest.mark.parametrize("strategy", rules.STRATEGIES)
+def test_every_parameter_of_the_networks_that_there_are_has_a_rule(strategy):
+    files = [published.files(name) for name in published.NAMES.split(", ")]
+    files.append({"text_encoder/config.json": network_config("text_encoder", {"model_type": "bert"})})
+    names = {name for each in files for name in from_files(each).parameters()}
+    names |= {f"{name.removesuffix('.kernel')}.lora_A.kernel" for name in names if name.endswith(".kernel")}
+    assert len(names) > 1000
+    assert rules.unnamed(names, strategy) == []
+
+
+def test_a_parameter_without_a_rule_is_split_and_listed():
+    mesh = AbstractMesh((1, 4, 1), ("data", "fsdp", "tensor"))
+    new = {"unet.adapter.kernel": jax.ShapeDtypeStruct((1024, 512), jnp.float32)}
+    assert rules.shard(new, "fsdp", mesh)["unet.adapter.kernel"].spec == jax.P("fsdp", None)
+    assert rules.unnamed(new, "fsdp") == rules.unnamed(new, "fsdp+tensor") == list(new)
+    assert rules.unnamed(new, "replicated") == []
 
 
 def test_a_strategy_that_could_split_nothing_over_several_devices_is_told():
