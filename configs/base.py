@@ -75,6 +75,13 @@ def get_config() -> ConfigDict:
     config.lora.targets = r"unet\..*\.attn[12]\.(to_[qkv]|to_out\.0)"  # layers, dense or convolutions, by whole name
     config.lora.dora = ""  # of which of them magnitudes are learnt too, in the same way; empty: of none
 
+    config.textual_inversion = ConfigDict()  # new words, whose vectors learn; `trainable` may be empty then
+    # Each with its number of vectors and, if you like, the words that they start from, in turn:
+    # (("<effusion>", 4, "pleural effusion"), ("<left>", 2)); empty: none.
+    config.textual_inversion.tokens = ()
+    config.textual_inversion.initial = "mean"  # of the vocabulary, for tokens without words; or random, as it varies
+    config.textual_inversion.max_norm = 0.0  # of a vector, after each update; 0: any
+
     config.optimizer = ConfigDict()
     config.optimizer.name = "adamw"  # or adafactor, lion, schedule_free
     config.optimizer.learning_rate = 1e-4

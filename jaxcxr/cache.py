@@ -12,7 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm.auto import tqdm
 
-from jaxcxr import interop
+from jaxcxr import adaptation, interop
 from jaxcxr.data import images, tokens
 from jaxcxr.data.loader import as_text, open_split
 from jaxcxr.data.moments import PER_SHARD, Card, Origin, pack, write_shard
@@ -107,6 +107,9 @@ def _check_frozen(config: ConfigDict, pipeline: StableDiffusion) -> None:
         names = [name for name in pipeline.parameters() if name.startswith(f"{network}.")]
         if rules.matching(names, config.trainable):
             raise UserError(f"config.trainable={config.trainable!r}: {network} learns in this training; {remedy}")
+        for part, changes in adaptation.changed(config, pipeline.parameters()).items():
+            if not changes.isdisjoint(names):
+                raise UserError(f"config.{part}: {network} learns in this training; {remedy}")
 
 
 def _tokenizer(config: ConfigDict, pipeline: StableDiffusion) -> Any:

@@ -4,6 +4,7 @@ Parameters of the networks learn as they are (`config.trainable`), and a part ad
 of `PARTS` each. Merging is the same for training, for evaluation and for what is published.
 """
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Iterator, Mapping
@@ -12,7 +13,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from jaxcxr.adaptation import lora
+from jaxcxr.adaptation import lora, textual_inversion
 from jaxcxr.errors import UserError
 from jaxcxr.interop.tensors import Tensor
 from jaxcxr.parallel import rules
@@ -34,11 +35,14 @@ class Part(Protocol):
     def merge(self, name: str, learnt: Mapping[str, Any], parameters: Mapping[str, Any]) -> jax.Array:
         """One of the parameters that it changes, as its own change it."""
 
+    def project(self, learnt: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of its parameters that have bounds, within them, after an update."""
+
     def settings(self) -> dict[str, Any]:
         """What `read` makes it of again, as JSON has it."""
 
 
-PARTS = {"lora": lora}
+PARTS = {"lora": lora, "textual_inversion": textual_inversion}
 """Each module has `of(config, parameters)`, which gives None where the part is off, `read(settings, parameters)`, and
 `owns(name)`, whether a parameter of that name is one of the part's own."""
 
@@ -83,6 +87,13 @@ class Adaptation:
             parameters |= {name: part.merge(name, learnt, parameters) for name in sorted(part.changes)}
         return parameters
 
+    def project(self, learnt: Mapping[str, Any]) -> dict[str, Any]:
+        """What learns, after an update, within the bounds that it has."""
+        learnt = dict(learnt)
+        for part in self.parts.values():
+            learnt |= part.project(learnt)
+        return learnt
+
     def file(self) -> dict[str, bytes]:
         """The file that `read_file` makes the parts of again; none without parts."""
         settings = {name: part.settings() for name, part in self.parts.items()}
@@ -110,19 +121,40 @@ def of(config: Any, parameters: Mapping[str, Any]) -> Adaptation:
     return Adaptation(names, parts)
 
 
+def changed(config: Any, parameters: Mapping[str, Any]) -> dict[str, frozenset[str]]:
+    """What the parts of a run change among the parameters of some of its networks, by part.
+
+    A part that finds nothing of its own there is left out; whether it fits the run, `of` says with all of them.
+    """
+    found: dict[str, frozenset[str]] = {}
+    for name, module in PARTS.items():
+        with contextlib.suppress(UserError):
+            if part := module.of(config, parameters):
+                found[name] = part.changes
+    return found
+
+
+def settings_in(files: Mapping[str, bytes]) -> dict[str, Any]:
+    """The settings of the parts of a pipeline, by their names in `PARTS`; none for one without parts.
+
+    Raises:
+      UserError: the file is damaged, or has a part that is not known.
+    """
+    written: dict[str, Any] = parse_json(files.get(ADAPTATION, b"{}"), dict[str, Any], ADAPTATION)
+    if unknown := [name for name in written if name not in PARTS]:
+        raise UserError(f"{ADAPTATION}: has {unknown[0]!r:.100}; it may have {', '.join(PARTS)}")
+    return written
+
+
 def merged(files: Mapping[str, bytes], tensors: Mapping[str, Tensor]) -> tuple[dict[str, bytes], dict[str, Tensor]]:
     """The files and parameters of a pipeline without parts, from those of one with them; they are merged when read."""
     files, tensors = dict(files), dict(tensors)
-    if ADAPTATION not in files:
-        return files, tensors
-    written: dict[str, Any] = parse_json(files.pop(ADAPTATION), dict[str, Any], ADAPTATION)
-    for name, settings in written.items():
-        if name not in PARTS:
-            raise UserError(f"{ADAPTATION}: has {name!r:.100}; it may have {', '.join(PARTS)}")
+    for name, settings in settings_in(files).items():
         own = {each: tensor for each, tensor in tensors.items() if PARTS[name].owns(each)}
         rest = {each: tensor for each, tensor in tensors.items() if each not in own}
         part = PARTS[name].read(settings, rest)
         tensors = rest | {each: _merging(part, each, own, rest) for each in part.changes}
+    files.pop(ADAPTATION, None)
     return files, tensors
 
 

@@ -101,6 +101,10 @@ class LoRA:
         magnitude = learnt[f"{layer}.{MAGNITUDE}"] if layer in self.magnitudes else None
         return adapted(parameters[name], a, b, self.chosen.scale, magnitude)
 
+    def project(self, learnt: Mapping[str, Any]) -> dict[str, Any]:
+        """Nothing: an adapter has no bounds."""
+        return {}
+
     def settings(self) -> dict[str, Any]:
         """The section of the config."""
         return dataclasses.asdict(self.chosen)

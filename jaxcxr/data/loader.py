@@ -105,6 +105,11 @@ class Batches:
         """Those that batches are drawn from."""
         return len(self._source)
 
+    def texts(self) -> Iterator[str]:
+        """The prompts of its images, in no order that batches have; images are not decoded."""
+        for record in self._source:
+            yield from map(as_text, record["prompts"])
+
     def _indices(self, step: int) -> np.ndarray:
         """The places of these rows of global batch `step` in the endless order."""
         return step * self._batch_size + self._rows

@@ -14,6 +14,7 @@ import numpy as np
 from msgspec import Meta
 
 from jaxcxr import parsing
+from jaxcxr.data.added_tokens import expanded
 from jaxcxr.data.settings import LEAST_VOCAB
 from jaxcxr.errors import UserError, one_line
 
@@ -150,15 +151,19 @@ def length(tokenizer: Any) -> int:
 def count(tokenizer: Any, text: str) -> int:
     """The number of ids of a text, start and end among them, however long it is."""
     with _ONE_AT_A_TIME, _named("tokenizer"):
-        return len(tokenizer(text, truncation=False, verbose=False)["input_ids"])
+        return len(tokenizer(expanded(tokenizer, text), truncation=False, verbose=False)["input_ids"])
 
 
 def encode(tokenizer: Any, texts: Sequence[str], length: int) -> np.ndarray:
-    """Returns (len(texts), length) int32 ids: start, words, end, padding; long texts are cut, not their end id."""
+    """Returns (len(texts), length) int32 ids: start, words, end, padding; long texts are cut, not their end id.
+
+    A word that was added with several vectors is as many ids.
+    """
     if not texts:
         return np.zeros((0, length), np.int32)
     with _ONE_AT_A_TIME, _named("tokenizer"):
-        coded = tokenizer(list(texts), padding="max_length", truncation=True, max_length=length)
+        whole = [expanded(tokenizer, text) for text in texts]
+        coded = tokenizer(whole, padding="max_length", truncation=True, max_length=length)
     return np.asarray(coded["input_ids"], np.int32)
 
 

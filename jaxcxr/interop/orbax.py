@@ -27,10 +27,10 @@ from jaxcxr.interop.diffusers import read_files
 from jaxcxr.interop.folder import has_file
 from jaxcxr.interop.pipeline import write_files
 from jaxcxr.interop.tensors import Tensor, cast_all, contiguous
+from jaxcxr.parsing import read_bytes
 
 MODEL, CHECKPOINTS, FROZEN, BEST = "model", "checkpoints", "frozen", "best.json"
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,9}")
-_PARTS_BYTES = 2**20  # of an adaptation.json, a few patterns and numbers
 _AT_ONCE = 128 * 2**20  # bytes of tensors in memory while they are written
 
 
@@ -117,9 +117,7 @@ def read_learnt(path: Path, *, ema: bool = True) -> tuple[dict[str, bytes], dict
       UserError: as `read`.
     """
     path = path.absolute()
-    files, step = read_files(path / MODEL), step_to_read(path)
-    if has_file(parts := path / MODEL / adaptation.ADAPTATION, path / MODEL):
-        files[adaptation.ADAPTATION] = parsing.read_bytes(parts, _PARTS_BYTES)
+    files, step = _read_model(path / MODEL), step_to_read(path)
     if step is None:
         raise UserError(f"{path / CHECKPOINTS}: no complete checkpoint; train longer or copy the folder again")
     folder, items = path / CHECKPOINTS / str(step), ("params", "ema") if ema else ("params",)
@@ -135,6 +133,21 @@ def read_learnt(path: Path, *, ema: bool = True) -> tuple[dict[str, bytes], dict
     if ema and (folder / "ema").is_dir():
         found |= read_item(folder / "ema", remedy)
     return files, found
+
+
+def _read_model(folder: Path) -> dict[str, bytes]:
+    """The files of `model/`: a diffusers folder's, and what a run has learnt beside the networks."""
+    parts = folder / adaptation.ADAPTATION
+    return read_files(folder) | ({parts.name: read_bytes(parts)} if has_file(parts, folder) else {})
+
+
+def adaptation_of(path: Path) -> dict[str, Any]:
+    """The settings of the parts that a workdir has learnt, by name; none where `path` is no workdir.
+
+    Raises:
+      UserError: as `adaptation.settings_in`.
+    """
+    return adaptation.settings_in(_read_model(path / MODEL)) if is_orbax(path) else {}
 
 
 def write(checkpoint: Checkpoint, path: str | Path, *, dtype: Any = None) -> None:

@@ -28,6 +28,14 @@ _MOST_OPCODES = 4_000_000  # an object or so each; the same U-Net's has 23 000
 _MOST_AXES, _DEFLATE_RATIO = 32, 1032  # no deflated data is shorter than its contents by more than that
 _LEGACY_MAGIC, _LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 
+
+@dataclasses.dataclass(frozen=True)
+class _Global:
+    """A module's attribute, by name alone."""
+
+    name: str
+
+
 _DTYPES = {
     "torch.FloatStorage": np.dtype(np.float32),
     "torch.HalfStorage": np.dtype(np.float16),
@@ -40,9 +48,10 @@ _DTYPES = {
     "torch.ByteStorage": np.dtype(np.uint8),
     "torch.BoolStorage": np.dtype(np.bool_),
 }
-_EMBEDDING = "string_to_param"  # under which textual inversion keeps its tensors
+_EMBEDDING = "string_to_param"  # under which textual inversion keeps its tensors, at first in such a module
+_PARAMETERS = _Global("torch.nn.modules.container.ParameterDict")
 # Names that a checkpoint may mention beside its tensors; nothing is done with them.
-_INERT = {f"torch.{dtype}" for dtype in _DTYPES.values()}
+_INERT = {f"torch.{dtype}" for dtype in _DTYPES.values()} | {_PARAMETERS.name}
 
 
 def open_pickled(file: Path) -> dict[str, Tensor]:
@@ -84,13 +93,6 @@ def _guarded(file: Path, action: Callable[[], Any]) -> Any:
     except Exception as error:  # a hostile file may provoke any
         reason = one_line(str(error) if isinstance(error, _Damaged) else error)
         raise UserError(f"{file}: cannot be read ({reason}); copy the file again") from error
-
-
-@dataclasses.dataclass(frozen=True)
-class _Global:
-    """A module's attribute, by name alone."""
-
-    name: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,6 +149,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_parameter": lambda data, *_: data,
     "torch.Size": lambda sizes: sizes,
     "torch.device": lambda *_: None,
+    "__builtin__.set": list,
 }
 
 
@@ -230,15 +233,21 @@ class _Program:
             case "STACK_GLOBAL":
                 attribute, module = stack.pop(), stack.pop()
                 self._refer(module, attribute)
+            case "NEWOBJ" if stack[-2:] == [_PARAMETERS, ()]:
+                stack[-2:] = [{}]
             case "REDUCE":
                 self._call(arguments=stack.pop(), function=stack.pop())
             case "BUILD":
-                stack.pop()  # attributes of a dictionary, such as the versions of a state dict's modules
+                state = stack.pop()  # attributes of a dictionary, such as the versions of a state dict's modules
                 _require(type(stack[-1]) is dict, "attributes of what is no dictionary")
+                if type(state) is dict and "_parameters" in state:
+                    stack[-1] = state["_parameters"]
             case "BINPERSID":
-                storage = _storage(stack.pop())
-                self.dtypes.setdefault(storage.key, storage.dtype)
-                stack.append(storage)
+                identity = stack.pop()
+                if identity[:1] != ("module",):
+                    identity = (None, _storage(identity))
+                    self.dtypes.setdefault(identity[1].key, identity[1].dtype)
+                stack.append(identity[1])  # of the format before 1.6 also a class, whose source is left
             case _:
                 raise _Damaged(f"the pickle opcode {opcode}")
 
@@ -261,10 +270,6 @@ class _Program:
         _require(type(module) is str and type(attribute) is str, "a reference that is no name")
         name = f"{module}.{attribute}"
         if name not in {*_DTYPES, *_FUNCTIONS, *_INERT}:
-            if any(type(item) is str and item == _EMBEDDING for item in self._stack):
-                raise UserError(
-                    f"{self._file}: is a textual-inversion embedding, not a whole checkpoint; give its base"
-                )
             what = f"refers to `{one_line(name)}`; such a file could run code and is not read"
             raise UserError(f"{self._file}: {what}; save its tensors alone, with torch.save(model.state_dict(), …)")
         self._stack.append(_Global(name))

@@ -1,5 +1,6 @@
 """What a run reads: this process's part of the batches of a split."""
 
+import itertools
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -9,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
+from jaxcxr.adaptation import textual_inversion
 from jaxcxr.data import tokens, weights
 from jaxcxr.data.loader import Batches, open_split
 from jaxcxr.data.mixture import Joined, Part, by_rarest_label, weighted
@@ -21,6 +23,9 @@ from jaxcxr.data.summary import Summary
 from jaxcxr.errors import UserError
 from jaxcxr.interop.pipeline import StableDiffusion
 from jaxcxr.methods import method
+from jaxcxr.workdir import Prepared
+
+_LOOKED_AT = 10_000  # prompts
 
 
 def open_batches(
@@ -154,6 +159,30 @@ def tokenizer_folder(config: ConfigDict) -> Path:
         return Path(config.data.tokenizer)
     Summary.require(path)
     return path / "tokenizer"
+
+
+def check_words(config: ConfigDict, batches: Batches, data: Sequence[Prepared]) -> None:
+    """Sees to it that the words of `config.textual_inversion` are in the prompts: those that are in none learn nothing.
+
+    Args:
+      batches: of the training split.
+      data: what its folders were prepared with.
+
+    Raises:
+      UserError: one is in no template of theirs, and in none of the first 10,000 prompts.
+    """
+    chosen = textual_inversion.settings(config)
+    templates = [template for folder in data for template in folder.settings.get("prompts", ())]
+    missing = {word.text for word in chosen.words} if chosen else set()
+    for text in itertools.chain(templates, itertools.islice(batches.texts(), _LOOKED_AT)):
+        missing = {word for word in missing if word not in text}
+        if not missing:
+            return
+    if missing:
+        raise UserError(
+            f"config.textual_inversion.tokens: {sorted(missing)[0]!r} is in no prompt of {config.data.path}; prepare"
+            " it with config.data.prompts that have it, such as ('{view} chest radiograph with <effusion>.',)"
+        )
 
 
 def check_cache(config: ConfigDict, pipeline: StableDiffusion, learns: set[str], parameters: Mapping[str, Any]) -> None:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from jaxcxr import interop
+from jaxcxr.adaptation import textual_inversion
 from jaxcxr.data import tokens
 from jaxcxr.diffusion import samplers
 from jaxcxr.errors import UserError
@@ -44,7 +45,10 @@ def make_model(config: ConfigDict, key: jax.Array) -> tuple[StableDiffusion, dic
     base = _read_bases(config.model, inherited, compute_dtype(config))
     pipeline = assemble(config, base.files, lambda: tokenizer_folder(config))
     fresh = initialize(StableDiffusion({name: pipeline.networks[name] for name in described}, {}), key)
-    return pipeline, fresh | base.parameters()
+    parameters = fresh | base.parameters()
+    if config.textual_inversion.tokens:
+        parameters = textual_inversion.with_rows(config, pipeline.tokenizer, parameters, key)
+    return pipeline, parameters
 
 
 def parts(config: ConfigDict) -> tuple[dict[str, dict[str, Any]], tuple[str, ...]]:
@@ -88,6 +92,7 @@ def assemble(config: ConfigDict, base: Mapping[str, bytes], tokenizer: Callable[
         else:
             files |= {name: data for name, data in base.items() if name.startswith("tokenizer/")}
     files |= {f"{name}/config.json": network_config(name, text) for name, text in described.items()}
+    files = textual_inversion.with_words(config, files)
     files["model_index.json"] = model_index(files)
 
     pipeline = from_files(files, compute_dtype(config))

@@ -85,6 +85,7 @@ def make_program(config: ConfigDict, pipeline: StableDiffusion, mesh: Mesh) -> P
         config.ema_decay,
         config.seed,
         expand=learning.expand,
+        project=learning.project,
         accumulation=config.accumulation,
         skip_nonfinite=config.skip_nonfinite > 0,
         gather=lambda values: gather(values, lie, dtype, exact),

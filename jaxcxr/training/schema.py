@@ -77,6 +77,15 @@ class LoRA:
 
 
 @dataclasses.dataclass(frozen=True)
+class TextualInversion:
+    """`config.textual_inversion`; `adaptation.textual_inversion` checks the values."""
+
+    tokens: tuple[Any, ...] = ()
+    initial: Word = "mean"
+    max_norm: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
 class Optimizer:
     """`config.optimizer`."""
 
@@ -142,6 +151,7 @@ class Run:
     method: Word = "diffusion"
     trainable: Text = r"unet\..*"
     lora: LoRA = dataclasses.field(default_factory=LoRA)
+    textual_inversion: TextualInversion = dataclasses.field(default_factory=TextualInversion)
     ema_decay: float = 0.9999
     attention: Word = "auto"
     remat: Word = "none"

@@ -39,6 +39,7 @@ def make_step(
     seed: int,
     *,
     expand: Callable[[Parameters, Parameters], Parameters] = union,
+    project: Callable[[Parameters], Parameters] = dict,
     accumulation: int = 1,
     skip_nonfinite: bool = False,
     gather: Callable[[Any], Any] = lambda parameters: parameters,
@@ -47,6 +48,7 @@ def make_step(
     """The update: a pure function of (state, frozen, batch), its randomness that of (`seed`, step, row) alone.
 
     The loss is of `expand(learnt, frozen)`, the networks' parameters, averaged over the batch as `weighted_mean` does.
+    After the update `project` brings what learns within its bounds.
     With `accumulation` the batch is gone through in as many parts, and the update is that of the whole. With
     `skip_nonfinite` a loss or gradient that is not finite changes nothing but `step` and `nonfinite`. `gather` makes
     of parameters what is used, and `scatter` brings gradients back: see `parallel.gather`.
@@ -67,7 +69,7 @@ def make_step(
         parts = mean_over_parts(gradient, gather(learnt), with_mean_weight(batch), keys, accumulation)
         (value, metrics), gradients = parts
         updates, opt_state = tx.update(gradients, state["opt_state"], learnt)
-        learnt = optax.apply_updates(learnt, updates)
+        learnt = project(optax.apply_updates(learnt, updates))
         average = schedule_free_average(opt_state, learnt)
         if average is None:
             average = ema.update(state["average"], learnt, state["step"], ema_decay)

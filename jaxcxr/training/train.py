@@ -26,7 +26,15 @@ from jaxcxr.training.actions import Action
 from jaxcxr.training.checkpoint import Checkpoints, claim, newest_whole, opened, read_frozen
 from jaxcxr.training.early import Early
 from jaxcxr.training.evaluator import Evaluator
-from jaxcxr.training.feed import check_cache, open_batches, some_images, tokenizer_folder, with_size, with_steps
+from jaxcxr.training.feed import (
+    check_cache,
+    check_words,
+    open_batches,
+    some_images,
+    tokenizer_folder,
+    with_size,
+    with_steps,
+)
 from jaxcxr.training.metrics import Metrics
 from jaxcxr.training.model import compute_dtype, make_model, with_scaling_factor
 from jaxcxr.training.prior import with_prior
@@ -223,6 +231,8 @@ def _open(config: ConfigDict, workdir: Path) -> tuple[_Run, Mapping[str, Any] | 
             _, parameters = make_model(config, key)
     tokenizer = pipeline.tokenizer if "text_encoder" in pipeline.networks else tokenizer
     batches = open_batches(config, "train", tokenizer, rows=rows)
+    if first_time:
+        check_words(config, batches, data)
     validation = _validation(config, tokenizer, rows)
     program = make_program(config, pipeline, mesh)
     if config.data.cache:

@@ -4,7 +4,9 @@ SRC is any kind of checkpoint: a diffusers folder (safetensors, shards, fp16 var
 .safetensors or .ckpt file in Stable Diffusion's original layout, a folder of Flax msgpack, an Orbax folder, a workdir,
 or a text encoder's folder. Nothing in a pickled file is ever executed. The kind of DST is --to: a diffusers folder
 loads with StableDiffusionPipeline.from_pretrained, a single file in user interfaces that want one, an Orbax folder is
-a base for training. DST appears whole or not at all; tensors keep their dtype unless --dtype is given. The newest
+a base for training, an embedding is the words alone that a text encoder has learnt, of a workdir its own: one word in
+DST.safetensors or, as AUTOMATIC1111 has it, DST.pt; several in a folder.
+DST appears whole or not at all; tensors keep their dtype unless --dtype is given. The newest
 checkpoint of a workdir is read; a damaged one is refused in one line, which names an older one that is whole.
 
 --adapter merges a LoRA into SRC. --to lora publishes the one that a workdir has learnt, as diffusers'
@@ -13,6 +15,7 @@ a file that ends in .safetensors.
 """
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's options."""
     parser.add_argument("source", type=Path, metavar="SRC", help="checkpoint of any kind")
     parser.add_argument("destination", type=Path, metavar="DST", help="folder or file to write, new")
-    parser.add_argument("--to", required=True, choices=["diffusers", "orbax", "single-file", *_ADAPTERS])
+    parser.add_argument("--to", required=True, choices=["diffusers", "orbax", "single-file", *_ADAPTERS, "embedding"])
     parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], help="default: as in SRC")
     parser.add_argument("--only", metavar="NETWORKS", help="of unet,vae,text_encoder; default: all in SRC")
     parser.add_argument(
@@ -68,6 +71,8 @@ def run(args: argparse.Namespace) -> None:
     dtype, ema = np.dtype(args.dtype) if args.dtype else None, args.weights == "ema"
     if args.to in _ADAPTERS:
         return _publish(args, only, dtype, ema)
+    if args.to == "embedding":
+        return _embedding(args)
     source = interop.read(
         args.source,
         only=None if args.adapter else only,
@@ -79,6 +84,7 @@ def run(args: argparse.Namespace) -> None:
     if args.to == "orbax":
         interop.orbax.write(source, args.destination, dtype=dtype)
     elif args.to == "single-file":
+        _check_words(source.files, args.source)
         interop.single_file.write(source, args.destination, dtype=dtype)
     else:
         source = card.with_card(source, args.source, args.license)
@@ -110,6 +116,46 @@ def _publish(args: argparse.Namespace, only: tuple[str, ...] | None, dtype: Any,
     about = card.of_adapter(args.source, networks, args.license)
     file = adapter_files.write(adapter, args.destination, _ADAPTERS[args.to], dtype=dtype, card=about)
     print(f"{file}: {len(adapter)} layers of {', '.join(networks)} as {args.to}, {args.dtype or 'dtypes kept'}")
+
+
+def _embedding(args: argparse.Namespace) -> None:
+    """Writes the words of a text encoder alone."""
+    import numpy as np
+
+    from jaxcxr import interop
+    from jaxcxr.adaptation import textual_inversion
+    from jaxcxr.errors import UserError
+    from jaxcxr.interop import embeddings, orbax
+
+    for option in ("only", "verify"):
+        if getattr(args, option):
+            raise UserError(f"--{option}: is not for --to embedding")
+    if args.destination.suffix == ".pt" and args.dtype not in (None, "float32"):
+        raise UserError(f"--dtype {args.dtype}: a .pt file of vectors is float32; name a .safetensors file")
+    source = interop.read(args.source, only=("text_encoder",), ema=args.weights == "ema", config=args.config)
+    learnt = orbax.adaptation_of(args.source).get("textual_inversion")
+    words = None if learnt is None else [word.text for word in textual_inversion.settings_of(learnt).words]
+    found = embeddings.of(source, words)
+    if not found:
+        raise UserError(f"{args.source}: has no word that was added to its tokenizer; train config.textual_inversion")
+    found = {word: vectors.astype(np.dtype(args.dtype or vectors.dtype)) for word, vectors in found.items()}
+    files = embeddings.write_all(
+        args.destination, found, step=orbax.best_step(args.source) or orbax.latest_step(args.source)
+    )
+    for file, (word, vectors) in zip(files, found.items(), strict=True):
+        print(f"{file}: {word}, {len(vectors)} vectors of {vectors.shape[1]}, {vectors.dtype}")
+
+
+def _check_words(files: Mapping[str, bytes], where: Path) -> None:
+    """Raises UserError where a tokenizer has further words, which a single file has no place for."""
+    from jaxcxr.errors import UserError
+    from jaxcxr.interop import embeddings
+
+    if words := embeddings.words_of(files):
+        raise UserError(
+            f"{where}: a single file has no tokenizer, and {words[0]!r} would be lost; give the base with --to"
+            " single-file and the word with --to embedding"
+        )
 
 
 def _known(only: tuple[str, ...] | None) -> tuple[str, ...] | None:

@@ -26,6 +26,17 @@ def data() -> Path:
     return folder / "data"
 
 
+@functools.cache
+def worded(prompts: tuple[str, ...]) -> Path:
+    """A prepared set of phantoms whose prompts are of these templates, made once."""
+    folder = Path(tempfile.mkdtemp(prefix="jaxcxr-data-"))
+    config = configs.load(ROOT / "configs" / "phantom.py").data
+    config.size, config.tokenizer_vocab, config.prompts = SIZE, 600, prompts
+    write_tree(folder / "tree", 12, 64)
+    prepare(config, folder / "tree", folder / "data")
+    return folder / "data"
+
+
 def autoencoder(**changes) -> ConfigDict:
     config = configs.load(ROOT / "configs" / "base.py")
     with config.unlocked():
