@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from jaxcxr import parsing
-from jaxcxr.adaptation import ADAPTATION, lora
+from jaxcxr.adaptation import ADAPTATION, lora, textual_inversion
 from jaxcxr.errors import UserError
-from jaxcxr.interop import adapter_files, orbax
+from jaxcxr.interop import adapter_files, embeddings, orbax
 from jaxcxr.interop.adapter_files import FILE, Layer
 from jaxcxr.interop.checkpoint import Checkpoint
 from jaxcxr.interop.folder import has_file
@@ -23,26 +23,47 @@ from jaxcxr.interop.tensors import Tensor, Tensors
 def merged(
     checkpoint: Checkpoint, paths: Sequence[str | Path], weights: Sequence[float], *, ema: bool = True
 ) -> Checkpoint:
-    """A base with adapters in it, one after the other; kernels are merged when they are read.
+    """A base with adapters and new words in it, one after the other; kernels are merged when they are read.
 
     With a magnitude, another weight than 1 changes V alone, as in diffusers' `set_adapters`. An adapter after one with
     magnitudes is added to what that has made, as in diffusers' `fuse_lora`.
 
     Args:
       checkpoint: the base.
-      paths: of adapters: a .safetensors file, a folder with `adapter_files.FILE`, or the workdir of a run.
-      weights: their strengths, in the same order; 1 for those that are left out.
+      paths: of adapters: a .safetensors file, a folder with `adapter_files.FILE`, or the workdir of a run; or of a
+        textual inversion: a file that `embeddings.read` reads, or a workdir.
+      weights: their strengths, in the same order; 1 for those that are left out, and for new words.
       ema: take the averaged weights of a workdir.
 
     Raises:
       UserError: there are more weights than adapters, a weight is not finite, a path is no adapter that is read, or
         one does not fit the base.
     """
-    tensors = dict(checkpoint.tensors)
     for path, weight in pairs(paths, weights):
-        for layer, adapter in read(path, tensors, ema=ema).items():
-            tensors[f"{layer}.kernel"] = _merging(tensors[f"{layer}.kernel"], adapter, weight)
-    return Checkpoint(checkpoint.files, tensors)
+        words = _words(path, ema)
+        if words:
+            if weight != 1:
+                raise UserError(
+                    f"--adapter-weight {weight}: {path} is of new words, which have no strength; leave it 1"
+                )
+            checkpoint = embeddings.with_embeddings(checkpoint, words)
+        if not words or (orbax.is_orbax(path) and "lora" in orbax.adaptation_of(path)):
+            tensors = dict(checkpoint.tensors)
+            for layer, adapter in read(path, tensors, ema=ema).items():
+                tensors[f"{layer}.kernel"] = _merging(tensors[f"{layer}.kernel"], adapter, weight)
+            checkpoint = Checkpoint(checkpoint.files, tensors)
+    return checkpoint
+
+
+def _words(path: Path, ema: bool) -> dict[str, np.ndarray]:
+    """The vectors of the words that a file or a workdir has learnt; none if it is of something else."""
+    if not orbax.is_orbax(path):
+        return embeddings.read(path) if embeddings.is_embedding(path) else {}
+    learnt = orbax.adaptation_of(path).get("textual_inversion")
+    if learnt is None:
+        return {}
+    words = [word.text for word in textual_inversion.settings_of(learnt).words]
+    return embeddings.of(orbax.read(path, only=("text_encoder",), ema=ema), words)
 
 
 def pairs(paths: Sequence[str | Path], weights: Sequence[float]) -> list[tuple[Path, float]]:
@@ -92,7 +113,7 @@ def of_workdir(path: Path, *, ema: bool = True) -> dict[str, Layer]:
     parts: dict[str, Any] = parsing.parse_json(files.get(ADAPTATION, b"{}"), dict[str, Any], ADAPTATION)
     if "lora" not in parts:
         raise UserError(f"{path}: has learnt no adapter; config.lora.rank is 0 there")
-    if rest := sorted(name for name in learnt if not lora.owns(name)):
+    if rest := sorted(name for name in learnt if not (lora.owns(name) or textual_inversion.owns(name))):
         raise UserError(
             f"{path}: has learnt {rest[0]} too, which an adapter cannot hold; convert it --to diffusers, merged"
         )

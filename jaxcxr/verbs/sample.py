@@ -81,7 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="PATH",
-        help="LoRA to draw with: .safetensors file, folder or workdir; may be given several times",
+        help="LoRA or textual inversion to draw with: file, folder or workdir; may be given several times",
     )
     parser.add_argument(
         "--adapter-weight",
