@@ -23,10 +23,11 @@ def base(tmp_path_factory):
 
 def config_of(base, **changes) -> ConfigDict:
     """Of a run on the networks of `base` whose adapters alone learn."""
-    config = runs.diffusion(base, **{"lora.rank": 2, "lora.alpha": 3.0, "lora.targets": LAYERS, **changes})
+    ours = {"lora.rank": 2, "lora.alpha": 3.0, "lora.targets": LAYERS, "trainable": ""}
+    config = runs.diffusion(base, **{**ours, **changes})
     for described in ("unet", "text_encoder", "scheduler"):
         config.model[described] = ConfigDict()
-    config.model.measure_scaling_factor, config.trainable = False, ""
+    config.model.measure_scaling_factor = False
     config.ema_decay, config.optimizer.learning_rate = 0.5, 1e-2
     return config
 
