@@ -14,10 +14,6 @@ as much again as it last could. Writes benchmarks/results/train-step-DATE.json.
 import argparse
 import json
 import os
-import resource
-import signal
-import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -25,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import record
+import sides
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "configs"), str(ROOT)]
@@ -47,10 +44,7 @@ from jaxcxr.training import flops  # noqa: E402
 from jaxcxr.training.program import make_program  # noqa: E402
 
 STEPS, ROUNDS = 3, 5
-SIDES = ("jaxcxr", "diffusers")
 VERSIONS = ("jax", "torch", "diffusers")
-OUT_OF_MEMORY = 3  # the exit code of a side
-NO_MEMORY = ("resource_exhausted", "out of memory", "can't allocate memory", "alloc_failed", "unable to allocate")
 SMALL = {
     "sample_size": 16,
     "in_channels": 4,
@@ -161,7 +155,7 @@ def seconds(run: Callable[[], None]) -> float:
 
 
 def serve(args: argparse.Namespace) -> None:
-    """One side: says a line of JSON when it is ready, then its seconds for each line that it reads, then its memory."""
+    """One side."""
     config = base.get_config()
     config.batch_size, config.dtype, config.remat = args.batch, args.dtype, args.remat
     config.objective.caption_dropout = 0.0
@@ -182,59 +176,14 @@ def serve(args: argparse.Namespace) -> None:
     else:
         run, told = theirs(config, unet, batch, args.compile), {}
     run()
-    say(told)
-    for _ in sys.stdin:
-        say(seconds(run))
-    memory = {"host_peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
-    if args.side == "jaxcxr":
-        memory["device_peak_gb"] = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
-    else:
-        import torch
-
-        memory["device_peak_gb"] = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
-    say({name: round(size / 1e9, 2) for name, size in memory.items() if size})
-
-
-def say(what: Any) -> None:
-    print(json.dumps(what), flush=True)
-
-
-class Side:
-    """The process of one side; when it has run out of memory, all that it is asked is None."""
-
-    def __init__(self, side: str, batch: int):
-        command = [sys.executable, *sys.argv, "--side", side, "--batch", str(batch)]
-        self._name = f"{side} at {batch} images"
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.told = self._read()
-
-    def _read(self) -> Any:
-        line = self._process.stdout.readline()
-        if not line and self._process.wait() not in (OUT_OF_MEMORY, -signal.SIGKILL):
-            raise SystemExit(f"{self._name}: ended with {self._process.returncode}; see above")
-        return json.loads(line) if line else None
-
-    def seconds(self) -> float | None:
-        if self._process.poll() is not None:
-            return None
-        self._process.stdin.write("go\n")
-        self._process.stdin.flush()
-        return self._read()
-
-    def end(self) -> dict[str, float]:
-        if self._process.poll() is not None:
-            return {}
-        self._process.stdin.close()
-        memory = self._read() or {}
-        self._process.wait()  # and gives its memory back
-        return memory
+    sides.serve(args.side, told, lambda: seconds(run))
 
 
 def limit(side: str, batch: int) -> int | None:
     """The largest batch that a side can take, of `batch` doubled again and again, and half as much again."""
 
     def fits(batch: int) -> bool:
-        process = Side(side, batch)
+        process = sides.Side(side, ["--batch", str(batch)])
         fit = process.seconds() is not None
         process.end()
         print(f"{side}: {batch} images {'fit' if fit else 'do not fit'}", file=sys.stderr, flush=True)
@@ -254,54 +203,33 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--compile", action="store_true", help="torch.compile theirs")
     parser.add_argument("--remat", default="none")
-    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("--side", choices=sides.SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--limit", action="store_true", help="look for the largest batch in place of the speed")
     args = parser.parse_args()
     networks(args.model)
     if args.side:
-        try:
-            serve(args)
-        except Exception as error:
-            told = str(error).lower()
-            if any(words in told for words in NO_MEMORY):
-                sys.exit(OUT_OF_MEMORY)
-            raise
+        sides.guarded(lambda: serve(args))
         return
 
     import torch
 
     how = f"{args.dtype}, remat={args.remat}" + ", compiled" * args.compile
     if args.limit:
-        found = {f"{side}_images": limit(side, args.batch) for side in SIDES}
+        found = {f"{side}_images": limit(side, args.batch) for side in sides.SIDES}
         record.write("train-step", VERSIONS, {f"{args.model}, largest batch, {how}": found})
         return
-    times, told, memory = {}, {}, {}
-    for at_once in [[side] for side in SIDES] if torch.cuda.is_available() else [SIDES]:
-        sides = {name: Side(name, args.batch) for name in at_once}
-        rounds = [[side.seconds() for side in sides.values()] for _ in range(ROUNDS)]
-        times |= zip(sides, zip(*rounds, strict=True), strict=True)
-        told |= {name: side.told for name, side in sides.items()}
-        memory |= {name: side.end() for name, side in sides.items()}
+    times, told, memory = sides.measured(ROUNDS, take_turns=not torch.cuda.is_available())
     row = compared(args, times, told["jaxcxr"], memory)
     record.write("train-step", VERSIONS, {f"{args.model}, {args.batch} images, {how}": row})
 
 
 def compared(args: argparse.Namespace, times: Any, told: dict[str, Any] | None, memory: Any) -> dict[str, Any]:
     """The row of the results."""
-    fits = {name: None not in column for name, column in times.items()}
-    rates = {
-        f"{name}_images_per_s": round(args.batch / statistics.median(column), 2) if fits[name] else None
-        for name, column in times.items()
-    }
-    row = rates | (told or {}) | {f"{name}_{key}": size for name in memory for key, size in memory[name].items()}
-    if all(fits.values()):
-        ratios = [b / a for a, b in zip(times["jaxcxr"], times["diffusers"], strict=True)]
-        row |= {"speedup": round(statistics.median(ratios), 2)}
-        row |= {"speedup_range": [round(f(ratios), 2) for f in (min, max)]}
+    row = sides.compared(args.batch, times, memory) | (told or {})
     chip = chips.of(told["device"]) if told else None
-    if chip and fits["jaxcxr"]:
+    if chip and row["jaxcxr_images_per_s"]:
         peak = chip.bf16 if args.dtype == "bfloat16" else chip.f32
-        row["mfu"] = round(told["tflop_per_image"] * 1e12 * rates["jaxcxr_images_per_s"] / peak, 3)
+        row["mfu"] = round(told["tflop_per_image"] * 1e12 * row["jaxcxr_images_per_s"] / peak, 3)
     return row
 
 

@@ -51,6 +51,12 @@ def get_config() -> ConfigDict:
     config.model.scheduler = ConfigDict()  # what differs from the base's: {'prediction_type': 'v_prediction'}
     config.model.measure_scaling_factor = False  # for an autoencoder of one's own: scale latents to variance 1
 
+    config.prior = ConfigDict()  # pictures of a class that the base draws, learnt beside one's own
+    config.prior.path = ""  # a prepared folder of them, which is made where there is none; empty: no prior preservation
+    config.prior.prompt = ""  # to draw them by, as samples are drawn
+    config.prior.count = 100
+    config.prior.weight = 1.0  # of their loss beside that of one's own
+
     config.objective = ConfigDict()
     config.objective.error = "mse"  # or l1, or huber
     config.objective.caption_dropout = 0.1

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from jaxcxr.pipeline import Pipeline
@@ -12,11 +13,18 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 
-def load(path: str | Path, *, dtype: str = "float32", weights: str = "ema") -> Pipeline:
+def load(
+    path: str | Path,
+    *,
+    dtype: str | None = None,
+    weights: str = "ema",
+    adapter: str | Path | Sequence[str | Path] = (),
+    adapter_weight: float | Sequence[float] = (),
+) -> Pipeline:
     """Reads a checkpoint of any kind, ready to draw; see `jaxcxr.pipeline.load`. JAX is imported here, not before."""
     from jaxcxr import platforms
 
     platforms.only_those_here()
     from jaxcxr import pipeline
 
-    return pipeline.load(path, dtype=dtype, weights=weights)
+    return pipeline.load(path, dtype=dtype, weights=weights, adapter=adapter, adapter_weight=adapter_weight)

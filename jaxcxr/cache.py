@@ -1,6 +1,7 @@
 """A caching job: what frozen networks make of a prepared folder, once."""
 
 import contextlib
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,12 @@ from jaxcxr.errors import UserError
 from jaxcxr.files import locked_folder, remove_unfinished
 from jaxcxr.interop.pipeline import StableDiffusion
 from jaxcxr.methods import method
+from jaxcxr.models.compute import compiler_options
 from jaxcxr.models.vae import normalize, split_moments
 from jaxcxr.parallel import mesh as meshes
 from jaxcxr.parallel import processes, rules
 from jaxcxr.training import ranges
-from jaxcxr.training.feed import tokenizer_folder
+from jaxcxr.training.feed import tokenizer_folder, with_size
 from jaxcxr.training.model import compute_dtype, with_text_encoder
 from jaxcxr.training.prepared import check_settings, describe
 
@@ -45,6 +47,7 @@ def cache(config: ConfigDict, out: Path, dtype: str = "bfloat16", *, text: bool 
     Raises:
       UserError: the data or the base cannot be read, `out` holds something else, or another job is writing it.
     """
+    config = with_size(config)
     ranges.check(config)
     check_settings(config, describe(config))
     summary = Summary.require(Path(config.data.path))
@@ -61,14 +64,19 @@ def cache(config: ConfigDict, out: Path, dtype: str = "bfloat16", *, text: bool 
         processes.on_first(lambda: _claim(out, card, held))
         for split in splits:
             source = open_split(config.data.path, split, config.data.size)
-            shards = list(enumerate(card.shards(out, split)))[jax.process_index() :: jax.process_count()]
-            for index, file in tqdm(shards, desc=f"cache {split}", unit="shard", disable=jax.process_index() > 0):
-                if not file.is_file():
-                    places = range(index * PER_SHARD, min((index + 1) * PER_SHARD, len(source)))
-                    write_shard(file, encoder.records(source, places, text))
+            files = list(card.shards(out, split))
+            own = processes.share_out(functools.partial(_missing, files))
+            for index in tqdm(own, desc=f"cache {split}", unit="shard", disable=jax.process_index() > 0):
+                places = range(index * PER_SHARD, min((index + 1) * PER_SHARD, len(source)))
+                write_shard(files[index], encoder.records(source, places, text))
         # A process that ends waits for the others for five minutes, and then JAX aborts them all.
         processes.on_first(lambda: None)
     print(f"{out}: {sum(splits.values())} records of {' × '.join(map(str, card.shape))}, {dtype}")
+
+
+def _missing(files: Sequence[Path]) -> list[int]:
+    """The places of the files that are not there."""
+    return [place for place, file in enumerate(files) if not file.is_file()]
 
 
 def _frozen(config: ConfigDict, text: bool) -> StableDiffusion:
@@ -133,7 +141,8 @@ class _Encoder:
         self._batch_size = -(-batch_size // mesh.size) * mesh.size
         self._sharding = meshes.batch_sharding(mesh)
         self._weights = jax.device_put(dict(weights), meshes.replicated(mesh))
-        self._encode_image, self._encode_text = jax.jit(self._moments), jax.jit(self._states)
+        compiled = functools.partial(jax.jit, compiler_options=compiler_options(mesh))
+        self._encode_image, self._encode_text = compiled(self._moments), compiled(self._states)
 
     def shape(self, side: int) -> tuple[int, ...]:
         """That of the moments of an image of `side` pixels."""

@@ -4,7 +4,7 @@ import copy
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -26,6 +26,7 @@ from jaxcxr.generate import (
     unconditional_states,
 )
 from jaxcxr.interop.pipeline import StableDiffusion
+from jaxcxr.models.compute import compiler_options
 from jaxcxr.parallel import mesh as meshes
 from jaxcxr.requests import Request
 
@@ -63,10 +64,26 @@ class Kind(NamedTuple):
     """What requests of one batch have in common: the shapes of its arrays, and the steps left out."""
 
     texts: int
+    embeds: int
     mixed: bool
     shares_first: bool
     edits: str
     begin: int
+
+
+class _OnDevices:
+    """What all batches are drawn with, whatever their guidance: each is made when it is first used, and once."""
+
+    def __init__(self, pipeline: StableDiffusion, mesh: Mesh):
+        self._pipeline, self._mesh = pipeline, mesh
+
+    @functools.cached_property
+    def parameters(self) -> dict[str, jax.Array]:
+        return jax.device_put(self._pipeline.parameters(), meshes.replicated(self._mesh))
+
+    @functools.cached_property
+    def unconditional(self) -> jax.Array:
+        return jax.jit(functools.partial(unconditional_states, self._pipeline))(self.parameters)
 
 
 class Drawer:
@@ -89,11 +106,13 @@ class Drawer:
         self.shape = latent_shape(pipeline, self.size, inpaints=self._inpaints)
         self._pipeline, self._options, self._mesh = pipeline, options, mesh
         self._length = tokens.length(pipeline.tokenizer)
+        self._states = self._length, pipeline.text_encoder.config.hidden_size
         self._sampler(0, inverts=False)
         self._programs: dict[tuple[int, bool], Any] = {}
+        self._held = _OnDevices(pipeline, mesh)
 
     def with_guidance(self, guidance: float) -> "Drawer":
-        """The same with another guidance, which no program depends on."""
+        """The same with another guidance, on which neither programs nor what is on the devices depend."""
         other = copy.copy(self)
         other._options = dataclasses.replace(self._options, guidance=guidance)
         other._options.check()
@@ -112,14 +131,12 @@ class Drawer:
         means = requests.conditions(request, self._options.guidance, self._options.guidance_rescale)
         begin = request.begin(self._options.steps)
         self._program(begin, request.edits == "edit_mask")
-        return Kind(len(means.texts), means.mix is not None, means.shares_first, request.edits, begin)
+        counts = len(means.texts), len(means.embeds)
+        return Kind(*counts, means.mix is not None, means.shares_first, request.edits, begin)
 
-    def batches(self, asked: Sequence[Request], size: int) -> list[list[int]]:
-        """The places of requests in `asked`, those of a kind together, at most `size` to a batch; errors as `kind`."""
-        of_kind: dict[Kind, list[int]] = {}
-        for place, request in enumerate(asked):
-            of_kind.setdefault(self.kind(request), []).append(place)
-        return [places[first : first + size] for places in of_kind.values() for first in range(0, len(places), size)]
+    def check_files(self, request: Request, where: str) -> None:
+        """Raises UserError if a file of a request cannot be read or does not fit, see `requests.check_files`."""
+        requests.check_files(request, where, self._states)
 
     def draw(
         self, some: Sequence[Request], places: Sequence[tuple[int, int]], noise: np.ndarray | None = None
@@ -139,9 +156,9 @@ class Drawer:
         if noise is None:
             noise = np.stack([initial_noise(seed, index, self.shape) for seed, index in own])
         batch = meshes.to_global({"noise": noise, **self._arrays(some, kind)}, self._mesh, len(some))
-        first = self._unconditional if kind.shares_first else None
+        first = self._held.unconditional if kind.shares_first else None
         generate = self._program(kind.begin, kind.edits == "edit_mask")
-        pictures = np.asarray(generate(self._parameters, batch, picture_keys(own), first))
+        pictures = np.asarray(generate(self._held.parameters, batch, picture_keys(own), first))
         return pictures.mean(axis=-1, keepdims=True) if kind.edits else pictures
 
     def count_cut(self, some: Sequence[Request]) -> int:
@@ -149,14 +166,6 @@ class Drawer:
         texts = {text for one in some for text in one.texts()}
         cut = {text for text in texts if tokens.count_cut(self._pipeline.tokenizer, [text])}
         return sum(not cut.isdisjoint(one.texts()) for one in some)
-
-    @functools.cached_property
-    def _parameters(self) -> dict[str, jax.Array]:
-        return jax.device_put(self._pipeline.parameters(), meshes.replicated(self._mesh))
-
-    @functools.cached_property
-    def _unconditional(self) -> jax.Array:
-        return jax.jit(functools.partial(unconditional_states, self._pipeline))(self._parameters)
 
     def _program(self, begin: int, inverts: bool) -> Any:
         if (begin, inverts) not in self._programs:
@@ -168,7 +177,7 @@ class Drawer:
                 rescale=options.guidance_rescale,
                 keep_outside=options.keep_outside,
             )
-            self._programs[begin, inverts] = jax.jit(generate)
+            self._programs[begin, inverts] = jax.jit(generate, compiler_options=compiler_options(self._mesh))
         return self._programs[begin, inverts]
 
     def _sampler(self, begin: int, inverts: bool) -> Sampler:
@@ -187,12 +196,14 @@ class Drawer:
 
     def _arrays(self, some: Sequence[Request], kind: Kind) -> dict[str, np.ndarray]:
         means = [requests.conditions(one, self._options.guidance, self._options.guidance_rescale) for one in some]
-        texts = [text for each in means for text in each.texts]
-        ids = tokens.encode(self._pipeline.tokenizer, texts, self._length)
-        arrays = {
-            "ids": ids.reshape(len(some), kind.texts, self._length),
-            "weights": np.stack([each.weights for each in means]),
-        }
+        arrays = {"weights": np.stack([each.weights for each in means])}
+        if kind.texts:
+            texts = [text for each in means for text in each.texts]
+            ids = tokens.encode(self._pipeline.tokenizer, texts, self._length)
+            arrays["ids"] = ids.reshape(len(some), kind.texts, self._length)
+        if kind.embeds:
+            given = [[requests.read_embeds(each, self._states) for each in one.embeds] for one in means]
+            arrays["embeds"] = np.stack(given)
         if kind.mixed:
             arrays["mix"] = np.stack([each.mix for each in means if each.mix is not None])
         if not kind.edits:
@@ -229,6 +240,14 @@ class Drawer:
                 f"{name} {str(picture)[:200]}: is black throughout at {self.size} pixels; white is what counts"
             )
         return mask
+
+
+def batches(kinds: Iterable[Kind], size: int) -> list[list[int]]:
+    """The numbers of pictures of these kinds, those of a kind together, at most `size` to a batch."""
+    of_kind: dict[Kind, list[int]] = {}
+    for number, kind in enumerate(kinds):
+        of_kind.setdefault(kind, []).append(number)
+    return [numbers[first : first + size] for numbers in of_kind.values() for first in range(0, len(numbers), size)]
 
 
 def picture_keys(places: Sequence[tuple[int, int]]) -> jax.Array:

@@ -173,10 +173,28 @@ def lock(file: IO[str], path: Path) -> None:
         raise UserError(f"{path}: another process is writing it")
 
 
-def remove_unfinished(folder: Path, name: str | None = None) -> None:
+@contextlib.contextmanager
+def writing_place(folder: Path) -> Iterator[Path]:
+    """Yields a hidden folder in `folder`, where this process alone writes files that move up when they are whole.
+
+    It is removed at the end; if the process is killed, `remove_unfinished` removes it.
+
+    Raises:
+      OSError: it cannot be made.
+    """
+    place, held = _hold(folder / "files")
+    try:
+        yield place
+    finally:
+        _remove(place)
+        os.close(held)
+
+
+def remove_unfinished(folder: Path, name: str | None = None, *, living: bool = False) -> None:
     """Removes what interrupted writers left in a folder, of the file or folder `name` there or of all.
 
-    What a living process is writing stays. So does what cannot be removed, or is on a file system without locks.
+    What a living process is writing stays, unless `living`. So does what cannot be removed, or is on a file system
+    without locks.
     """
     written = re.compile(rf"\.{re.escape(name) if name else '.+'}\.partial-[0-9a-f]{{1,8}}")
     found: list[str] = []
@@ -185,7 +203,9 @@ def remove_unfinished(folder: Path, name: str | None = None) -> None:
     for path in (folder / each for each in found if written.fullmatch(each)):
         with contextlib.suppress(OSError):
             mode = path.lstat().st_mode
-            if stat.S_ISDIR(mode):
+            if living:
+                _remove(path)
+            elif stat.S_ISDIR(mode):
                 _remove_unlocked(path)
             elif stat.S_ISREG(mode):  # of an older version, which wrote files under these names
                 path.unlink()

@@ -21,8 +21,9 @@ from jaxcxr.parallel import mesh as meshes
 Batch = Mapping[str, jax.Array | np.ndarray]
 """What B pictures are drawn from:
 
-  ids: int32 (B, M, L), M texts.
-  mix: float32 (B, K, M): a condition's states are this sum of the texts'. Without it each text is a condition, K = M.
+  ids: int32 (B, M, L), M texts; absent if there are none.
+  embeds: float32 (B, G, L, D), states that are given, beside those of the texts; absent if there are none.
+  mix: float32 (B, K, M + G): a condition's states are this sum of those. Without it each text is a condition, K = M.
   weights: float32 (B, K), of the predictions as in `guided`; (B, K + 1) if the unconditional states come before them.
   noise: float32 (B, h, w, C).
 
@@ -94,9 +95,14 @@ def _states(
     encode: Callable[[jax.Array], jax.Array], batch: Mapping[str, jax.Array], unconditional: jax.Array | None
 ) -> jax.Array:
     """The conditions' states, (N, B, L, D)."""
-    ids = batch["ids"]
-    states = encode(ids.reshape(-1, ids.shape[-1]))
-    states = states.reshape(*ids.shape[:2], *states.shape[1:])
+    found = []
+    if "ids" in batch:
+        ids = batch["ids"]
+        encoded = encode(ids.reshape(-1, ids.shape[-1]))
+        found.append(encoded.reshape(*ids.shape[:2], *encoded.shape[1:]))
+    if "embeds" in batch:
+        found.append(batch["embeds"])
+    states = jnp.concatenate(found, axis=1)
     if "mix" in batch:
         states = jnp.einsum("bkm,bmld->bkld", batch["mix"], states)
     states = states.swapaxes(0, 1)

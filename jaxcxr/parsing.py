@@ -7,7 +7,9 @@ Never put a tuple of fixed length beside a number with bounds, as in `Count | tu
 memory. `Annotated[tuple[int, ...], msgspec.Meta(min_length=2, max_length=2)]` says the same.
 """
 
+import contextlib
 import io
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -66,14 +68,24 @@ def convert(value: Any, kind: type[T] | Any, name: str, *, remedy: str = "") -> 
 def read_lines(path: Path, kind: type[T] | Any = Any, *, remedy: str = "", most: int = MOST_BYTES) -> Iterator[T]:
     """Yields the values of a JSON Lines file of at most so many bytes; blank lines and a byte order mark are skipped.
 
-    A line ends at a line feed alone: U+2028 and form feeds may stand inside a JSON string.
+    A line ends at a line feed alone: U+2028 and form feeds may stand inside a JSON string. Memory holds one line.
 
     Raises:
       UserError: as `read_json`, with the number of the line.
     """
-    for number, line in enumerate(read_bytes(path, most).removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
-        if line.strip():
-            yield parse_json(line, kind, f"{path}: line {number}", remedy=remedy)
+    left = most
+    with _reading(path), path.open("rb") as file:
+        for number in itertools.count(1):
+            line = file.readline(left + 1)
+            left -= len(line)
+            if left < 0:
+                raise _too_large(path, most)
+            if not line:
+                return
+            if number == 1:
+                line = line.removeprefix(b"\xef\xbb\xbf")
+            if line.strip():
+                yield parse_json(line, kind, f"{path}: line {number}", remedy=remedy)
 
 
 def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
@@ -83,16 +95,25 @@ def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
       UserError: it cannot be read or is larger.
     """
     data = io.BytesIO()  # whose `getvalue` does not copy
+    with _reading(path), path.open("rb") as file:
+        # In parts, as `read` takes the memory of all that it is asked for beforehand.
+        while data.tell() <= most and (part := file.read(2**20)):
+            data.write(part)
+    if data.tell() > most:
+        raise _too_large(path, most)
+    return data.getvalue()
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
     try:
-        with path.open("rb") as file:
-            # In parts, as `read` takes the memory of all that it is asked for beforehand.
-            while data.tell() <= most and (part := file.read(2**20)):
-                data.write(part)
+        yield
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
         raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
-    if data.tell() > most:
-        raise UserError(f"{path}: is larger than {most / 2**20:g} MiB, which no such file is")
-    return data.getvalue()
+
+
+def _too_large(path: Path, most: int) -> UserError:
+    return UserError(f"{path}: is larger than {most / 2**20:g} MiB, which no such file is")
 
 
 def _wrong(error: Exception, name: str, remedy: str) -> UserError:

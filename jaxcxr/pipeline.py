@@ -6,19 +6,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from jaxcxr import interop, requests
+from jaxcxr import arrays, interop, requests
+from jaxcxr.data import tokens
 from jaxcxr.diffusion import samplers
-from jaxcxr.draw import Drawer, Options, to_image
+from jaxcxr.draw import Drawer, Kind, Options, batches, to_image
 from jaxcxr.errors import UserError
+from jaxcxr.interop import adapters
 from jaxcxr.interop.pipeline import StableDiffusion
+from jaxcxr.models.compute import usual_dtype
 from jaxcxr.parallel import mesh as meshes
 from jaxcxr.requests import Request
-
-_PICTURES = ("image", "mask", "edit_mask", "keep_mask")
 
 
 class Pipeline:
@@ -61,7 +63,7 @@ class Pipeline:
 
         Args:
           prompt: one or several: a text, or a row with the fields of a prompts file, such as `compose`, whose values
-            go before the arguments of the same name.
+            go before the arguments of the same name. `prompt_embeds` may be an array, such as `encode` gives.
           steps: as the options of `jaxcxr sample` of the same names are these and those below.
           seed: picture i is picture i of a job of `jaxcxr sample` with this seed.
           sampler: the checkpoint's own if None.
@@ -115,6 +117,12 @@ class Pipeline:
             return pictures
         return [to_image(picture) for picture in pictures]
 
+    def encode(self, prompts: Sequence[str]) -> np.ndarray:
+        """The text encoder's states of prompts, float32 (N, L, D): each is what a row's `prompt_embeds` may be."""
+        tokenizer = self.networks.tokenizer
+        ids = tokens.encode(tokenizer, list(prompts), tokens.length(tokenizer))
+        return np.asarray(self.networks.text_encoder(jnp.asarray(ids)), np.float32)
+
     def _draw(
         self, drawer: Drawer, asked: list[Request], seed: int, latents: np.ndarray | None, batch_size: int
     ) -> np.ndarray:
@@ -123,11 +131,14 @@ class Pipeline:
             raise UserError("prompt []: give one prompt or more")
         noise = None if latents is None else _noise(latents, (len(asked), *drawer.shape))
         for number, request in enumerate(asked, 1):
-            requests.check_files(request, f"prompt {number}")
+            drawer.check_files(request, f"prompt {number}")
         pictures: dict[int, np.ndarray] = {}
         most = -(-min(batch_size, len(asked)) // self._mesh.size) * self._mesh.size
-        for batch in drawer.batches(asked, most):
-            filled = [*batch, *[batch[-1]] * (-len(batch) % self._mesh.size)]
+        sizes: dict[Kind, int] = {}
+        for batch in batches(map(drawer.kind, asked), most):
+            # The first of a kind is the largest; the last is filled up to it, so that one program serves all.
+            size = sizes.setdefault(drawer.kind(asked[batch[0]]), -(-len(batch) // self._mesh.size) * self._mesh.size)
+            filled = [*batch, *[batch[-1]] * (size - len(batch))]
             places = [(seed, number) for number in filled]
             drawn = drawer.draw([asked[n] for n in filled], places, None if noise is None else noise[filled])
             pictures |= zip(batch, drawn, strict=False)
@@ -138,31 +149,54 @@ class Pipeline:
         return np.stack([np.repeat(p, channels // p.shape[-1], -1) for _, p in sorted(pictures.items())])
 
 
-def load(path: str | Path, *, dtype: str = "float32", weights: str = "ema") -> Pipeline:
+def load(
+    path: str | Path,
+    *,
+    dtype: str | None = None,
+    weights: str = "ema",
+    adapter: str | Path | Sequence[str | Path] = (),
+    adapter_weight: float | Sequence[float] = (),
+) -> Pipeline:
     """Reads a checkpoint of any kind, ready to draw.
 
     Args:
       path: a workdir, a diffusers folder, or whatever `interop.read` knows.
-      dtype: of the computation, float32 or bfloat16.
+      dtype: of the computation, float32 or bfloat16; None for float32 on CPUs and bfloat16 elsewhere.
       weights: of a workdir, ema or raw.
+      adapter: one or several to merge into it, each a .safetensors file, a folder or a workdir.
+      adapter_weight: their strengths, in the same order; 1 for those that have none.
 
     Raises:
-      UserError: nothing readable at `path`.
+      UserError: nothing readable at `path`, or an adapter does not fit.
     """
+    dtype = usual_dtype(jax.default_backend()) if dtype is None else dtype
     for name, value, allowed in (("dtype", dtype, ("float32", "bfloat16")), ("weights", weights, ("ema", "raw"))):
         if value not in allowed:
             raise UserError(f"{name} {value!r:.100}: may be {' or '.join(allowed)}")
-    return Pipeline(interop.load(path, dtype=jnp.dtype(dtype), ema=weights == "ema"))
+    paths = [adapter] if isinstance(adapter, str | Path) else list(adapter)
+    strengths = [adapter_weight] if isinstance(adapter_weight, int | float) else list(adapter_weight)
+    checkpoint = adapters.merged(interop.read(path, ema=weights == "ema"), paths, strengths, ema=weights == "ema")
+    return Pipeline(interop.load_read(checkpoint, dtype=jnp.dtype(dtype)))
 
 
 def _request(prompt: str | Mapping[str, Any], common: Mapping[str, Any], where: str) -> Request:
-    row = {"prompt": prompt} if isinstance(prompt, str) else dict(prompt)
+    row: dict[str, Any] = {"prompt": prompt} if isinstance(prompt, str) else dict(prompt)
     row = {**common, **{key: value for key, value in row.items() if value is not None}}
     if row.get("count") not in (None, 1):
         raise UserError(f"{where}: count {row['count']}: is for `jaxcxr sample`; repeat the prompt")
+    if isinstance(end := row.get("interpolate"), Mapping):
+        row["interpolate"] = {**end, **_embeds(end)}
+    row |= _embeds(row)
     return requests.parse(
-        {key: _picture(value, where, key) if key in _PICTURES else value for key, value in row.items()}, where
+        {key: _picture(value, where, key) if key in requests.PICTURES else value for key, value in row.items()}, where
     )
+
+
+def _embeds(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Embeddings as `requests` takes them: a file's name or an array."""
+    if (embeds := fields.get("prompt_embeds")) is None:
+        return {}
+    return {"prompt_embeds": str(embeds) if isinstance(embeds, str | Path) else np.asarray(embeds)}
 
 
 def _picture(value: Any, where: str, key: str) -> Any:
@@ -181,10 +215,5 @@ def _picture(value: Any, where: str, key: str) -> Any:
 
 def _noise(latents: np.ndarray, wanted: tuple[int, int, int, int]) -> np.ndarray:
     count, height, width, channels = wanted
-    latents = np.asarray(latents)
-    if latents.shape != (count, channels, height, width) or latents.dtype != np.float32:
-        said = f"{latents.dtype} {latents.shape}"
-        raise UserError(f"latents are {said}; float32 {(count, channels, height, width)} (N×C×H×W) is wanted here")
-    if not np.isfinite(latents).all():
-        raise UserError("latents have NaN or infinity; draw the noise again")
+    latents = arrays.require(np.asarray(latents), [(count, channels, height, width)], "N×C×H×W", "latents")
     return latents.transpose(0, 2, 3, 1)

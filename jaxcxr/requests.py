@@ -1,7 +1,7 @@
 """What a picture is asked to be: the fields of a prompts file's line, checked, and what they mean for guidance."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -9,13 +9,13 @@ import numpy as np
 from msgspec import Meta
 from PIL import Image
 
-from jaxcxr import parsing
+from jaxcxr import arrays, parsing
 from jaxcxr.data import images
 from jaxcxr.diffusion.guidance import classifier_free
 from jaxcxr.errors import UserError
 
 MOST_SEED = 2**32 - 1
-_FILES = ("image", "mask", "edit_mask", "keep_mask")
+PICTURES = ("image", "mask", "edit_mask", "keep_mask")
 _Weight = Annotated[float, Meta(ge=-100, le=100)]
 # By what is edited: diffusers' for the first two, RadEdit's for the last.
 _STRENGTHS = {"image": 0.8, "mask": 1.0, "edit_mask": 0.5}
@@ -31,10 +31,11 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class Interpolation:
-    """The text states of the row's prompt and of this one in the proportion 1 − t : t."""
+    """The text states of the row's prompt and of this one in the proportion 1 − t : t; either may be embeddings."""
 
-    prompt: str
     t: Annotated[float, Meta(ge=0, le=1)]
+    prompt: str | None = None
+    prompt_embeds: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,9 +43,11 @@ class Request:
     """One picture; the fields are those of a line of a prompts file, whose others are labels.
 
     Attributes:
-      prompt: what to draw; `compose` says it in its place.
+      prompt: what to draw; `compose` or `prompt_embeds` says it in its place.
       negative_prompt: what to lead away from.
       compose: prompts with weights, of which all are shown.
+      prompt_embeds: text states in place of a prompt's, float32 (L, D) as the text encoder gives them: a file (.npy, or
+        safetensors of one tensor), or an array in memory.
       interpolate: a second prompt and how far to go towards it.
       image: the picture to edit, a file or one in memory.
       mask: white where it is painted anew, black where it is kept; as large as the image.
@@ -58,6 +61,7 @@ class Request:
     prompt: str | None = None
     negative_prompt: str | None = None
     compose: Annotated[tuple[Part, ...], Meta(min_length=1, max_length=16)] | None = None
+    prompt_embeds: Any = None
     interpolate: Interpolation | None = None
     image: Any = None
     mask: Any = None
@@ -74,23 +78,34 @@ class Request:
 
     def texts(self) -> list[str]:
         """The texts of its conditions, the negative prompt last."""
-        parts = [part.prompt for part in self.compose] if self.compose else [str(self.prompt)]
-        if self.interpolate:
-            parts.append(self.interpolate.prompt)
-        return [*parts, *([self.negative_prompt] if self.negative_prompt else [])]
+        ends = (self.prompt, self.interpolate.prompt if self.interpolate else None, self.negative_prompt or None)
+        parts = [part.prompt for part in self.compose or ()]
+        return parts + [text for text in ends if text is not None]
+
+    def embeds(self) -> list[Any]:
+        """The text states that are given in place of a text's: files or arrays."""
+        ends = (self.prompt_embeds, self.interpolate.prompt_embeds if self.interpolate else None)
+        return [states for states in ends if states is not None]
 
     @property
     def text(self) -> str:
         """What the picture shows, in words: its prompt, the nearer of two, or those that a composition leads to."""
         if self.interpolate and self.interpolate.t > 0.5:
-            return self.interpolate.prompt
+            return self.interpolate.prompt or ""
         if not self.compose:
-            return str(self.prompt)
+            return self.prompt or ""
         return " ".join(part.prompt for part in self.compose if part.weight > 0)
+
+    @property
+    def form(self) -> tuple[Any, ...]:
+        """What decides, under any options, whether it fits them and what it can be drawn together with."""
+        leads = sum(part.weight for part in self.compose) > 0 if self.compose else None
+        ends = self.prompt is None, self.interpolate and self.interpolate.prompt is None
+        return len(self.compose or ()), leads, *ends, bool(self.negative_prompt), self.edits, self.strength
 
     def files(self) -> list[str]:
         """The names of the files that it reads."""
-        return [name for key in _FILES if isinstance(name := getattr(self, key), str)]
+        return [name for name in (*(getattr(self, key) for key in PICTURES), *self.embeds()) if isinstance(name, str)]
 
     def begin(self, steps: int, where: str = "--strength") -> int:
         """How many of the steps are left out, as in diffusers.
@@ -112,20 +127,23 @@ def parse(row: Mapping[str, Any], where: str) -> Request:
     Raises:
       UserError: a field is not as it should be, or does not go with another.
     """
-    known = {key: row[key] for key in Request.__dataclass_fields__ if row.get(key) is not None}
+    known = {key: value for key, value in row.items() if value is not None and key in Request.__dataclass_fields__}
     request: Request = parsing.convert(known, Request, where)
-    for name in _FILES:
-        if not isinstance(value := getattr(request, name), str | Image.Image | None):
+    for name in known.keys() & PICTURES:
+        if not isinstance(value := known[name], str | Image.Image):
             raise UserError(f"{where}: {name} {value!r:.100} is not the name of a file")
+    for value in request.embeds():
+        if not isinstance(value, str | np.ndarray):
+            raise UserError(f"{where}: prompt_embeds {value!r:.100} is not the name of a file")
     check(request, where)
     return request
 
 
 def check(request: Request, where: str) -> None:
     """Raises UserError if fields do not go together."""
-    if (request.prompt is None) == (request.compose is None):
-        has = "has both `prompt` and `compose`" if request.compose else "has no `prompt` string"
-        raise UserError(f'{where}: {has}; give one of them, such as {{"prompt": "No acute process."}}')
+    _require_one(request, ("prompt", "compose", "prompt_embeds"), where)
+    if request.interpolate:
+        _require_one(request.interpolate, ("prompt", "prompt_embeds"), f"{where}: interpolate")
     if request.interpolate and request.compose:
         raise UserError(f"{where}: has both `interpolate` and `compose`; give one of them")
     for text in request.texts():
@@ -142,20 +160,12 @@ def check(request: Request, where: str) -> None:
             raise UserError(f"{where}: has a `{name}` but no `image`; give the image to edit (--image)")
 
 
-def expanded(rows: Iterable[Mapping[str, Any]], where: str = "prompt") -> Iterator[tuple[dict[str, Any], Request]]:
-    """Each picture's row, without `count` and nulls, and its request. Copies of a row with a `seed` have the following.
-
-    Raises:
-      UserError: as `parse`, with the row's number.
-    """
-    fields = Request.__dataclass_fields__
-    for number, row in enumerate(rows, 1):
-        request = parse(row, f"{where} {number}")
-        kept = {key: value for key, value in row.items() if key not in fields or (value is not None and key != "count")}
-        for copy in range(request.count or 1):
-            seed = None if request.seed is None else (request.seed + copy) % (MOST_SEED + 1)
-            own = kept if seed is None else kept | {"seed": seed}
-            yield dict(own), dataclasses.replace(request, seed=seed, count=None)
+def _require_one(said: Any, names: Sequence[str], where: str) -> None:
+    """Raises UserError unless exactly one of the fields of these names is there."""
+    there = [name for name in names if getattr(said, name) is not None]
+    if len(there) != 1:
+        has = f"has both `{there[0]}` and `{there[1]}`" if there else "has no `prompt` string"
+        raise UserError(f'{where}: {has}; give one of them, such as {{"prompt": "No acute process."}}')
 
 
 class Conditions(NamedTuple):
@@ -163,12 +173,14 @@ class Conditions(NamedTuple):
 
     Attributes:
       texts: to encode, M.
-      mix: float32 (K, M), the conditions' states as sums of the texts'; None if each text is a condition.
+      embeds: states that are given, G files or arrays.
+      mix: float32 (K, M + G), the conditions' states as sums of the texts' and those; None if each text is a condition.
       weights: float32 (N,), of the predictions under each condition.
       shares_first: whether the first of N conditions is the empty prompt, which is not among the texts.
     """
 
     texts: list[str]
+    embeds: list[Any]
     mix: np.ndarray | None
     weights: np.ndarray
     shares_first: bool
@@ -187,22 +199,36 @@ def conditions(request: Request, guidance: float, rescale: float = 0.0) -> Condi
     if rescale and (alone or sum(parts) <= 0):
         why = "wants --guidance of more than 1" if alone else "wants weights of `compose` whose sum is above 0"
         raise UserError(f"--guidance-rescale {rescale:g}: {why}")
-    texts = request.texts()
+    texts, embeds = request.texts(), request.embeds()
     if request.negative_prompt:
         texts = [texts[-1], *texts[:-1]]
-    mix = None
-    if request.interpolate:
-        # The prompt and the one it goes towards come last.
-        mix = np.eye(len(texts) - 1, len(texts), dtype=np.float32)
-        mix[-1, -2:] = 1 - request.interpolate.t, request.interpolate.t
+    mix = _mix(request, len(texts), len(embeds)) if request.interpolate or embeds else None
     weights = np.ones(1, np.float32) if alone else classifier_free(guidance, parts)
-    return Conditions(texts, mix, weights, not alone and not request.negative_prompt)
+    return Conditions(texts, embeds, mix, weights, not alone and not request.negative_prompt)
 
 
-def check_files(request: Request, where: str) -> None:
-    """Raises UserError if a picture of a request cannot be read, or a mask is not of its image's size."""
+def _mix(request: Request, texts: int, embeds: int) -> np.ndarray:
+    """The conditions of a request without `compose` as sums of states, those of a negative prompt first."""
+    led = int(bool(request.negative_prompt))
+    mix = np.eye(led + 1, texts + embeds, dtype=np.float32)
+    end = request.interpolate
+    if end:
+        own, other = led if request.prompt_embeds is None else texts, texts - 1 if end.prompt_embeds is None else -1
+        mix[-1] = 0
+        mix[-1, own], mix[-1, other] = 1 - end.t, end.t
+    return mix
+
+
+def check_files(request: Request, where: str, states: tuple[int, int] | None = None) -> None:
+    """Raises UserError if a file of a request cannot be read, a mask is not of its image's size, or embeddings are bad.
+
+    Args:
+      request: whose files they are.
+      where: names it in the error.
+      states: (L, D) of the text encoder's states, which embeddings have to have.
+    """
     sizes = {}
-    for name in _FILES:
+    for name in PICTURES:
         if (picture := getattr(request, name)) is not None:
             sizes[name] = read_picture(images.picture_size, picture, f"{where}: {name}")
     for name, size in sizes.items():
@@ -211,6 +237,22 @@ def check_files(request: Request, where: str) -> None:
                 f"{where}: {name} is {size[0]}×{size[1]}, its image {sizes['image'][0]}×{sizes['image'][1]}; both have"
                 " to be of one size"
             )
+    for embeds in request.embeds():
+        assert states is not None
+        read_embeds(embeds, states, f"{where}: ")
+
+
+def read_embeds(embeds: str | np.ndarray, states: tuple[int, int], where: str = "") -> np.ndarray:
+    """Text states, float32 (L, D), of a file or an array, which may be (1, L, D) as diffusers has them.
+
+    Raises:
+      UserError: they are of another shape or dtype, or have a number that is not finite.
+    """
+    shapes, name = (states, (1, *states)), f"{where}prompt_embeds"
+    if isinstance(embeds, str):
+        name = f"{name} {embeds[:200]}"
+        embeds = arrays.read(Path(embeds), shapes, "L×D", name)
+    return arrays.require(embeds, shapes, "L×D", name).reshape(states)
 
 
 def read_picture(read: Any, picture: Any, where: str, *args: Any) -> Any:

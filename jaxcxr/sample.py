@@ -3,119 +3,38 @@
 import contextlib
 import dataclasses
 import hashlib
-import io
+import itertools
 import json
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from tqdm.auto import tqdm
 
-from jaxcxr import parsing, requests
-from jaxcxr.draw import Drawer, Options, to_image
-from jaxcxr.errors import UserError, one_line
-from jaxcxr.files import begun_at, begun_folder, replace_file
+from jaxcxr import arrays
+from jaxcxr.draw import Drawer, batches, to_image
+from jaxcxr.errors import UserError
+from jaxcxr.files import begun_at, begun_folder, remove_unfinished, writing_place
 from jaxcxr.generate import default_size
 from jaxcxr.interop.pipeline import StableDiffusion
+from jaxcxr.manifest import NOTICE, Settings, file_name, is_whole, remove_old_partials, write_tables
 from jaxcxr.parallel import mesh as meshes
 from jaxcxr.parallel import processes
-from jaxcxr.requests import MOST_SEED, Request
+from jaxcxr.requests import MOST_SEED
+from jaxcxr.rows import Rows
 
-MANIFEST, STRIP = "manifest.jsonl", "strip.png"
-METADATA = "metadata.jsonl"  # by which the folder is an image folder for `prepare` and for Hugging Face's datasets
-MOST_BYTES = 2**30  # of a manifest or of prompts; all reports of MIMIC-CXR have a tenth of it
-_NEXT = ".next-"  # before the name of a picture that is being written
-_PNG_BEGIN, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
-NOTICE = "Synthetic image made by a generative model. Not a patient, not for diagnosis."
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings(Options):
-    """What decides the images, besides the prompts; fields as the options of `jaxcxr sample`.
-
-    `checkpoint_step` is how far a workdir was trained, None for a folder that does not say. `size` is None until it is
-    known what the U-Net was trained for; manifests of older versions have it so.
-    """
-
-    checkpoint: str
-    checkpoint_step: int | None = None
-    weights: str = "ema"
-    seed: int = 0
-    dtype: str = "float32"
-    latents: str | None = None
-    gray: bool = False
-
-    def already_done(self, out: Path, prompts: Sequence[Mapping[str, Any]]) -> bool:
-        """Whether `out` is a finished job of these settings, `size` known, and prompts.
-
-        Raises:
-          UserError: it is a finished job of others, or its manifest is damaged.
-        """
-        if not (out / MANIFEST).is_file():
-            return False
-        rows: list[dict[str, Any]] = list(
-            parsing.read_lines(out / MANIFEST, dict, remedy="name another --out", most=MOST_BYTES)
-        )
-        wanted = [json.loads(json.dumps(self.row(index, prompt))) for index, prompt in enumerate(prompts)]
-        if any("size" in row and row["size"] is None for row in rows):  # of an older version: any size may be it
-            wanted = [{**row, "size": None} for row in wanted]
-        if rows != wanted:
-            raise UserError(f"{out}: holds samples {_differ(rows, wanted)}; name another --out")
-        if not _all_there(out, rows):
-            lost = next(row["file_name"] for row in rows if not _is_whole(out / row["file_name"]))
-            raise UserError(
-                f"{out}: {lost} was drawn, but is missing or damaged; remove the folder or name another --out"
-            )
-        return True
-
-    def row(self, index: int, prompt: Mapping[str, Any]) -> dict[str, Any]:
-        """The manifest's line for image `index`; further fields of a prompt are kept, and its own seed."""
-        name = {"file_name": f"{index:05d}.png"}  # also where the prompts are an earlier manifest, or of a folder
-        said = dataclasses.asdict(self)
-        for key in ("karras", "timestep_spacing", "guidance_rescale", "keep_outside"):  # not in older manifests
-            if not said[key]:
-                del said[key]
-        if prompt.get("seed") is not None:
-            said["seed"] = prompt["seed"]
-        return {**name, **prompt, **name, **said, "index": index, "synthetic": True}
-
-
-def read_prompts(file: Path) -> list[dict[str, Any]]:
-    """Reads prompts: a text file with one a line, or JSON lines with the fields of `requests.Request`.
-
-    A line ends at a line feed, with or without a carriage return before it, and at nothing else. The lines of an
-    earlier manifest are drawn with the seed of the new job.
-
-    Raises:
-      UserError: the file cannot be read, has no prompt, or a line of it is not as it should be.
-    """
-    if file.suffix == ".jsonl":
-        remedy = 'each line is a JSON object with a `prompt` string, such as {"prompt": "No acute process."}'
-        prompts: list[dict[str, Any]] = list(parsing.read_lines(file, dict, remedy=remedy, most=MOST_BYTES))
-        for number, row in enumerate(prompts, 1):
-            requests.parse(row, f"{file}: line {number}")
-            if row.get("synthetic") is True:
-                row.pop("seed", None)
-    else:
-        try:
-            text = parsing.read_bytes(file, MOST_BYTES).decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise UserError(f"{file}: is not UTF-8; give a UTF-8 text file of prompts") from error
-        prompts = [{"prompt": line.strip()} for line in text.split("\n") if line.strip()]
-    if not prompts:
-        raise UserError(f"{file}: has no prompts")
-    return prompts
+_LOOKED_AT = 10_000  # prompts, for how many are cut: a tokenizer takes minutes for millions
 
 
 def sample(
     pipeline: StableDiffusion,
-    prompts: Sequence[Mapping[str, Any]],
+    prompts: Rows | Sequence[Mapping[str, Any]],
     settings: Settings,
     out: Path,
     batch_size: int = 16,
@@ -123,7 +42,7 @@ def sample(
     """Draws a picture of each prompt into the new folder `out`, which appears when all are there.
 
     Each process of the job draws its share of the batches on its own devices. Whatever their number, a picture is the
-    same. What an interrupted job of the same settings and prompts has drawn is kept.
+    same. What an interrupted job of the same settings, prompts and weights has drawn is kept.
 
     Raises:
       UserError: the settings do not fit the checkpoint, its configs or the latents are damaged, or `out` exists or
@@ -132,97 +51,121 @@ def sample(
     """
     settings = dataclasses.replace(settings, size=default_size(pipeline) if settings.size is None else settings.size)
     _check(settings, batch_size)
-    pairs = list(requests.expanded(prompts))
-    prompts, asked = [row for row, _ in pairs], [request for _, request in pairs]
-    mesh = meshes.own_mesh()
-    drawer = Drawer(pipeline, settings, mesh)
-    batch_size = -(-min(batch_size, len(prompts)) // mesh.size) * mesh.size
-    batches = drawer.batches(asked, batch_size)
-    latents = None if settings.latents is None else _read_latents(Path(settings.latents), len(prompts), drawer.shape)
-    for number, request in enumerate(asked, 1):
-        requests.check_files(request, f"prompt {number}")
-    first = jax.process_index() == 0
-    if first and (cut := drawer.count_cut(asked)):
-        print(f"{cut} of {len(asked)} prompts are longer than the text encoder takes, and are cut")
-    rows = [settings.row(index, prompt) for index, prompt in enumerate(prompts)]
-
-    def draw(batch: Sequence[int]) -> np.ndarray:
-        """The pictures of these numbers."""
-        # A short batch is filled up, so that one program serves all of its kind.
-        numbers = [*batch, *[batch[-1]] * (batch_size - len(batch))]
-        noise = None if latents is None else np.stack([latents[number] for number in numbers])
-        return drawer.draw(
-            [asked[number] for number in numbers], [(settings.seed, number) for number in numbers], noise
-        )
-
-    started, identity = time.perf_counter(), _identity(rows, settings, asked)
+    job = _Job(pipeline, Rows.of(prompts), settings, batch_size)
+    processes.on_first(job.say_cut)
+    started = time.perf_counter()
     with contextlib.ExitStack() as held:
-        processes.on_first(lambda: _begin(held, out, identity))
-        folder = begun_at(out)
-        own = batches[jax.process_index() :: jax.process_count()]
-        missing = [batch for batch in own if not _all_there(folder, [rows[number] for number in batch])]
-        share, count = sum(map(len, own)), sum(map(len, missing))
-        with tqdm(total=share, initial=share - count, desc="sample", unit="img", disable=not first) as bar:
-            for batch in missing:
-                pictures = draw(batch)[: len(batch)]
-                _require_pictures(pictures, batch, settings)
-                for number, picture in zip(batch, pictures, strict=True):
-                    _write(folder, rows[number], picture, settings.gray)
-                    bar.update()
+        processes.on_first(lambda: job.begin(held, out))
+        drawn = job.draw(begun_at(out))
         processes.on_first(lambda: None)  # the others are done too
-        if first:
-            _require_all(folder, rows)
-            _write_tables(folder, rows, asked)
+        processes.on_first(lambda: job.finish(begun_at(out)))
     processes.on_first(lambda: None)  # `out` is there
-    if first:
-        rate = count / (time.perf_counter() - started)
+    if jax.process_index() == 0:
+        rate = drawn / (time.perf_counter() - started)
         others = f" in each of {jax.process_count()} processes" if jax.process_count() > 1 else ""
-        print(f"{out}: {len(prompts)} images of {settings.steps} steps, {rate:.2f} images/s{others}")
+        print(f"{out}: {len(job.rows)} images of {settings.steps} steps, {rate:.2f} images/s{others}")
 
 
-def _begin(held: contextlib.ExitStack, out: Path, identity: str) -> None:
-    """Makes the folder that will be `out` this job's, without the picture that an interrupted process was writing."""
-    for left in held.enter_context(begun_folder(out, identity, private=True)).glob(f"{_NEXT}*"):
-        left.unlink()
+class _Job:
+    """What is drawn, and in which batches; these depend on neither the processes nor what is there already."""
+
+    def __init__(self, pipeline: StableDiffusion, rows: Rows, settings: Settings, batch_size: int):
+        """Raises UserError where rows, settings and checkpoint do not fit, or a file is damaged."""
+        self.rows, self._pipeline, self._settings = rows, pipeline, settings
+        mesh = meshes.own_mesh()
+        self._drawer = Drawer(pipeline, settings, mesh)
+        self._batch_size = -(-min(batch_size, len(rows)) // mesh.size) * mesh.size
+        self._batches = batches(rows.each(self._drawer.kind), self._batch_size)
+        file, shape = settings.latents, self._drawer.shape
+        self._latents = None if file is None else _read_latents(Path(file), len(rows), shape)
+        for where, request in rows.with_files():
+            self._drawer.check_files(request, where)
+
+    def say_cut(self) -> None:
+        """Prints how many of the first prompts are longer than the text encoder takes."""
+        some = [request for _, request in itertools.islice(self.rows, _LOOKED_AT)]
+        if cut := self._drawer.count_cut(some):
+            of = "" if len(some) == len(self.rows) else "the first "
+            print(f"{cut} of {of}{len(some)} prompts are longer than the text encoder takes, and are cut")
+
+    def begin(self, held: contextlib.ExitStack, out: Path) -> None:
+        """Makes the folder that will be `out` this job's, without what interrupted processes were writing."""
+        folder = held.enter_context(begun_folder(out, self._identity(), private=True))
+        remove_unfinished(folder)
+        remove_old_partials(folder)
+
+    def draw(self, folder: Path) -> int:
+        """Draws this process's share of what is missing, and returns how many pictures that was."""
+        own = [self._batches[number] for number in processes.share_out(lambda: self._missing(folder))]
+        count = sum(map(len, own))
+        share = max(count, len(self.rows) // jax.process_count())
+        hidden = jax.process_index() > 0
+        with (
+            writing_place(folder) as place,
+            tqdm(total=share, initial=share - count, desc="sample", unit="img", disable=hidden) as bar,
+        ):
+            for numbers in own:
+                pictures, rows = self._pictures(numbers)
+                _require_pictures(pictures, numbers, self._settings)
+                for number, picture, row in zip(numbers, pictures, rows, strict=True):
+                    _write(place, self._settings.row(number, row), picture, self._settings.gray)
+                    bar.update()
+        return count
+
+    def finish(self, folder: Path) -> None:
+        """Writes the tables, after a last look at the pictures."""
+        remove_unfinished(folder, living=True)  # of processes of an earlier run too: all that they draw is here
+        if missing := self._missing(folder):
+            lost = next(file_name(n) for n in self._batches[missing[0]] if not is_whole(folder / file_name(n)))
+            raise UserError(
+                f"{folder}: has no {lost}, though all is drawn; all processes need the same --out and devices"
+            )
+        write_tables(folder, (self._settings.row(number, row) for number, (row, _) in enumerate(self.rows)))
+
+    def _missing(self, folder: Path) -> list[int]:
+        """The numbers of the batches of which a picture is not there."""
+        return [
+            number
+            for number, batch in enumerate(self._batches)
+            if not all(is_whole(f"{folder}/{file_name(each)}") for each in batch)
+        ]
+
+    def _pictures(self, batch: Sequence[int]) -> tuple[np.ndarray, list[dict[str, Any]]]:
+        """The pictures of these numbers, float32 (B, H, W, C), and their rows of the prompts."""
+        rows, some = map(list, zip(*map(self.rows.__getitem__, batch), strict=True))
+        # A short batch is filled up, so that one program serves all of its kind.
+        filling = self._batch_size - len(batch)
+        numbers = [*batch, *[batch[-1]] * filling]
+        noise = None if self._latents is None else np.stack([self._latents[number] for number in numbers])
+        places = [(self._settings.seed, number) for number in numbers]
+        return self._drawer.draw([*some, *[some[-1]] * filling], places, noise)[: len(batch)], rows
+
+    def _identity(self) -> str:
+        """A digest of the job: of its rows, as prompts may be of patients, settings and weights, and of its files."""
+        named = [self._settings.latents] if self._settings.latents else []
+        names = itertools.chain(named, *(request.files() for _, request in self.rows.with_files()))
+        stamps = [(name, (about := os.stat(name)).st_size, about.st_mtime_ns) for name in names]
+        whole = [self.rows.digest, dataclasses.asdict(self._settings), stamps, _digest(self._pipeline)]
+        return hashlib.blake2b(json.dumps(whole).encode(), digest_size=16).hexdigest()
 
 
-def _require_all(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Raises UserError where a picture of another process is not here."""
-    if lost := next((row["file_name"] for row in rows if not _is_whole(folder / row["file_name"])), None):
-        raise UserError(f"{folder}: has no {lost}, though all is drawn; all processes need the same --out and devices")
+def _digest(pipeline: StableDiffusion) -> str:
+    """A digest of all weights, wherever they are from, and of the files that say how they are used.
 
+    It takes a second for each few gigabytes.
+    """
+    values, whole = pipeline.parameters(), hashlib.blake2b(digest_size=16)
 
-def _write_tables(folder: Path, rows: Sequence[Mapping[str, Any]], asked: Sequence[Request]) -> None:
-    """Writes the manifest, and of it what an image folder has: the text and the labels that came with a prompt."""
-    hidden = {*Request.__dataclass_fields__, *Settings.__dataclass_fields__, "index"}
-    with (folder / METADATA).open("w") as file:
-        for row, request in zip(rows, asked, strict=True):
-            text = {"file_name": row["file_name"], "text": request.text}
-            labels = {key: value for key, value in row.items() if key not in hidden and key not in text}
-            file.write(f"{json.dumps(text | labels)}\n")
-    (folder / MANIFEST).write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    def of(name: str) -> bytes:
+        value = np.ascontiguousarray(values[name])
+        return hashlib.blake2b(value.reshape(-1).view(np.uint8)).digest()
 
-
-def write_strip(folder: Path) -> None:
-    """Writes the pictures of a finished job side by side, in the manifest's order."""
-    rows: Iterable[dict[str, Any]] = parsing.read_lines(folder / MANIFEST, dict, most=MOST_BYTES)
-    pictures = []
-    for row in rows:
-        with Image.open(folder / row["file_name"]) as picture:
-            pictures.append(np.asarray(picture))
-    about = PngInfo()
-    about.add_text("Description", NOTICE)
-    strip = io.BytesIO()
-    Image.fromarray(np.concatenate(pictures, axis=1)).save(strip, "PNG", pnginfo=about)
-    replace_file(folder / STRIP, strip.getvalue())
-
-
-def _differ(rows: Sequence[Mapping[str, Any]], wanted: Sequence[Mapping[str, Any]]) -> str:
-    step = "checkpoint_step"
-    same = [{**row, step: None} for row in rows] == [{**row, step: None} for row in wanted]
-    if not same or not isinstance(rows[0].get(step), int | None):
-        return "of other prompts or settings"
-    return f"of step {rows[0].get(step)} of {rows[0]['checkpoint']}, which is at {wanted[0][step]}"
+    with ThreadPoolExecutor() as pool:
+        for name, digest in zip(sorted(values), pool.map(of, sorted(values)), strict=True):
+            whole.update(name.encode() + digest)
+    for name in sorted(name for name in pipeline.files if "/" in name):
+        whole.update(name.encode() + hashlib.blake2b(pipeline.files[name]).digest())
+    return whole.hexdigest()
 
 
 def _check(settings: Settings, batch_size: int) -> None:
@@ -232,32 +175,6 @@ def _check(settings: Settings, batch_size: int) -> None:
     ):
         if not fits:
             raise UserError(f"--{option} {value}: may be {allowed}")
-
-
-def _identity(rows: Sequence[Mapping[str, Any]], settings: Settings, asked: Sequence[Request]) -> str:
-    """A digest of a job: of its rows, as prompts may be of patients, and of the sizes and times of its files."""
-    named = [Path(name) for name in (settings.checkpoint, settings.latents) if name]
-    if settings.checkpoint_step is not None:  # of a workdir, whose steps are known apart
-        named = named[1:]
-    named += map(Path, sorted({name for request in asked for name in request.files()}))
-    files = [file for path in named for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
-    stamps = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
-    return hashlib.blake2b(json.dumps([rows, stamps]).encode(), digest_size=16).hexdigest()
-
-
-def _all_there(folder: Path, rows: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether the pictures of these rows are there, each a PNG to its end."""
-    return all(_is_whole(folder / row["file_name"]) for row in rows)
-
-
-def _is_whole(file: Path) -> bool:
-    try:
-        with file.open("rb") as stream:
-            begin = stream.read(8)
-            stream.seek(-len(_PNG_END), os.SEEK_END)
-            return begin == _PNG_BEGIN and stream.read() == _PNG_END
-    except OSError:
-        return False
 
 
 def _require_pictures(pictures: np.ndarray, numbers: Sequence[int], settings: Settings) -> None:
@@ -279,15 +196,17 @@ def _require_pictures(pictures: np.ndarray, numbers: Sequence[int], settings: Se
     )
 
 
-def _write(folder: Path, row: Mapping[str, Any], picture: np.ndarray, gray: bool) -> None:
-    """Writes one picture, float32 (H, W, C) in [0, 1], with its manifest line in the PNG's metadata; whole or not."""
+def _write(place: Path, row: Mapping[str, Any], picture: np.ndarray, gray: bool) -> None:
+    """Writes one picture, float32 (H, W, C) in [0, 1], with its manifest line in the PNG's metadata, then moves it up.
+
+    `place` is of `files.writing_place`.
+    """
     image = to_image(picture, gray)
     about = PngInfo()
     about.add_text("Description", NOTICE)
     about.add_itxt("jaxcxr", json.dumps(row))
-    partial = folder / f"{_NEXT}{row['file_name']}"
-    image.save(partial, pnginfo=about)
-    partial.replace(folder / row["file_name"])
+    image.save(place / row["file_name"], pnginfo=about)
+    (place / row["file_name"]).replace(place.parent / row["file_name"])
 
 
 def _read_latents(file: Path, count: int, shape: tuple[int, int, int]) -> np.ndarray:
@@ -296,22 +215,7 @@ def _read_latents(file: Path, count: int, shape: tuple[int, int, int]) -> np.nda
     Raises:
       UserError: the file is not an array of N×C×H×W, or has a number that is not finite.
     """
-    wanted = (count, shape[2], shape[0], shape[1])
-    try:
-        with file.open("rb") as opened:
-            readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-            found, fortran, dtype = readers[np.lib.format.read_magic(opened)](opened)
-            # Before there is an array: a header may claim any size, and numpy divides by that of an element.
-            if dtype != np.float32 or found != wanted:
-                said = f"{dtype} {found}"[:200]
-                raise UserError(f"{file}: is {said}; float32 {wanted} (N×C×H×W) is wanted here")
-            # Mapped, so that no more is read than is drawn.
-            latents = np.memmap(file, dtype, "r", opened.tell(), wanted, "F" if fortran else "C")
-    except UserError:
-        raise
-    except Exception as error:  # numpy's reader of headers raises almost anything on damaged ones
-        said = one_line(error)
-        raise UserError(f"{file}: cannot be read as .npy ({said}); write it with numpy.save") from error
+    latents = arrays.read(file, [(count, shape[2], shape[0], shape[1])], "N×C×H×W", str(file))
     for index, each in enumerate(latents):
         if not np.isfinite(each).all():
             raise UserError(f"{file}: picture {index + 1} of {count} has NaN or infinity; draw the noise again")

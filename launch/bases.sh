@@ -29,7 +29,7 @@ pictures() {
 
 # base NAME PHANTOMS FROM: from drawn patients, and the checkpoint to begin with, to a diffusers folder.
 base() {
-  local name=$1 data=$run/data-$1 cache=$run/cache-$1 card=$run/bases/$1/README.md said
+  local name=$1 data=$run/data-$1 cache=$run/cache-$1 card=$run/bases/$1/README.md said text
   local config=$config:$name from="--config.model.base=$run/$3" tokenizer="--config.data.tokenizer=$run/data/tokenizer"
   say "$name: prepare, encode, train, export"
   jaxcxr prepare --config "$config" --source "$run/$2" --out "$data" "$tokenizer"
@@ -40,7 +40,10 @@ base() {
     jaxcxr convert "$run/$name" "$run/bases/$name" --to diffusers --dtype float16 --license apache-2.0
   if [ -e "$card" ]; then
     said="Data: drawn radiographs alone, of no patient. Trained by \`launch/bases.sh RUN $name\`."
-    sed -e "s|^Data: state here.*|$said|" -e "s|$run/|RUN/|g" "$card" >"$run/card.md" && mv "$run/card.md" "$card"
+    # Bash replaces a quoted text as it stands, whatever is in it; sed would take the path for a pattern.
+    sed "s|^Data: state here.*|$said|" "$card" >"$run/card.md"
+    text=$(<"$run/card.md")
+    printf '%s\n' "${text//"$run/"/RUN/}" >"$run/card.md" && mv "$run/card.md" "$card"
   fi
 }
 

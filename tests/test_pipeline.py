@@ -4,15 +4,20 @@ import json
 import subprocess
 import sys
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import save_file
 
 import jaxcxr
+from jaxcxr.__main__ import main
 from jaxcxr.errors import UserError
+from jaxcxr.generate import unconditional_states
 from jaxcxr.interop.pipeline import from_files
+from jaxcxr.manifest import Settings
 from jaxcxr.pipeline import Pipeline
-from jaxcxr.sample import Settings, sample
+from jaxcxr.sample import sample
 from tests import pipelines
 
 RNG = np.random.default_rng(0)
@@ -74,6 +79,33 @@ def test_a_shape_is_compiled_once(pipe, compiled):
     assert compiled() == before
     pipe("c", negative_prompt="e", **SHORT)
     assert compiled() == before + 1
+
+
+def test_the_last_batch_of_a_kind_is_filled_up_and_compiles_nothing(pipe, compiled):
+    rows = ["a", "b", "c", {"prompt": "d", "negative_prompt": "e"}]
+    before = compiled()
+    found = pipe(rows, batch_size=2, steps=3, output_type="np")
+    assert compiled() == before + 2  # a program of two prompts, one of a prompt and a negative one
+    np.testing.assert_allclose(pipe(rows, batch_size=2, steps=3, output_type="np"), found)
+    assert compiled() == before + 2
+    assert len({picture.tobytes() for picture in found}) == 4
+
+
+def test_the_states_of_the_empty_prompt_are_computed_once(folder, tmp_path, monkeypatch):
+    computed = []
+
+    def states(*inputs):  # is traced each time that it is asked for anew
+        computed.append(1)
+        return unconditional_states(*inputs)
+
+    monkeypatch.setattr("jaxcxr.draw.unconditional_states", states)
+    pipe = jaxcxr.load(folder)
+    for guidance in (3.0, 4.0):
+        pipe(["a", "b", "c"], guidance=guidance, batch_size=1, **SHORT)
+    assert len(computed) == 1
+    rows = [{"prompt": text} for text in ("a", "b", "c")]
+    sample(pipe.networks, rows, Settings("base", steps=2), tmp_path / "out", batch_size=1)
+    assert len(computed) == 2
 
 
 def test_what_is_asked_for_changes_the_picture(pipe):
@@ -186,8 +218,77 @@ def test_an_inpainting_unet_wants_an_image_and_a_mask(pipe):
             nine("a", steps=2, **arguments)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_platform_decides_the_dtype_where_nothing_else_does(folder, tmp_path, monkeypatch, dtype):
+    for module in ("jaxcxr.pipeline", "jaxcxr.models.compute"):
+        monkeypatch.setattr(f"{module}.usual_dtype", lambda platform: dtype)
+    assert jaxcxr.load(folder).networks.unet.dtype == jnp.dtype(dtype)
+    assert jaxcxr.load(folder, dtype="float32").networks.unet.dtype == jnp.float32
+    argv = ["sample", "--checkpoint", str(folder), "--prompt", "a", "--steps", "1", "--out", str(tmp_path / "out")]
+    assert main(argv) == 0
+    assert json.loads((tmp_path / "out" / "manifest.jsonl").read_text())["dtype"] == dtype
+
+
 def test_a_checkpoint_is_loaded_as_asked_for(folder):
     with pytest.raises(UserError, match="dtype 'float16': may be float32 or bfloat16"):
         jaxcxr.load(folder, dtype="float16")
     with pytest.raises(UserError, match="weights 'best': may be ema or raw"):
         jaxcxr.load(folder, weights="best")
+
+
+def test_embeddings_draw_what_their_prompts_draw(pipe, folder, tmp_path):
+    texts = pipelines.REPORTS[:2]
+    first, last = pipe.encode(texts)
+    np.testing.assert_allclose(pipe([{"prompt_embeds": first}], **SHORT), pipe(texts[0], **SHORT), atol=1e-5)
+    between = {"interpolate": {"prompt": texts[1], "t": 0.25}}
+    expected = pipe([{"prompt": texts[0], **between}], **SHORT)
+    assert np.abs(expected - pipe(texts[0], **SHORT)).max() > 1e-3
+    ends = {"interpolate": {"prompt_embeds": last, "t": 0.25}}
+    np.testing.assert_allclose(pipe([{"prompt_embeds": first, **ends}], **SHORT), expected, atol=1e-5)
+    np.testing.assert_allclose(pipe([{"prompt": texts[0], **ends}], **SHORT), expected, atol=1e-5)
+    np.save(tmp_path / "a.npy", first[None])  # with an axis for the batch, as diffusers has it
+    save_file({"states": last}, tmp_path / "b.safetensors")
+    files = ["--prompt-embeds", str(tmp_path / "a.npy"), "--prompt-embeds", str(tmp_path / "b.safetensors")]
+    words = ["sample", "--checkpoint", str(folder), *files, "--interpolate", "5", "--steps", "2"]
+    assert main([*words, "--out", str(tmp_path / "out")]) == 0
+    rows = [{"prompt_embeds": first, "interpolate": {"prompt_embeds": last, "t": t / 4}, "seed": 0} for t in range(5)]
+    for number, picture in enumerate(pipe(rows, steps=2)):
+        drawn = np.asarray(Image.open(tmp_path / "out" / f"{number:05}.png"), int)
+        assert np.abs(drawn - np.asarray(picture)).max() <= 1
+    assert Image.open(tmp_path / "out.strip.png").size == (80, 16)
+    again = json.loads((tmp_path / "out" / "metadata.jsonl").read_text().splitlines()[0])
+    assert again == {"file_name": "00000.png", "text": "", "synthetic": True}
+
+
+@pytest.mark.parametrize(
+    ("embeds", "parts"),
+    [
+        (np.zeros((77, 16), np.float32), ("prompt_embeds", "(77, 16)", "(77, 32) (L×D)")),
+        (np.zeros((2, 77, 32), np.float32), ("prompt_embeds", "(2, 77, 32)")),
+        (np.zeros((77, 32)), ("prompt_embeds", "float64")),
+        (np.full((77, 32), np.nan, np.float32), ("prompt_embeds", "NaN")),
+        (b"no array", ("prompt_embeds", "cannot be read")),
+        (None, ("prompt_embeds", "cannot be read")),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["npy", "safetensors"])
+def test_embeddings_that_do_not_fit_are_one_line(pipe, folder, tmp_path, capsys, embeds, parts, suffix):
+    file = tmp_path / f"e.{suffix}"
+    if isinstance(embeds, bytes):
+        file.write_bytes(embeds)
+    elif embeds is not None and suffix == "npy":
+        np.save(file, embeds)
+    elif embeds is not None:
+        save_file({"states": embeds}, file)
+    given = [str(file), file, *([embeds] if isinstance(embeds, np.ndarray) else [])]
+    for each in given:
+        with pytest.raises(UserError) as error:
+            pipe([{"prompt_embeds": each}], **SHORT)
+        assert all(part in str(error.value) for part in parts), error.value
+    words = ["sample", "--checkpoint", str(folder), "--prompt-embeds", str(file), "--out", str(tmp_path / "out")]
+    capsys.readouterr()
+    assert main(words) == 2
+    said = capsys.readouterr().err.strip()
+    assert len(said.splitlines()) == 1
+    assert all(part in said for part in parts), said
+    assert {path.name for path in tmp_path.iterdir()} <= {file.name}

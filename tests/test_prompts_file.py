@@ -5,7 +5,7 @@ import json
 import pytest
 
 from jaxcxr.errors import UserError
-from jaxcxr.sample import read_prompts
+from jaxcxr.rows import Lines, Rows
 
 
 @pytest.mark.parametrize(
@@ -18,14 +18,14 @@ from jaxcxr.sample import read_prompts
 )
 def test_prompts_of_a_text_file_end_at_line_feeds_alone(tmp_path, data, prompts):
     (tmp_path / "p.txt").write_bytes(data.encode())
-    assert read_prompts(tmp_path / "p.txt") == [{"prompt": text} for text in prompts]
+    assert list(Lines(tmp_path / "p.txt")) == [{"prompt": text} for text in prompts]
 
 
 def test_prompts_of_json_lines_keep_their_fields(tmp_path):
     rows = [{"prompt": "a\u2028b", "effusion": "left"}, {"prompt": "", "n": 1}]
     text = "".join(json.dumps(row, ensure_ascii=False) + "\r\n" for row in rows)
     (tmp_path / "p.jsonl").write_bytes(b"\xef\xbb\xbf" + text.encode())
-    assert read_prompts(tmp_path / "p.jsonl") == rows
+    assert list(Lines(tmp_path / "p.jsonl")) == rows
 
 
 @pytest.mark.parametrize(
@@ -42,4 +42,4 @@ def test_prompts_of_json_lines_keep_their_fields(tmp_path):
 def test_prompts_that_cannot_be_read(tmp_path, name, data, message):
     (tmp_path / name).write_bytes(data)
     with pytest.raises(UserError, match=message):
-        read_prompts(tmp_path / name)
+        Rows(Lines(tmp_path / name))

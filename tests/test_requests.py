@@ -3,7 +3,8 @@ import pytest
 from PIL import Image
 
 from jaxcxr.errors import UserError
-from jaxcxr.requests import check_files, conditions, expanded, parse
+from jaxcxr.requests import check_files, conditions, parse
+from jaxcxr.rows import Rows
 
 
 def asked(**fields):
@@ -20,6 +21,10 @@ def asked(**fields):
         ({"compose": "b"}, ("compose",)),
         ({"compose": [{"prompt": "b"}], "interpolate": {"prompt": "c", "t": 0.5}}, ("both `interpolate`",)),
         ({"prompt": "a", "interpolate": {"prompt": "b", "t": 1.5}}, ("interpolate.t", "1")),
+        ({"prompt": "a", "prompt_embeds": "a.npy"}, ("both `prompt` and `prompt_embeds`",)),
+        ({"prompt_embeds": 3}, ("prompt_embeds 3",)),
+        ({"prompt": "a", "interpolate": {"t": 0.5}}, ("interpolate: has no `prompt`",)),
+        ({"prompt": "a", "interpolate": {"prompt": "b", "prompt_embeds": "b.npy", "t": 1}}, ("interpolate: has both",)),
         ({"prompt": "a", "seed": -1}, ("seed", "0")),
         ({"prompt": "a", "seed": 2**32}, ("seed", "4294967295")),
         ({"prompt": "a", "count": 0}, ("count", "1")),
@@ -51,7 +56,7 @@ def test_a_row_of_several_pictures_becomes_as_many_with_following_seeds():
         {"prompt": "b", "count": 2, "seed": 2**32 - 1},
         {"prompt": "c"},
     ]
-    pairs = list(expanded(rows))
+    pairs = list(Rows(rows))
     assert [request for _, request in pairs] == [parse(row, "here") for row, _ in pairs]
     assert [row for row, _ in pairs] == [
         {"prompt": "a", "label": 1},
@@ -60,8 +65,9 @@ def test_a_row_of_several_pictures_becomes_as_many_with_following_seeds():
         {"prompt": "b", "seed": 0},
         {"prompt": "c"},
     ]
+    assert [Rows(rows)[number] for number in range(5)] == pairs
     with pytest.raises(UserError, match="prompt 2: .*count"):
-        list(expanded([{"prompt": "a"}, {"prompt": "b", "count": "x"}]))
+        Rows([{"prompt": "a"}, {"prompt": "b", "count": "x"}])
 
 
 def test_guidance_of_one_is_the_prompt_alone():
@@ -95,6 +101,21 @@ def test_an_interpolation_is_of_text_states():
     assert found.texts == ["n", "a", "b"]
     assert found.mix.tolist() == [[1, 0, 0], [0, 0.75, 0.25]]
     assert found.weights.tolist() == [-2, 3]
+
+
+def test_embeddings_stand_for_a_prompt_and_may_be_gone_between():
+    given, other = np.zeros((3, 2), np.float32), "b.npy"
+    found = conditions(parse({"prompt_embeds": given}, "here"), 4.0)
+    assert (found.texts, found.embeds, found.mix.tolist(), found.shares_first) == ([], [given], [[1]], True)
+    row = {"prompt_embeds": given, "interpolate": {"prompt_embeds": other, "t": 0.25}}
+    found = conditions(parse(row, "here"), 4.0)
+    assert (found.texts, found.embeds, found.mix.tolist()) == ([], [given, other], [[0.75, 0.25]])
+    row |= {"negative_prompt": "n", "interpolate": {"prompt": "p", "t": 0.25}}
+    found = conditions(parse(row, "here"), 4.0)
+    assert (found.texts, found.embeds, found.mix.tolist()) == (["n", "p"], [given], [[1, 0, 0], [0, 0.25, 0.75]])
+    found = conditions(asked(interpolate={"prompt_embeds": other, "t": 0.25}), 4.0)
+    assert (found.texts, found.embeds, found.mix.tolist()) == (["a"], [other], [[0.75, 0.25]])
+    assert parse({"prompt_embeds": other}, "here").files() == [other]
 
 
 def test_a_rescale_wants_a_guided_prediction_to_compare_with():

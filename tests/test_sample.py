@@ -12,7 +12,9 @@ from jaxcxr.__main__ import main
 from jaxcxr.errors import UserError
 from jaxcxr.generate import default_size, latent_shape
 from jaxcxr.interop.pipeline import from_files
-from jaxcxr.sample import Settings, read_prompts, sample
+from jaxcxr.manifest import Settings, strip_of
+from jaxcxr.rows import Lines
+from jaxcxr.sample import sample
 from tests import pipelines
 
 PROMPTS = [{"prompt": text} for text in pipelines.REPORTS[:3]]
@@ -283,16 +285,18 @@ def test_a_finished_folder_that_lost_a_picture_is_not_called_done(pipeline, tmp_
 
 
 def test_a_begun_job_of_weights_that_were_replaced_is_another_one(pipeline, tmp_path, monkeypatch):
-    base = tmp_path / "base"
-    base.mkdir()
-    (base / "weights.safetensors").write_bytes(b"1")
-    settings = dataclasses.replace(SETTINGS, checkpoint=str(base))
     monkeypatch.setattr(jaxcxr.sample, "_require_pictures", lambda _, numbers, __: 1 / 0 if numbers != [0] else None)
     with pytest.raises(ZeroDivisionError):
-        sample(pipeline, PROMPTS, settings, tmp_path / "out", batch_size=1)
-    (base / "weights.safetensors").write_bytes(b"22")
-    with pytest.raises(UserError, match="was begun with other settings"):
-        sample(pipeline, PROMPTS, settings, tmp_path / "out", batch_size=1)
+        sample(pipeline, PROMPTS, SETTINGS, tmp_path / "out", batch_size=1)
+    parameters = pipeline.parameters()
+    name = next(name for name in parameters if name.startswith("unet."))
+    one_more = pipeline.with_parameters(parameters | {name: parameters[name].at[(0,) * parameters[name].ndim].add(1)})
+    with_other_steps = with_config(pipeline, "scheduler/scheduler_config.json", beta_end=0.013)
+    for other in (one_more, with_other_steps.with_parameters(parameters)):
+        with pytest.raises(UserError, match="was begun with other settings"):
+            sample(other, PROMPTS, SETTINGS, tmp_path / "out", batch_size=1)
+    with pytest.raises(ZeroDivisionError):  # the same weights resume it, wherever they are from
+        sample(pipeline.with_parameters(parameters), PROMPTS, SETTINGS, tmp_path / "out", batch_size=1)
 
 
 def test_rows_of_every_kind_are_drawn_in_one_job_and_their_labels_kept(pipeline, tmp_path, monkeypatch):
@@ -321,7 +325,7 @@ def test_rows_of_every_kind_are_drawn_in_one_job_and_their_labels_kept(pipeline,
     drawn = pictures(tmp_path / "out")
     np.testing.assert_allclose(drawn[4], pictures(tmp_path / "alone")[0], atol=1)
     # A manifest's rows are drawn anew, and changed images make it another job.
-    again = read_prompts(tmp_path / "out" / "manifest.jsonl")
+    again = list(Lines(tmp_path / "out" / "manifest.jsonl"))
     assert not any("seed" in row for row in again)
     sample(pipeline, again[:3], settings, tmp_path / "again", batch_size=2)
     np.testing.assert_allclose(pictures(tmp_path / "again"), drawn[:3], atol=1)
@@ -353,7 +357,7 @@ def test_the_command_draws_compositions_and_strips(base, tmp_path, capsys):
     assert main([*strip, "--seed", "5"]) == 0
     rows = manifest(tmp_path / "strip")
     assert [(row["interpolate"]["t"], row["seed"]) for row in rows] == [(0, 5), (0.5, 5), (1, 5)]
-    assert Image.open(tmp_path / "strip" / "strip.png").size == (48, 16)
+    assert Image.open(strip_of(tmp_path / "strip")).size == (48, 16)
     capsys.readouterr()
     assert main([*strip, "--seed", "5"]) == 0
     assert "already sampled, 3 images" in capsys.readouterr().out

@@ -37,6 +37,30 @@ class Settings:
     targets: str = r"unet\..*\.attn[12]\.(to_[qkv]|to_out\.0)"
     dora: str = ""
 
+    @property
+    def scale(self) -> float:
+        """What the product A B is multiplied by."""
+        return self.alpha / self.rank if self.alpha else 1.0
+
+
+def adapted(kernel: Any, a: Any, b: Any, scale: float, magnitude: Any = None) -> jax.Array:
+    """A kernel with its adapter in it, float32: W + scale A B, or with magnitudes m V / ‖V‖ of that.
+
+    Args:
+      kernel: (in, out) or (H, W, in, out).
+      a: (in, rank) or (H, W, in, rank).
+      b: (rank, out) or (1, 1, rank, out).
+      scale: of the product.
+      magnitude: (out,), or None.
+    """
+    # A small change is not rounded more than its kernel, on accelerators too.
+    exact = jax.lax.Precision.HIGHEST
+    change = jnp.einsum(
+        "...r,ro->...o", a, b.reshape(b.shape[-2:]), precision=exact, preferred_element_type=jnp.float32
+    )
+    changed = jnp.asarray(kernel, jnp.float32) + scale * change
+    return changed if magnitude is None else changed * (magnitude / jax.lax.stop_gradient(_norm(changed)))
+
 
 @dataclasses.dataclass(frozen=True)
 class LoRA:
@@ -51,11 +75,6 @@ class LoRA:
     chosen: Settings
     layers: tuple[str, ...]
     magnitudes: frozenset[str]
-
-    @property
-    def scale(self) -> float:
-        """What the product A B is multiplied by."""
-        return self.chosen.alpha / self.chosen.rank if self.chosen.alpha else 1.0
 
     @property
     def changes(self) -> frozenset[str]:
@@ -79,12 +98,8 @@ class LoRA:
         """A layer's kernel with its adapter in it, float32."""
         layer = name.removesuffix(".kernel")
         a, b = learnt[f"{layer}.lora_A.kernel"], learnt[f"{layer}.lora_B.kernel"]
-        b = b.reshape(b.shape[-2:])
-        change = jnp.einsum("...r,ro->...o", a, b, preferred_element_type=jnp.float32)
-        merged = jnp.asarray(parameters[name], jnp.float32) + self.scale * change
-        if layer not in self.magnitudes:
-            return merged
-        return merged * (learnt[f"{layer}.{MAGNITUDE}"] / jax.lax.stop_gradient(_norm(merged)))
+        magnitude = learnt[f"{layer}.{MAGNITUDE}"] if layer in self.magnitudes else None
+        return adapted(parameters[name], a, b, self.chosen.scale, magnitude)
 
     def project(self, learnt: Mapping[str, Any]) -> dict[str, Any]:
         """Nothing: an adapter has no bounds."""

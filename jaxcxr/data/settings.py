@@ -22,7 +22,9 @@ MOST_PIXELS = 178_956_970  # that data.max_pixels may allow; Pillow opens no lar
 def defaults() -> ConfigDict:
     """Returns the `data` section of a config with its default values."""
     config = ConfigDict()
-    config.size = 512  # height and width in pixels; the longer side is resized to it, the shorter padded with black
+    # Height and width in pixels; the longer side is resized to it, the shorter padded with black. 0, for a training
+    # alone: that of the prepared folder.
+    config.size = 512
     config.intensity = "stored"  # or equalize (its histogram), or percentile: the lowest and highest 0.5 % are clipped
     config.views = ("PA", "AP")  # empty: every view, also an unstated one
     config.sections = ("impression", "findings")  # of reports.SECTIONS; {report} in a prompt is the first that is there

@@ -11,10 +11,10 @@ from jaxcxr import parsing
 from jaxcxr.data.images import UnreadableImage, load_square
 from jaxcxr.errors import UserError
 from jaxcxr.files import inside
+from jaxcxr.manifest import MANIFEST, MOST_BYTES
 from jaxcxr.phantoms.generator import KINDS, Finding
 from jaxcxr.phantoms.prompts import EFFUSIONS, Asked, asked_effusion
 from jaxcxr.phantoms.tree import SETTINGS, TRUTH, read_settings
-from jaxcxr.sample import MANIFEST, MOST_BYTES
 
 _SUFFIXES = {".jpg", ".jpeg", ".png"}
 

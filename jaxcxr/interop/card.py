@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -64,13 +65,23 @@ def with_card(checkpoint: Checkpoint, source: Path, license: str) -> Checkpoint:
     Raises:
       UserError: the licence is not one line of text, or a file of the workdir is damaged.
     """
+    about = f"Networks: {', '.join(checkpoint.networks)}. Written by jaxcxr as a diffusers folder."
+    return Checkpoint(checkpoint.files | {CARD: _card(source, license, about, ())}, checkpoint.tensors)
+
+
+def of_adapter(source: Path, networks: Iterable[str], license: str) -> bytes:
+    """The card of an adapter's folder; arguments and errors as for `with_card`."""
+    about = f"An adapter (LoRA) of {' and '.join(networks)}, for diffusers' `load_lora_weights`. Written by jaxcxr."
+    return _card(source, license, about, ("lora",))
+
+
+def _card(source: Path, license: str, about: str, tags: Iterable[str]) -> bytes:
     config = read_config(source) if orbax.is_orbax(source) else None
     body = _converted() if config is None else _trained(source, config)
-    lines = [*_header(license), *_title(checkpoint), *body, ""]
-    return Checkpoint(checkpoint.files | {CARD: "\n".join(lines).encode()}, checkpoint.tensors)
+    return "\n".join([*_header(license, tags), *_title(about), *body, ""]).encode()
 
 
-def _header(license: str) -> list[str]:
+def _header(license: str, tags: Iterable[str]) -> list[str]:
     if not license.strip() or not license.isprintable() or len(license) > _LONGEST_LICENCE:
         raise UserError(
             f"--license {license[:_LONGEST_LICENCE]!r}: give one line of at most {_LONGEST_LICENCE} characters, as the"
@@ -83,18 +94,18 @@ def _header(license: str) -> list[str]:
         f"license: {license if plain else json.dumps(license, ensure_ascii=False)}",
         "library_name: diffusers",
         "pipeline_tag: text-to-image",
-        "tags: [stable-diffusion, chest-x-ray, jaxcxr]",
+        f"tags: [{', '.join(['stable-diffusion', 'chest-x-ray', 'jaxcxr', *tags])}]",
         "---",
     ]
 
 
-def _title(checkpoint: Checkpoint) -> list[str]:
+def _title(about: str) -> list[str]:
     return [
         "# Chest X-rays from text",
         "",
         "**Draws synthetic medical images, not for diagnosis.**",
         "",
-        f"Networks: {', '.join(checkpoint.networks)}. Written by jaxcxr as a diffusers folder.",
+        about,
         "",
     ]
 

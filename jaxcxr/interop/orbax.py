@@ -74,6 +74,16 @@ def best_step(path: Path) -> int | None:
     return step if step in steps(path) else None
 
 
+def step_to_read(path: Path) -> int | None:
+    """The step that `read` takes: the best one where that is on record, or the last; None if there is none.
+
+    Raises:
+      UserError: as `best_step`.
+    """
+    best = best_step(path)
+    return latest_step(path) if best is None else best
+
+
 def write_best(path: Path, step: int) -> None:
     """Puts on record which step did best."""
     replace_file(path / BEST, (json.dumps({"step": step}) + "\n").encode())
@@ -91,8 +101,23 @@ def read(path: Path, *, ema: bool = True, only: Iterable[str] | None = None) -> 
       UserError: there is no complete step, or it is damaged.
     """
     path = path.absolute()
-    files, step = _read_model(path / MODEL), best_step(path)
-    step = latest_step(path) if step is None else step
+    files, learnt = read_learnt(path, ema=ema)
+    frozen: dict[str, Tensor] = {}
+    if (path / FROZEN).is_dir():
+        if what := checksums.damage(path / FROZEN):
+            raise UserError(f"{path / FROZEN}: is damaged, {what}; copy it again")
+        frozen = read_item(path / FROZEN / "params")
+    return Checkpoint(*adaptation.merged(files, frozen | learnt)).only(only)
+
+
+def read_learnt(path: Path, *, ema: bool = True) -> tuple[dict[str, bytes], dict[str, Tensor]]:
+    """The files of `model/`, and what the step to read holds: of a run what learns, as it learns.
+
+    Raises:
+      UserError: as `read`.
+    """
+    path = path.absolute()
+    files, step = _read_model(path / MODEL), step_to_read(path)
     if step is None:
         raise UserError(f"{path / CHECKPOINTS}: no complete checkpoint; train longer or copy the folder again")
     folder, items = path / CHECKPOINTS / str(step), ("params", "ema") if ema else ("params",)
@@ -104,16 +129,10 @@ def read(path: Path, *, ema: bool = True, only: Iterable[str] | None = None) -> 
 
     if what := checksums.damage(folder, items):
         raise UserError(f"{folder}: is damaged, {what}; {remedy()}")
-    found: dict[str, Tensor] = {}
-    if (path / FROZEN).is_dir():
-        if what := checksums.damage(path / FROZEN):
-            raise UserError(f"{path / FROZEN}: is damaged, {what}; copy it again")
-        found = read_item(path / FROZEN / "params")
-    found |= read_item(folder / "params", remedy)
+    found = read_item(folder / "params", remedy)
     if ema and (folder / "ema").is_dir():
         found |= read_item(folder / "ema", remedy)
-    files, found = adaptation.merged(files, found)
-    return Checkpoint(files, found).only(only)
+    return files, found
 
 
 def _read_model(folder: Path) -> dict[str, bytes]:

@@ -48,7 +48,7 @@ _FOLDERS = (
 )
 """Folders that those pipelines do not have."""
 
-_MERGE = "merge it into its base first, in diffusers with load_lora_weights, fuse_lora and save_pretrained"
+_MERGE = "merge it into its base with jaxcxr convert BASE DST --adapter THIS --to diffusers, or sample with --adapter"
 _BASE = "give the checkpoint that it belongs to"
 _LORA = re.compile(
     r"lora_(A|B|down|up)\b|\blora_(unet|te\d?)_|lora\.(down|up)\b|lora_linear_layer|lora_magnitude_vector|dora_scale"

@@ -103,6 +103,30 @@ def open_safetensors(file: Path) -> dict[str, Tensor]:
     Raises:
       UserError: the file is absent, truncated or says of itself what is not so.
     """
+    length, entries = _header(file)
+    entries.pop("__metadata__", None)
+    for name in entries:
+        require_name(file, name)
+    tensors: dict[str, _Entry] = parsing.convert(entries, dict[str, _Entry], str(file), remedy=_COPY)
+    if unknown := [name for name, entry in tensors.items() if entry.dtype not in _DTYPES]:
+        raise UserError(
+            f"{file}: tensor {unknown[0]} has dtype {tensors[unknown[0]].dtype!r:.100}, which is not supported"
+        )
+    return {name: _view(file, entry, 8 + length) for name, entry in tensors.items()}
+
+
+def read_metadata(file: Path) -> dict[str, str]:
+    """The texts that a safetensors file has beside its tensors.
+
+    Raises:
+      UserError: as `open_safetensors`.
+    """
+    said = _header(file)[1].get("__metadata__", {})
+    return parsing.convert(said, dict[str, str], f"{file}: __metadata__", remedy=_COPY)
+
+
+def _header(file: Path) -> tuple[int, dict[str, Any]]:
+    """The length in bytes of a safetensors file's header, and the header."""
     from safetensors import SafetensorError, safe_open
 
     if not file.is_file():
@@ -116,16 +140,7 @@ def open_safetensors(file: Path) -> dict[str, Tensor]:
     except (SafetensorError, OSError, ValueError, UnicodeError) as error:
         reason = one_line(str(error))
         raise UserError(f"{file}: cannot be read ({reason}); copy the file again") from error
-    entries: dict[str, Any] = parsing.parse_json(header, dict[str, Any], str(file), remedy=_COPY)
-    entries.pop("__metadata__", None)
-    for name in entries:
-        require_name(file, name)
-    tensors: dict[str, _Entry] = parsing.convert(entries, dict[str, _Entry], str(file), remedy=_COPY)
-    if unknown := [name for name, entry in tensors.items() if entry.dtype not in _DTYPES]:
-        raise UserError(
-            f"{file}: tensor {unknown[0]} has dtype {tensors[unknown[0]].dtype!r:.100}, which is not supported"
-        )
-    return {name: _view(file, entry, 8 + length) for name, entry in tensors.items()}
+    return length, parsing.parse_json(header, dict[str, Any], str(file), remedy=_COPY)
 
 
 def require_name(file: Path, name: str) -> None:

@@ -14,6 +14,7 @@ from jaxcxr.data import tokens
 from jaxcxr.diffusion.samplers import BY_CLASS
 from jaxcxr.generate import initial_noise, latent_shape, make_generate, to_gray, unconditional_states
 from jaxcxr.interop.pipeline import StableDiffusion
+from jaxcxr.models.compute import compiler_options
 from jaxcxr.models.vae import normalize, split_moments
 from jaxcxr.parallel import mesh as meshes
 
@@ -39,7 +40,7 @@ def prompted(pipeline: StableDiffusion, config: ConfigDict, mesh: Mesh, images: 
     sampler = pipeline.sampler(name).sampler(samples.steps)
     generate = make_generate(pipeline, sampler, mesh, config.attention)
 
-    @functools.partial(jax.jit, out_shardings=meshes.replicated(mesh))
+    @functools.partial(jax.jit, out_shardings=meshes.replicated(mesh), compiler_options=compiler_options(mesh))
     def pictures(parameters, batch, keys):
         first = unconditional_states(pipeline, parameters) if means.shares_first else None
         return generate(parameters, batch, keys, first)
@@ -62,7 +63,7 @@ def prompted(pipeline: StableDiffusion, config: ConfigDict, mesh: Mesh, images: 
 def reconstructed(pipeline: StableDiffusion, config: ConfigDict, mesh: Mesh, images: np.ndarray) -> Draw:
     """Validation images above their reconstructions from the posterior's mean."""
 
-    @functools.partial(jax.jit, out_shardings=meshes.replicated(mesh))
+    @functools.partial(jax.jit, out_shardings=meshes.replicated(mesh), compiler_options=compiler_options(mesh))
     def reconstruct(parameters):
         vae = pipeline.with_parameters(parameters).vae
         mean, _ = split_moments(vae.encode(normalize(images, vae.config.in_channels)))

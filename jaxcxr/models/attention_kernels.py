@@ -149,9 +149,12 @@ def _slices_forward(*inputs: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...
     def one(slices: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
         query, key, value = slices
         scores = _scores(query, key)
-        total = jax.nn.logsumexp(scores, axis=-1)
-        weights = jnp.exp(scores - total[:, None])
-        return weights.astype(value.dtype) @ value, total
+        most = jnp.max(scores, axis=-1, keepdims=True)
+        # Divided after the product, so that exponentials, the most costly of all this, are taken once.
+        weights = jnp.exp(scores - most)
+        total = jnp.sum(weights, axis=-1, keepdims=True)
+        mixed = jnp.matmul(weights, value, preferred_element_type=jnp.float32) / total
+        return mixed.astype(value.dtype), (most + jnp.log(total))[:, 0]
 
     mixed, totals = jax.lax.map(one, inputs)
     return mixed, (*inputs, mixed, totals)
@@ -159,7 +162,8 @@ def _slices_forward(*inputs: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...
 
 def _scores(query: jax.Array, key: jax.Array) -> jax.Array:
     """Scaled products, float32 `(Lq, Lk)`, of `(L, head_dim)`."""
-    return jnp.einsum("qd,kd->qk", query, key, preferred_element_type=jnp.float32) * query.shape[-1] ** -0.5
+    scaled = query.astype(jnp.float32) * query.shape[-1] ** -0.5
+    return jnp.einsum("qd,kd->qk", scaled, key.astype(jnp.float32))
 
 
 def _slices_backward(kept: tuple[jax.Array, ...], gradient: jax.Array) -> tuple[jax.Array, ...]:

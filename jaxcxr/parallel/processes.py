@@ -101,15 +101,30 @@ def on_first(do: Callable[[], Any]) -> None:
 
 
 def from_first(make: Callable[[], list[int]]) -> list[int]:
-    """What `make` returns on the first process, on all of them; the others do not call it."""
+    """What `make` returns on the first process, on all of them; the others do not call it.
+
+    Raises:
+      UserError: as `on_first`.
+    """
+    made: list[int] = []
+    on_first(lambda: made.extend(make()))
     if jax.process_count() == 1:
-        return make()
+        return made
     from jax.experimental import multihost_utils
 
-    data = json.dumps(make()).encode() if jax.process_index() == 0 else b""
+    data = json.dumps(made).encode() if jax.process_index() == 0 else b""
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(data))))  # all give arrays of one shape
     sent = np.frombuffer(data or bytes(size), np.uint8)
     return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(sent)).tobytes())
+
+
+def share_out(find: Callable[[], list[int]]) -> list[int]:
+    """This process's share of the work that is left, as numbers.
+
+    `find` finds it once, on the first process. So a job that is resumed is shared out anew, and all of its processes
+    have as much to do.
+    """
+    return from_first(find)[jax.process_index() :: jax.process_count()]
 
 
 def least(number: int) -> int:

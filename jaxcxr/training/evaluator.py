@@ -1,5 +1,6 @@
 """Evaluation of a run during training: a validation loss and a sheet of pictures, with the same noise each time."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ from jaxcxr import methods
 from jaxcxr.data.loader import Batches
 from jaxcxr.interop.pipeline import StableDiffusion
 from jaxcxr.methods.method import Loss
+from jaxcxr.models.compute import compiler_options
 from jaxcxr.parallel import mesh as meshes
 from jaxcxr.training.feed import open_batches
 from jaxcxr.training.step import example_keys, weighted_mean, with_mean_weight
@@ -37,7 +39,7 @@ class Evaluator:
         self._config, self._mesh = config, mesh
         self._batches = [validation.batch(step) for step in range(config.eval_batches)] if validation else []
 
-        @jax.jit
+        @functools.partial(jax.jit, compiler_options=compiler_options(mesh))
         def mean_loss(parameters, batch, key):
             errors, _ = loss(parameters, batch, example_keys(key, batch))
             return weighted_mean(errors, with_mean_weight(batch))

@@ -69,6 +69,22 @@ def open_batches(
     )
 
 
+def with_size(config: ConfigDict) -> ConfigDict:
+    """The config with the side of its prepared images where `data.size` is 0.
+
+    Raises:
+      UserError: it is 0, and `data.path` is not a prepared folder.
+    """
+    if config.data.size != 0:
+        return config
+    path = Path(config.data.path)
+    if Summary.read(path) is None and is_source(path):
+        raise UserError(f"config.data.size=0: {path} is not prepared; give the pixels of a side")
+    config = config.copy_and_resolve_references()
+    config.data.size = int(Summary.require(path).settings["size"])
+    return config
+
+
 class Folder(NamedTuple):
     """One of the folders that a run learns from."""
 

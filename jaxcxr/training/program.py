@@ -17,16 +17,13 @@ from jaxcxr.data.moments import Card
 from jaxcxr.interop.pipeline import StableDiffusion
 from jaxcxr.methods import make_loss
 from jaxcxr.methods.method import Loss
+from jaxcxr.models.compute import compiler_options
 from jaxcxr.parallel import mesh as meshes
 from jaxcxr.parallel import rules
 from jaxcxr.parallel.gather import gather, rounded, scatter
 from jaxcxr.training.model import compute_dtype
 from jaxcxr.training.optimizer import check_rates, make_optimizer
 from jaxcxr.training.step import State, init_state, make_step
-
-# On CPUs sums are left to XLA itself: YNN's kernels, as fast, made an autoencoder's step take 2.99 GB in place of 1.65,
-# and no account of the compiler's has all of it.
-_COMPILER_OPTIONS = {"cpu": {"xla_cpu_experimental_ynn_fusion_type": ""}}
 
 
 class Program(NamedTuple):
@@ -118,7 +115,7 @@ def make_program(config: ConfigDict, pipeline: StableDiffusion, mesh: Mesh) -> P
             in_shardings=(shardings, frozen_lie, meshes.batch_sharding(mesh)),
             out_shardings=(shardings, meshes.replicated(mesh)),
             donate_argnums=0,
-            compiler_options=_COMPILER_OPTIONS.get(platform),
+            compiler_options=compiler_options(mesh, gradient=True),
         ),
         init=init,
         place=place,

@@ -22,7 +22,7 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
         lambda value: value >= 1,
         (
             *("steps", "batch_size", "accumulation", "keep"),
-            *("samples.per_prompt", "samples.steps", "profile.after", "data.size"),
+            *("samples.per_prompt", "samples.steps", "profile.after", "data.size", "prior.count"),
         ),
     ),
     (
@@ -46,7 +46,11 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
         ),
     ),
     ("from 0 to 2^32 - 1", lambda value: 0 <= value < 2**32, ("seed",)),
-    ("more than 0", lambda value: 0 < value < math.inf, ("objective.timestep_bias_multiplier",)),
+    (
+        "more than 0",
+        lambda value: 0 < value < math.inf,
+        ("objective.timestep_bias_multiplier", "prior.weight"),
+    ),
     (
         "from 0 to 1",
         lambda value: 0 <= value <= 1,

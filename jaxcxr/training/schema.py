@@ -114,6 +114,16 @@ class Samples:
 
 
 @dataclasses.dataclass(frozen=True)
+class Prior:
+    """`config.prior`."""
+
+    path: Text = ""
+    prompt: str = ""
+    count: int = 100
+    weight: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
 class Stop:
     """`config.stopping`."""
 
@@ -153,6 +163,7 @@ class Run:
     ema_memory: Word = "device"
     data: Data = dataclasses.field(default_factory=Data)
     model: Model = dataclasses.field(default_factory=Model)
+    prior: Prior = dataclasses.field(default_factory=Prior)
     objective: Objective = dataclasses.field(default_factory=Objective)
     optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
     samples: Samples = dataclasses.field(default_factory=Samples)

@@ -26,9 +26,18 @@ from jaxcxr.training.actions import Action
 from jaxcxr.training.checkpoint import Checkpoints, claim, newest_whole, opened, read_frozen
 from jaxcxr.training.early import Early
 from jaxcxr.training.evaluator import Evaluator
-from jaxcxr.training.feed import check_cache, check_words, open_batches, some_images, tokenizer_folder, with_steps
+from jaxcxr.training.feed import (
+    check_cache,
+    check_words,
+    open_batches,
+    some_images,
+    tokenizer_folder,
+    with_size,
+    with_steps,
+)
 from jaxcxr.training.metrics import Metrics
 from jaxcxr.training.model import compute_dtype, make_model, with_scaling_factor
+from jaxcxr.training.prior import with_prior
 from jaxcxr.training.program import Program, make_program
 from jaxcxr.training.progress import Progress, banner
 from jaxcxr.training.speed import Speed
@@ -62,8 +71,9 @@ def train(config: ConfigDict, workdir: Path, stop_at: int | None = None, command
       UserError: config, data, base checkpoint or workdir will not do; nothing is overwritten.
       FloatingPointError: a loss or gradient is not finite, more often than `config.skip_nonfinite` allows.
     """
+    config = with_size(config)
     ranges.check(config)
-    config = with_steps(config)
+    config = with_prior(with_steps(config))
     with Stopping() as stopping, opened(workdir, config):
         try:
             _train(config, workdir, stop_at, stopping, command)

@@ -1,4 +1,4 @@
-"""Convert checkpoints between diffusers, Stable Diffusion's single files and Orbax.
+"""Convert checkpoints between diffusers, Stable Diffusion's single files and Orbax, and publish adapters.
 
 SRC is any kind of checkpoint: a diffusers folder (safetensors, shards, fp16 variants, PyTorch's .bin), a single
 .safetensors or .ckpt file in Stable Diffusion's original layout, a folder of Flax msgpack, an Orbax folder, a workdir,
@@ -8,12 +8,18 @@ a base for training, an embedding is the words alone that a text encoder has lea
 DST.safetensors or, as AUTOMATIC1111 has it, DST.pt; several in a folder.
 DST appears whole or not at all; tensors keep their dtype unless --dtype is given. The newest
 checkpoint of a workdir is read; a damaged one is refused in one line, which names an older one that is whole.
+
+--adapter merges a LoRA into SRC. --to lora publishes the one that a workdir has learnt, as diffusers'
+load_lora_weights reads it; --to lora-kohya for user interfaces that want kohya's names. DST is then a new folder, or
+a file that ends in .safetensors.
 """
 
 import argparse
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+_ADAPTERS = {"lora": "peft", "lora-kohya": "kohya"}  # the layouts of what is not a whole checkpoint
 EXAMPLE = "jaxcxr convert runs/phantom/diffusion runs/phantom/diffusers --to diffusers"
 
 
@@ -21,11 +27,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's options."""
     parser.add_argument("source", type=Path, metavar="SRC", help="checkpoint of any kind")
     parser.add_argument("destination", type=Path, metavar="DST", help="folder or file to write, new")
-    parser.add_argument("--to", required=True, choices=["diffusers", "orbax", "single-file", "embedding"])
+    parser.add_argument("--to", required=True, choices=["diffusers", "orbax", "single-file", *_ADAPTERS, "embedding"])
     parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], help="default: as in SRC")
     parser.add_argument("--only", metavar="NETWORKS", help="of unet,vae,text_encoder; default: all in SRC")
     parser.add_argument(
         "--weights", default="ema", choices=["ema", "raw"], help="which, where SRC has both; default: %(default)s"
+    )
+    parser.add_argument(
+        "--adapter",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="LoRA to merge into SRC: .safetensors file, folder or workdir; may be given several times",
+    )
+    parser.add_argument(
+        "--adapter-weight",
+        type=float,
+        action="append",
+        default=[],
+        metavar="W",
+        help="strength of an --adapter, in the same order; default: 1",
     )
     parser.add_argument(
         "--config", type=Path, metavar="DIR", help="for a single file: diffusers folder with its configs and tokenizer"
@@ -43,19 +65,22 @@ def run(args: argparse.Namespace) -> None:
     import numpy as np
 
     from jaxcxr import interop
-    from jaxcxr.interop import card, verify
+    from jaxcxr.interop import adapters, card, verify
 
+    only = _known(tuple(args.only.split(",")) if args.only else None)
+    dtype, ema = np.dtype(args.dtype) if args.dtype else None, args.weights == "ema"
+    if args.to in _ADAPTERS:
+        return _publish(args, only, dtype, ema)
     if args.to == "embedding":
         return _embedding(args)
-    only = tuple(args.only.split(",")) if args.only else None
     source = interop.read(
         args.source,
-        only=_known(only),
-        ema=args.weights == "ema",
+        only=None if args.adapter else only,
+        ema=ema,
         config=args.config,
         prediction_type=args.prediction_type,
     )
-    dtype = np.dtype(args.dtype) if args.dtype else None
+    source = adapters.merged(source, args.adapter, args.adapter_weight, ema=ema).only(only)
     if args.to == "orbax":
         interop.orbax.write(source, args.destination, dtype=dtype)
     elif args.to == "single-file":
@@ -70,6 +95,27 @@ def run(args: argparse.Namespace) -> None:
     if args.verify:
         for line in verify.compare(source, args.destination, config=args.config):
             print(line)
+
+
+def _publish(args: argparse.Namespace, only: tuple[str, ...] | None, dtype: Any, ema: bool) -> None:
+    """Writes the adapter that a workdir has learnt."""
+    from jaxcxr.errors import UserError
+    from jaxcxr.interop import adapter_files, adapters, card
+
+    for option, given in (("adapter", args.adapter or args.adapter_weight), ("verify", args.verify)):
+        if given:
+            raise UserError(f"--{option}: is for whole checkpoints; leave it out with --to {args.to}")
+    adapter = {
+        layer: each
+        for layer, each in adapters.of_workdir(args.source, ema=ema).items()
+        if only is None or layer.split(".")[0] in only
+    }
+    if not adapter:
+        raise UserError(f"--only {args.only}: {args.source} has no adapter of that; leave it out")
+    networks = dict.fromkeys(layer.split(".")[0] for layer in adapter)
+    about = card.of_adapter(args.source, networks, args.license)
+    file = adapter_files.write(adapter, args.destination, _ADAPTERS[args.to], dtype=dtype, card=about)
+    print(f"{file}: {len(adapter)} layers of {', '.join(networks)} as {args.to}, {args.dtype or 'dtypes kept'}")
 
 
 def _embedding(args: argparse.Namespace) -> None:

@@ -2,20 +2,23 @@
 
 Writes OUT/00000.png … and OUT/manifest.jsonl, a line an image: prompt, seed, settings, checkpoint, and that it
 is synthetic, which every PNG's metadata says too. Image number i depends on the seed, i and its prompt alone. With
-OUT/metadata.jsonl the folder is an image folder too, which `jaxcxr prepare` and Hugging Face's datasets read.
+OUT/metadata.jsonl the folder is an image folder too, which `jaxcxr prepare` and Hugging Face's datasets read;
+--prepared writes what `jaxcxr train` reads besides.
 The sampler is that of the checkpoint's scheduler, with its settings, unless options change it. OUT appears when all
 images are there. An interrupted job resumes when it is run again. Several processes, started as for `jaxcxr train`,
 share the work. Others cannot read OUT: a prompt may be a patient's
 report. docs/sampling.md tells what the options are for; what is said of a prompt here, a line of a .jsonl file may say
-of its own: negative_prompt, compose, image, mask, edit_mask, keep_mask, strength, seed, count.
+of its own: negative_prompt, compose, prompt_embeds, image, mask, edit_mask, keep_mask, strength, seed, count.
+
+A --config file is Python and is executed. Read a config file from someone else before you use it.
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxcxr.errors import UserError
+from jaxcxr.errors import UserError, one_line
 
 EXAMPLE = 'jaxcxr sample --checkpoint runs/phantom/diffusion --prompt "Small left pleural effusion." --out runs/samples'
 
@@ -35,8 +38,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar=("WEIGHT", "PROMPT"),
         help="show several prompts in one image; give it for each, 1 is the usual weight",
     )
+    prompts.add_argument(
+        "--prompt-embeds",
+        type=Path,
+        action="append",
+        metavar="FILE",
+        help="in place of a prompt: states of the text encoder, float32 L×D, .npy or .safetensors of one tensor",
+    )
     parser.add_argument(
-        "--interpolate", type=int, metavar="N", help="between two --prompt, N images of the same noise, and strip.png"
+        "--interpolate",
+        type=int,
+        metavar="N",
+        help="between two --prompt or two --prompt-embeds, N images of the same noise, and OUT.strip.png",
     )
     parser.add_argument("--negative-prompt", help="what to lead away from")
     parser.add_argument("--count", type=int, help="images of each prompt; default: 1")
@@ -58,12 +71,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--size", type=int, help="pixels of a side; default: what the U-Net was trained for")
     parser.add_argument("--batch-size", type=int, default=16, help="images at once; default: %(default)s")
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="default: %(default)s")
+    parser.add_argument(
+        "--dtype", choices=["float32", "bfloat16"], help="of the computation; default: float32 on CPUs, else bfloat16"
+    )
     parser.add_argument("--weights", default="ema", choices=["ema", "raw"], help="of a workdir; default: %(default)s")
+    parser.add_argument(
+        "--adapter",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="LoRA or textual inversion to draw with: file, folder or workdir; may be given several times",
+    )
+    parser.add_argument(
+        "--adapter-weight",
+        type=float,
+        action="append",
+        default=[],
+        metavar="W",
+        help="strength of an --adapter, in the same order; default: 1",
+    )
     parser.add_argument(
         "--latents", type=Path, metavar="FILE.npy", help="the initial noise, float32 N×C×H×W as diffusers takes it"
     )
     parser.add_argument("--gray", action="store_true", help="average the channels of a colour autoencoder")
+    parser.add_argument(
+        "--prepared", type=Path, metavar="DATA", help="folder to write too: what `jaxcxr prepare` makes of OUT"
+    )
+    parser.add_argument(
+        "--config",
+        type=Path,
+        help="with --prepared: its `data` section says how; default: every picture as it is, with its text",
+    )
     edits = parser.add_argument_group("editing")
     edits.add_argument("--image", type=Path, help="image to edit; what `prepare` reads, of any size")
     edits.add_argument(
@@ -85,69 +124,114 @@ def run(args: argparse.Namespace) -> None:
     """Samples; raises UserError on a user's mistake."""
     from jaxcxr.parallel import processes
 
+    if args.overrides and args.config is None:
+        raise UserError(f"{one_line(args.overrides[0])}: no such option; see jaxcxr sample --help")
+    if args.config is not None and args.prepared is None:
+        raise UserError(f"--config {args.config}: is for --prepared; give both")
     with processes.joined():
         _sample(args)
 
 
 def _sample(args: argparse.Namespace) -> None:
+    import jax
     import jax.numpy as jnp
 
-    from jaxcxr import interop, requests
+    from jaxcxr import interop, manifest
+    from jaxcxr.interop import adapters
+    from jaxcxr.interop.pipeline import from_files
+    from jaxcxr.models.compute import usual_dtype
+    from jaxcxr.parallel import processes
+    from jaxcxr.rows import Rows
+    from jaxcxr.sample import sample
+
+    rows = Rows(_prompts(args), _given(args))
+    checkpoint = interop.read(args.checkpoint, ema=args.weights == "ema")
+    checkpoint = adapters.merged(checkpoint, args.adapter, args.adapter_weight, ema=args.weights == "ema")
+    dtype = args.dtype or usual_dtype(jax.default_backend())
+    settings = _settings(args, from_files(checkpoint.files, only=("unet", "vae")), dtype)
+    if processes.from_first(lambda: [int(settings.already_done(args.out, rows))]) == [1]:
+        processes.on_first(lambda: print(f"{args.out}: already sampled, {len(rows)} images"))
+        processes.on_first(lambda: manifest.bring_up_to_date(args.out))
+    else:
+        sample(interop.load_read(checkpoint, dtype=jnp.dtype(dtype)), rows, settings, args.out, args.batch_size)
+    if args.interpolate is not None:
+        processes.on_first(lambda: None if manifest.strip_of(args.out).exists() else manifest.write_strip(args.out))
+    if args.prepared is not None:
+        processes.on_first(lambda: _prepare(args, settings.size))
+
+
+def _settings(args: argparse.Namespace, described: Any, dtype: str) -> Any:
+    """What decides the images, of the options and the networks described in the checkpoint's configs."""
+    from jaxcxr import interop
     from jaxcxr.diffusion import samplers
     from jaxcxr.generate import default_size
-    from jaxcxr.interop.pipeline import from_files
-    from jaxcxr.parallel import processes
-    from jaxcxr.sample import STRIP, Settings, read_prompts, sample, write_strip
+    from jaxcxr.interop import adapters
+    from jaxcxr.manifest import Adapter, Settings
 
-    prompts = [row for row, _ in requests.expanded(_rows(args, read_prompts))]
-    checkpoint = interop.read(args.checkpoint, ema=args.weights == "ema")
-    described = from_files(checkpoint.files, only=("unet", "vae"))
-    size = default_size(described) if args.size is None else args.size
-    sampler = args.sampler or samplers.NAMES[described.sampler().scheduler]
-    settings = Settings(
+    return Settings(
         checkpoint=str(args.checkpoint),
-        checkpoint_step=interop.orbax.latest_step(args.checkpoint),
+        checkpoint_step=interop.orbax.step_to_read(args.checkpoint),
         weights=args.weights,
-        sampler=sampler,
+        sampler=args.sampler or samplers.NAMES[described.sampler().scheduler],
         steps=args.steps,
         guidance=args.guidance,
         guidance_rescale=args.guidance_rescale,
         eta=args.eta,
         seed=args.seed,
-        size=size,
-        dtype=args.dtype,
+        size=default_size(described) if args.size is None else args.size,
+        dtype=dtype,
         latents=str(args.latents) if args.latents else None,
         gray=args.gray,
         karras=args.karras,
         timestep_spacing=args.timestep_spacing,
         keep_outside=args.keep_outside,
+        adapters=tuple(
+            Adapter(str(path), weight, interop.orbax.step_to_read(path))
+            for path, weight in adapters.pairs(args.adapter, args.adapter_weight)
+        ),
     )
-    if settings.already_done(args.out, prompts):
-        processes.on_first(lambda: print(f"{args.out}: already sampled, {len(prompts)} images"))
+
+
+def _prepare(args: argparse.Namespace, size: int) -> None:
+    """Prepares the finished folder as a data set."""
+    from jaxcxr import bases
+    from jaxcxr import config as configs
+    from jaxcxr.data.prepare import prepare
+    from jaxcxr.data.settings import defaults
+
+    if args.config is not None:
+        data = configs.load(args.config, args.overrides).data
     else:
-        sample(interop.load_read(checkpoint, dtype=jnp.dtype(args.dtype)), prompts, settings, args.out, args.batch_size)
+        data, checkpoint = defaults(), bases.find(args.checkpoint)
+        data.size, data.views, data.min_words = size, (), 0  # every picture as it is, with its text
+        data.validate_share = 0.0  # a training's validation is of real images
+        folders = (checkpoint / "tokenizer", checkpoint / "model" / "tokenizer")
+        data.tokenizer = next((str(folder) for folder in folders if folder.is_dir()), "")
+    prepare(data, args.out, args.prepared)
+
+
+def _prompts(args: argparse.Namespace) -> Sequence[Mapping[str, Any]]:
+    """The rows of the prompts file, or those that the options ask for."""
+    from jaxcxr.rows import Lines
+
     if args.interpolate is not None:
-        processes.on_first(lambda: None if (args.out / STRIP).exists() else write_strip(args.out))
-
-
-def _rows(args: argparse.Namespace, read_prompts: Callable[[Path], list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """The rows that the options ask for; what a file says of a row goes before what an option says of all."""
+        return _interpolated(args)
     if args.prompts:
-        rows = read_prompts(args.prompts)
-    elif args.compose:
-        rows = [{"compose": [{"weight": _weight(weight), "prompt": prompt} for weight, prompt in args.compose]}]
-    else:
-        rows = [{"prompt": prompt} for prompt in args.prompt]
-    if args.interpolate is not None:
-        rows = _interpolated(args)
+        return Lines(args.prompts)
+    if args.compose:
+        return [{"compose": [{"weight": _weight(weight), "prompt": prompt} for weight, prompt in args.compose]}]
+    return _ends(args)
+
+
+def _given(args: argparse.Namespace) -> dict[str, Any]:
+    """What the options say of all rows; what a file says of a row goes before it."""
     options = {
         "negative_prompt": args.negative_prompt,
         "strength": args.strength,
         "count": args.count,
         **{key: str(value) for key in ("image", "mask", "edit_mask", "keep_mask") if (value := getattr(args, key))},
     }
-    given = {key: value for key, value in options.items() if value is not None}
-    return [given | {key: value for key, value in row.items() if value is not None or key not in given} for row in rows]
+    return {key: value for key, value in options.items() if value is not None}
 
 
 def _weight(text: str) -> float:
@@ -159,12 +243,21 @@ def _weight(text: str) -> float:
         ) from None
 
 
+def _ends(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """A row for each --prompt or --prompt-embeds."""
+    if args.prompt_embeds:
+        return [{"prompt_embeds": str(file)} for file in args.prompt_embeds]
+    return [{"prompt": prompt} for prompt in args.prompt or ()]
+
+
 def _interpolated(args: argparse.Namespace) -> list[dict[str, Any]]:
     """A row for each picture of a strip, all of one seed."""
-    if len(args.prompt or ()) != 2 or args.interpolate < 2:
-        raise UserError(f"--interpolate {args.interpolate}: wants 2 images or more, and two --prompt")
+    if len(ends := _ends(args)) != 2 or args.interpolate < 2:
+        raise UserError(
+            f"--interpolate {args.interpolate}: wants 2 images or more, and two --prompt or two --prompt-embeds"
+        )
     if args.count is not None:
         raise UserError(f"--count {args.count}: does not go with --interpolate, whose images have the same noise")
-    first, last = args.prompt
+    first, last = ends
     shares = [number / (args.interpolate - 1) for number in range(args.interpolate)]
-    return [{"prompt": first, "interpolate": {"prompt": last, "t": t}, "seed": args.seed} for t in shares]
+    return [{**first, "interpolate": {**last, "t": t}, "seed": args.seed} for t in shares]

@@ -1,6 +1,7 @@
 """Prompts files, latents and the manifests of sample folders."""
 
 import io
+import itertools
 import json
 
 import numpy as np
@@ -9,9 +10,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from jaxcxr.evaluation.pictures import read_generated
+from jaxcxr.manifest import Settings
 from jaxcxr.phantoms.generator import KINDS
-from jaxcxr.requests import check_files, conditions, parse
-from jaxcxr.sample import Settings, _read_latents, read_prompts
+from jaxcxr.requests import check_files, conditions, read_embeds
+from jaxcxr.rows import Lines, Rows
+from jaxcxr.sample import _read_latents
 from tests.hostile.mutations import byte_variants, json_variants, one_line_or_fine
 
 ASKED = {"asked": [{"kind": "nodule", "side": "right", "zone": "mid", "mm": 12}], "denied": ["edema"]}
@@ -37,10 +40,10 @@ def latents():
 
 def read_prompts_of(tmp_path, name, data):
     (tmp_path / name).write_bytes(data)
-    found = one_line_or_fine(read_prompts, tmp_path / name)
-    if isinstance(found, list):
-        assert found
-        asked = [parse(row, "prompt") for row in found]
+    found = one_line_or_fine(lambda: Rows(Lines(tmp_path / name)))
+    if isinstance(found, Rows):
+        assert len(found) > 0
+        asked = [request for _, request in itertools.islice(found, 100)]
         assert all(one.texts() and conditions(one, 4.0).weights.size for one in asked)
         for one in asked[:3]:
             one_line_or_fine(check_files, one, "prompt")
@@ -117,3 +120,18 @@ def test_mutated_headers_of_latents(tmp_path, descr, order, shape, version):
     header = f"{{'descr': {descr!r}, 'fortran_order': {order}, 'shape': {shape}, }}\n".encode()
     length = len(header).to_bytes(2 if version == 1 else 4, "little")
     read_latents_of(tmp_path, b"\x93NUMPY" + bytes((version, 0)) + length + header + latents()[-128:])
+
+
+def embeds():
+    file = io.BytesIO()
+    np.save(file, np.random.default_rng(0).standard_normal((3, 2), np.float32))
+    return file.getvalue()
+
+
+@given(data=byte_variants(embeds()))
+def test_mutated_embeddings(tmp_path, data):
+    (tmp_path / "embeds.npy").write_bytes(data)
+    found = one_line_or_fine(read_embeds, str(tmp_path / "embeds.npy"), (3, 2))
+    if isinstance(found, np.ndarray):
+        assert found.shape == (3, 2)
+        assert np.isfinite(found).all()

@@ -49,6 +49,19 @@ def test_every_command_runs_and_runs_again(tmp_path, monkeypatch, script, argume
             assert main([verb, *words, *TINY.get(verb, [])]) == 0, f"again: {shlex.join([verb, *words])}"
 
 
+def test_the_card_of_a_base_names_no_path_whatever_the_path(tmp_path):
+    folder = tmp_path / "a|b & [c].*" / "run"
+    readme = "# Base\nData: state here what it was.\nFrom `@/autoencoder`, and not from ab.\n".replace("@", str(folder))
+    card = folder / "bases" / "phantom-unnamed" / "README.md"
+    code = f"""if [ "$1" = convert ]; then mkdir -p "$3" && printf %s {shlex.quote(readme)} >"$3/README.md"; fi"""
+    fake(tmp_path / "bin", "jaxcxr", code)
+    folder.mkdir(parents=True)
+    done = run([ROOT / "launch" / "bases.sh", str(folder), "phantom-unnamed"], tmp_path / "bin")
+    assert done.returncode == 0, done.stderr
+    said = "Data: drawn radiographs alone, of no patient. Trained by `launch/bases.sh RUN phantom-unnamed`."
+    assert card.read_text() == f"# Base\n{said}\nFrom `RUN/autoencoder`, and not from ab.\n"
+
+
 def test_a_base_that_does_not_exist_is_refused(tmp_path):
     done = run([ROOT / "launch" / "bases.sh", str(tmp_path), "fantom"])
     assert done.returncode == 2

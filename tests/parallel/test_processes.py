@@ -18,7 +18,7 @@ SRUN = {"SLURM_STEP_NUM_TASKS": "16", "SLURM_STEP_NUM_NODES": "2", "SLURM_LOCALI
 
 @pytest.mark.parametrize("number", [0, 1])
 def test_what_the_first_process_lists_is_what_all_get(monkeypatch, number):
-    sent = [np.int32(len(b"[6, 4]")), np.frombuffer(b"[6, 4]", np.uint8)]
+    sent = [np.array(False), np.int32(len(b"[6, 4]")), np.frombuffer(b"[6, 4]", np.uint8)]
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(jax, "process_index", lambda: number)
 
@@ -30,6 +30,14 @@ def test_what_the_first_process_lists_is_what_all_get(monkeypatch, number):
     monkeypatch.setattr(multihost_utils, "broadcast_one_to_all", broadcast)
     assert processes.from_first(lambda: [6, 4] if number == 0 else pytest.fail("is not asked")) == [6, 4]
     assert sent == []
+
+
+@pytest.mark.parametrize(("number", "own"), [(0, [0, 4]), (1, [2, 6])])
+def test_what_is_left_is_shared_out_anew(monkeypatch, number, own):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(jax, "process_index", lambda: number)
+    monkeypatch.setattr(processes, "from_first", lambda find: find())
+    assert processes.share_out(lambda: [0, 2, 4, 6]) == own
 
 
 @pytest.fixture
