@@ -72,7 +72,10 @@ def with_added(files: Mapping[str, bytes], tokens: Sequence[str], first: int) ->
     files = dict(files)
     if _WHOLE in files:
         whole = json.loads(files[_WHOLE])
-        whole["added_tokens"] = [*whole["added_tokens"], *({"id": ids[name], **_described(name)} for name in tokens)]
+        whole["added_tokens"] = [
+            *whole.get("added_tokens", []),
+            *({"id": ids[name], **_described(name)} for name in tokens),
+        ]
         files[_WHOLE] = _written(whole)
     config = json.loads(files.get(_CONFIG, b"{}"))
     if "added_tokens_decoder" in config:  # where it is there it is all that counts

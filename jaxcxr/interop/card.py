@@ -36,6 +36,11 @@ class _LoRA:
 
 
 @dataclasses.dataclass(frozen=True)
+class _TextualInversion:
+    tokens: tuple[tuple[Any, ...], ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
 class _Run:
     """What a card says of a run's config."""
 
@@ -45,6 +50,7 @@ class _Run:
     batch_size: int
     method: str = ""
     lora: _LoRA = dataclasses.field(default_factory=_LoRA)
+    textual_inversion: _TextualInversion = dataclasses.field(default_factory=_TextualInversion)
     model: _Model = dataclasses.field(default_factory=_Model)
 
 
@@ -110,12 +116,13 @@ def _converted() -> list[str]:
 
 def _trained(source: Path, config: dict[str, Any]) -> list[str]:
     run: _Run = parsing.convert(config, _Run, str(source / CONFIG))
-    metrics = _last_metrics(source)
+    metrics, words = _last_metrics(source), [word for word in run.textual_inversion.tokens if word]
     rows = [
         ("base model", run.model.base or "none: trained from scratch"),
         ("objective", f"{run.method or run.objective.name}, {run.objective.error}"),
         *([("parameters that learn", f"`{run.trainable}`")] if run.trainable else []),
         *([("LoRA", f"rank {run.lora.rank}, `{run.lora.targets}`")] if run.lora.rank else []),
+        *([("words that it learnt", ", ".join(str(word[0]) for word in words))] if words else []),
         *_data(read_data(source)),
         ("steps", f"{metrics.get('step', run.steps):.0f} of {run.steps}, batches of {run.batch_size}"),
         *((name.replace("_", " "), f"{metrics[name]:.4g}") for name in ("loss", "validation_loss") if name in metrics),

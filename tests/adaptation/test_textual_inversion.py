@@ -14,13 +14,14 @@ from jaxcxr import config as configs
 from jaxcxr.adaptation import textual_inversion
 from jaxcxr.data import added_tokens, tokens
 from jaxcxr.errors import UserError
-from jaxcxr.interop import embeddings
+from jaxcxr.interop import card, embeddings
 from jaxcxr.interop.orbax import latest_step, read_item
 from jaxcxr.training.model import assemble, make_model
 from jaxcxr.training.optimizer import make_optimizer
 from jaxcxr.training.step import init_state, make_step
 from jaxcxr.training.train import train
 from tests import pipelines
+from tests.end_to_end.test_documented_commands import write_bert
 from tests.training import runs
 
 TABLE = "text_encoder.text_model.embeddings.token_embedding.embedding"
@@ -256,6 +257,27 @@ def test_what_does_not_go_together_is_told(base):
         adaptation.of(config, parameters)
 
 
+def test_berts_take_words_too(base, tmp_path):
+    write_bert(tmp_path / "bert", width=32)
+    config = config_of(base, **{"model.text_encoder_base": str(tmp_path / "bert")})
+    config.textual_inversion.tokens = (("<effusion>", 2, "x!"),)
+    with pytest.raises(UserError, match="has a word that the tokenizer does not know"):
+        make_model(config, jax.random.key(0))
+    config.textual_inversion.tokens = (("<effusion>", 2, "xy"),)
+    pipeline, parameters = make_model(config, jax.random.key(0))
+    learning = adaptation.of(config, parameters)
+    (name,) = learning.exact
+    before = interop.load(tmp_path / "bert").parameters()[name]
+    learnt = {each: value + 1 for each, value in learning.start(parameters, jax.random.key(0)).items()}
+    table = learning.expand(learnt, learning.frozen(parameters))[name]
+    np.testing.assert_array_equal(table[:-2], before)
+    x, y = pipeline.tokenizer.convert_tokens_to_ids(["x", "##y"])
+    np.testing.assert_allclose(table[-2:], before[jnp.array([x, y])] + 1, rtol=1e-6)
+    ids = tokens.encode(pipeline.tokenizer, ["an <effusion>."], 64)
+    assert np.isin([len(before), len(before) + 1], ids).all()
+    assert pipeline.with_parameters({**parameters, name: table}).text_encoder(ids).shape == (1, 64, 32)
+
+
 def test_a_plan_needs_no_tokenizer(base):
     files = {name: data for name, data in interop.read(base).files.items() if not name.startswith("tokenizer/")}
     planned = assemble(config_of(base), files, lambda: None)
@@ -281,6 +303,8 @@ def test_a_run_learns_its_words_alone_and_resumes_bit_for_bit(base, tmp_path):
 
     ours, before = interop.read(tmp_path / "whole"), interop.read(base)
     interop.diffusers.write(ours, tmp_path / "exported")
+    readme = card.with_card(ours, tmp_path / "whole", "mit").files["README.md"].decode()
+    assert "| words that it learnt | &lt;effusion>, &lt;left> |" in readme
     for found in (ours, interop.read(tmp_path / "exported")):
         assert "adaptation.json" not in found.files
         assert found.tensors.keys() == before.tensors.keys()
