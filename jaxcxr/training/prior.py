@@ -52,7 +52,7 @@ def _draw(config: ConfigDict) -> None:
     pipeline = interop.load_read(checkpoint, dtype=jnp.dtype(config.dtype))
     settings = Settings(
         checkpoint=config.model.base,
-        checkpoint_step=interop.orbax.latest_step(Path(config.model.base)),
+        checkpoint_step=interop.orbax.step_to_read(Path(config.model.base)),
         sampler=config.samples.sampler or samplers.NAMES[pipeline.sampler().scheduler],
         steps=config.samples.steps,
         guidance=config.samples.guidance,

@@ -139,9 +139,7 @@ def _embedding(args: argparse.Namespace) -> None:
     if not found:
         raise UserError(f"{args.source}: has no word that was added to its tokenizer; train config.textual_inversion")
     found = {word: vectors.astype(np.dtype(args.dtype or vectors.dtype)) for word, vectors in found.items()}
-    files = embeddings.write_all(
-        args.destination, found, step=orbax.best_step(args.source) or orbax.latest_step(args.source)
-    )
+    files = embeddings.write_all(args.destination, found, step=orbax.step_to_read(args.source))
     for file, (word, vectors) in zip(files, found.items(), strict=True):
         print(f"{file}: {word}, {len(vectors)} vectors of {vectors.shape[1]}, {vectors.dtype}")
 
