@@ -62,8 +62,8 @@ def train(config: ConfigDict, workdir: Path, stop_at: int | None = None, command
       UserError: config, data, base checkpoint or workdir will not do; nothing is overwritten.
       FloatingPointError: a loss or gradient is not finite, more often than `config.skip_nonfinite` allows.
     """
-    config = with_size(config)
     ranges.check(config)
+    config = with_size(config)
     config = with_steps(config)
     with Stopping() as stopping, opened(workdir, config):
         try:
