@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     """Needs `model.base` and `data.path`."""
     config = base.get_config()
-    config.dtype = "bfloat16"
+    config.data.size = 0  # that of the prepared images
     config.batch_size = 8
     config.steps = 800
     config.ema_decay = 0.0

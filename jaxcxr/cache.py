@@ -47,8 +47,8 @@ def cache(config: ConfigDict, out: Path, dtype: str = "bfloat16", *, text: bool 
     Raises:
       UserError: the data or the base cannot be read, `out` holds something else, or another job is writing it.
     """
-    config = with_size(config)
     ranges.check(config)
+    config = with_size(config)
     check_settings(config, describe(config))
     summary = Summary.require(Path(config.data.path))
     pipeline = _frozen(config, text)

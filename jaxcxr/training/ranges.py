@@ -22,7 +22,7 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
         lambda value: value >= 1,
         (
             *("steps", "batch_size", "accumulation", "keep"),
-            *("samples.per_prompt", "samples.steps", "profile.after", "data.size", "prior.count"),
+            *("samples.per_prompt", "samples.steps", "profile.after", "prior.count"),
         ),
     ),
     (
@@ -33,7 +33,7 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
             *("log_every", "eval_every", "sample_every", "checkpoint_every"),
             *("objective.min_snr_gamma", "objective.offset_noise", "objective.input_perturbation"),
             *("objective.kl_weight", "optimizer.learning_rate", "optimizer.warmup_steps", "optimizer.eps"),
-            *("optimizer.weight_decay", "optimizer.clip_norm", "samples.guidance"),
+            *("optimizer.weight_decay", "optimizer.clip_norm", "samples.guidance", "data.size"),
         ),
     ),
     ("at most 2^31 - 1", lambda value: value < 2**31, _COUNTED),

@@ -71,9 +71,8 @@ def train(config: ConfigDict, workdir: Path, stop_at: int | None = None, command
       UserError: config, data, base checkpoint or workdir will not do; nothing is overwritten.
       FloatingPointError: a loss or gradient is not finite, more often than `config.skip_nonfinite` allows.
     """
-    config = with_size(config)
     ranges.check(config)
-    config = with_prior(with_steps(config))
+    config = with_prior(with_steps(with_size(config)))
     with Stopping() as stopping, opened(workdir, config):
         try:
             _train(config, workdir, stop_at, stopping, command)

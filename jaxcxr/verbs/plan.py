@@ -47,6 +47,7 @@ def run(args: argparse.Namespace) -> None:
     from jaxcxr.errors import UserError
     from jaxcxr.plan import targets
     from jaxcxr.training import ranges
+    from jaxcxr.training.feed import with_size
 
     target = targets.parse(args.target)
     if args.sweep and args.scaling:
@@ -66,6 +67,7 @@ def run(args: argparse.Namespace) -> None:
     targets.check_compiler(target)
     config = configs.load(args.config, args.overrides)
     ranges.check(config)
+    config = with_size(config)
     if args.sweep:
         _sweep(args, config, target)
     elif args.scaling:

@@ -11,7 +11,7 @@ import pytest
 from jaxcxr.data import tokens
 from jaxcxr.data.prepare import prepare
 from jaxcxr.errors import UserError
-from jaxcxr.training.feed import open_batches, tokenizer_folder
+from jaxcxr.training.feed import open_batches, tokenizer_folder, with_size
 from tests.training import runs
 
 READER = """
@@ -110,3 +110,12 @@ def test_raw_data_stream_without_preparing(capsys):
     raw.data.path = str(tree / "nowhere")
     with pytest.raises(UserError, match="nowhere: not a prepared folder: make one with jaxcxr prepare"):
         tokenizer_folder(raw)
+
+
+def test_a_size_of_0_is_that_of_the_prepared_images(tmp_path):
+    config = runs.autoencoder(**{"data.size": 0})
+    assert with_size(config).data.size == runs.SIZE
+    assert config.data.size == 0, "the config that was given stays as it is"
+    config.data.path = str(tmp_path)
+    with pytest.raises(UserError, match="not a prepared folder"):
+        with_size(config)
