@@ -171,7 +171,7 @@ def _open(path: Path) -> dict[str, Tensor]:
     dotted = len(found) > 1 and any("." in name for name in found)  # as layers have names, and words hardly
     for name, tensor in found.items():
         fits = tensor.ndim in (1, 2) and 0 not in tensor.shape and is_floating(tensor.dtype)
-        if dotted or not fits or re.search(r"\.(weight|bias|kernel|scale|alpha)$", name):
+        if dotted or not fits or re.search(r"^lora_|\.(weight|bias|kernel|scale|alpha)$", name):
             raise UserError(
                 f"{path}: is no textual-inversion embedding: it has {name!r:.120} of the shape {tensor.shape}"
             )

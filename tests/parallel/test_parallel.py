@@ -92,7 +92,7 @@ def test_every_parameter_of_the_networks_that_there_are_has_a_rule(strategy):
 def test_a_parameter_without_a_rule_is_split_and_listed():
     mesh = AbstractMesh((1, 4, 1), ("data", "fsdp", "tensor"))
     new = {"unet.adapter.kernel": jax.ShapeDtypeStruct((1024, 512), jnp.float32)}
-    assert rules.shard(new, "fsdp", mesh)["unet.adapter.kernel"].spec == jax.P("fsdp", None)
+    assert rules.shard(new, "fsdp", mesh)["unet.adapter.kernel"].spec == jax.P("fsdp")
     assert rules.unnamed(new, "fsdp") == rules.unnamed(new, "fsdp+tensor") == list(new)
     assert rules.unnamed(new, "replicated") == []
 
