@@ -33,7 +33,6 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", str(platforms.GPU_MEMORY
 
 import numpy as np  # noqa: E402
 
-ROUNDS = 5
 PROMPT = "Small left pleural effusion."
 # 256² pictures are 32² latents; the autoencoder is Stable Diffusion's at half its widths, of gray pictures.
 MEDIUM = {
@@ -147,6 +146,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int)
     parser.add_argument("--guidance", type=float, default=4.0)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--rounds", type=int, default=5, help="times that each side draws after its first")
     parser.add_argument("--compile", action="store_true", help="torch.compile theirs")
     parser.add_argument("--side", choices=sides.SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -173,7 +173,7 @@ def compared(args: argparse.Namespace, temporary: Path) -> dict[str, Any]:
     latents = temporary / "latents.npy"
     np.save(latents, np.random.default_rng(0).standard_normal((args.batch, channels, side, side), np.float32))
     sys.argv += ["--folder", str(folder), "--latents", str(latents)]
-    times, told, memory = sides.measured(ROUNDS, take_turns=not torch.cuda.is_available())
+    times, told, memory = sides.measured(args.rounds, take_turns=not torch.cuda.is_available())
     row = sides.compared(args.batch, times, memory)
     row |= {f"{name}_{key}": value for name in told if told[name] for key, value in told[name].items()}
     if all(told.values()):
