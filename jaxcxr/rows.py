@@ -2,12 +2,14 @@
 
 import array
 import bisect
+import contextlib
 import dataclasses
 import hashlib
 import itertools
 import os
 import stat
 import tempfile
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, SupportsIndex, TypeVar
@@ -41,15 +43,17 @@ class Lines(Sequence[dict[str, Any]]):
         # Of each row: its first byte, its size, and the number of its line.
         self._starts, self._sizes, self._numbers = array.array("q"), array.array("l"), array.array("l")
         try:
-            self._file = _seekable(file)
-            end = 0
-            for number, line in enumerate(bounded_lines(self._file, file), 1):
-                end += len(line)
-                content = line.removeprefix(_BOM) if number == 1 else line
-                if content.strip() and (self._json or self._text(content).strip()):
-                    self._starts.append(end - len(content))
-                    self._sizes.append(len(content))
-                    self._numbers.append(number)
+            with _seekable(file) as opened:
+                end = 0
+                for number, line in enumerate(bounded_lines(opened, file), 1):
+                    end += len(line)
+                    content = line.removeprefix(_BOM) if number == 1 else line
+                    if content.strip() and (self._json or self._text(content).strip()):
+                        self._starts.append(end - len(content))
+                        self._sizes.append(len(content))
+                        self._numbers.append(number)
+                self._descriptor = os.dup(opened.fileno())
+            weakref.finalize(self, os.close, self._descriptor)
         except (OSError, ValueError) as error:  # ValueError: a null byte in the name
             raise UserError(f"{file}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
         if not self._starts:
@@ -60,7 +64,7 @@ class Lines(Sequence[dict[str, Any]]):
 
     def __getitem__(self, place: SupportsIndex) -> dict[str, Any]:  # type: ignore[override]
         """The row at a place; raises UserError if it is no JSON object."""
-        line = os.pread(self._file.fileno(), self._sizes[place], self._starts[place])
+        line = os.pread(self._descriptor, self._sizes[place], self._starts[place])
         if not self._json:
             return {"prompt": self._text(line).strip()}
         row: dict[str, Any] = parsing.parse_json(line, dict, self.where(place), remedy=_REMEDY)
@@ -181,11 +185,12 @@ def _seekable(file: Path) -> Any:
     opened = file.open("rb")
     if stat.S_ISREG(os.fstat(opened.fileno()).st_mode):
         return opened
-    copy = tempfile.TemporaryFile()  # noqa: SIM115 (it is closed with its `Lines`)
-    with opened:
+    with opened, contextlib.ExitStack() as held:
+        copy = held.enter_context(tempfile.TemporaryFile())
         for _ in range(_MOST_PIPED // 2**20):
             copy.write(opened.read(2**20))
         if opened.read(1):
             raise UserError(f"{file}: gives more than {_MOST_PIPED / 2**20:g} MiB; write it to a file first")
-    copy.seek(0)
+        copy.seek(0)
+        held.pop_all()  # the caller closes it
     return copy

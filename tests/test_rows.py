@@ -1,5 +1,7 @@
 """The rows of a job: any number of them, in bounded memory."""
 
+import contextlib
+import gc
 import json
 import os
 import threading
@@ -92,3 +94,17 @@ def test_a_manifest_of_other_rows_is_found_out_at_its_end(tmp_path):
     with pytest.raises(UserError, match="00000.png was drawn, but is missing"):
         settings.already_done(tmp_path, [{"prompt": "a"}])
     assert (tmp_path / MANIFEST).read_text().count("\n") == 1
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("content", [b'{"prompt": "Clear lungs."}\n', b"", b'{"prompt": "\xff"}\n' + b"x" * 2**21])
+def test_no_file_is_left_open(tmp_path, content):
+    """An open file that is forgotten warns when it is collected."""
+    (tmp_path / "p.jsonl").write_bytes(content)
+    with contextlib.suppress(UserError):
+        Lines(tmp_path / "p.jsonl")[0]
+    before = len(os.listdir("/proc/self/fd"))
+    with contextlib.suppress(UserError):
+        Lines(tmp_path / "p.jsonl")[0]
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) == before
