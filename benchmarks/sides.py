@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 SIDES = ("jaxcxr", "diffusers")
-_OUT_OF_MEMORY = 3  # the exit code of a side
+_OUT_OF_MEMORY = 3  # the exit code of a process that runs out of memory
 _NO_MEMORY = ("resource_exhausted", "out of memory", "can't allocate memory", "alloc_failed", "unable to allocate")
 
 

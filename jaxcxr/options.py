@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 from jaxcxr.errors import UserError, one_line
@@ -36,3 +37,23 @@ def whole(least: int, most: int) -> Callable[[str], int]:
         return value
 
     return number
+
+
+def add_adapters(parser: argparse.ArgumentParser, purpose: str) -> None:
+    """Adds --adapter and --adapter-weight, which `interop.adapters.merged` takes; `purpose` is for the help."""
+    parser.add_argument(
+        "--adapter",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="PATH",
+        help=f"LoRA or textual inversion to {purpose}: file, folder or workdir; may be given several times",
+    )
+    parser.add_argument(
+        "--adapter-weight",
+        type=float,
+        action="append",
+        default=[],
+        metavar="W",
+        help="strength of an --adapter, in the same order; default: 1",
+    )

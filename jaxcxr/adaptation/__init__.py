@@ -95,7 +95,7 @@ class Adaptation:
         return learnt
 
     def file(self) -> dict[str, bytes]:
-        """The file that `read_file` makes the parts of again; none without parts."""
+        """The file that `merged` makes the parts of again; none without parts."""
         settings = {name: part.settings() for name, part in self.parts.items()}
         return {ADAPTATION: (json.dumps(settings, indent=2) + "\n").encode()} if settings else {}
 

@@ -56,6 +56,17 @@ def defaults() -> ConfigDict:
     return config
 
 
+def of_pictures(size: int, tokenizer: str) -> ConfigDict:
+    """Returns the `data` section that takes every picture that was drawn as it is, with its text.
+
+    None of them is for validation, which is of real images.
+    """
+    config = defaults()
+    config.size, config.views, config.min_words, config.validate_share = size, (), 0, 0.0
+    config.tokenizer = tokenizer
+    return config
+
+
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """The checked values of `config.data` that decide what a prepared folder holds."""

@@ -6,12 +6,11 @@ An adapter is read for a base, whose layers give the names to look up, and merge
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from jaxcxr import parsing
-from jaxcxr.adaptation import ADAPTATION, lora, textual_inversion
+from jaxcxr.adaptation import ADAPTATION, lora, settings_in, textual_inversion
 from jaxcxr.errors import UserError
 from jaxcxr.interop import adapter_files, embeddings, orbax
 from jaxcxr.interop.adapter_files import FILE, Layer
@@ -59,11 +58,18 @@ def _words(path: Path, ema: bool) -> dict[str, np.ndarray]:
     """The vectors of the words that a file or a workdir has learnt; none if it is of something else."""
     if not orbax.is_orbax(path):
         return embeddings.read(path) if embeddings.is_embedding(path) else {}
+    words = words_learnt(path)
+    return embeddings.of(orbax.read(path, only=("text_encoder",), ema=ema), words) if words else {}
+
+
+def words_learnt(path: Path) -> list[str]:
+    """The words that a run has learnt; none where `path` is no workdir of one that learnt words.
+
+    Raises:
+      UserError: what the workdir says of them is damaged.
+    """
     learnt = orbax.adaptation_of(path).get("textual_inversion")
-    if learnt is None:
-        return {}
-    words = [word.text for word in textual_inversion.settings_of(learnt).words]
-    return embeddings.of(orbax.read(path, only=("text_encoder",), ema=ema), words)
+    return [] if learnt is None else [word.text for word in textual_inversion.settings_of(learnt).words]
 
 
 def pairs(paths: Sequence[str | Path], weights: Sequence[float]) -> list[tuple[Path, float]]:
@@ -102,7 +108,7 @@ def read(path: Path, base: Tensors, *, ema: bool = True) -> dict[str, Layer]:
 
 
 def of_workdir(path: Path, *, ema: bool = True) -> dict[str, Layer]:
-    """The adapter that a run has learnt, if that is all it has.
+    """The adapter that a run has learnt, if that is all it has but for new words.
 
     Raises:
       UserError: it learnt none, or something else besides.
@@ -110,7 +116,7 @@ def of_workdir(path: Path, *, ema: bool = True) -> dict[str, Layer]:
     if not orbax.is_orbax(path):
         raise UserError(f"{path}: is no workdir; name that of a run that learnt an adapter")
     files, learnt = orbax.read_learnt(path, ema=ema)
-    parts: dict[str, Any] = parsing.parse_json(files.get(ADAPTATION, b"{}"), dict[str, Any], ADAPTATION)
+    parts = settings_in(files)
     if "lora" not in parts:
         raise UserError(f"{path}: has learnt no adapter; config.lora.rank is 0 there")
     if rest := sorted(name for name in learnt if not (lora.owns(name) or textual_inversion.owns(name))):

@@ -27,7 +27,6 @@ from jaxcxr.interop.diffusers import read_files
 from jaxcxr.interop.folder import has_file
 from jaxcxr.interop.pipeline import write_files
 from jaxcxr.interop.tensors import Tensor, cast_all, contiguous
-from jaxcxr.parsing import read_bytes
 
 MODEL, CHECKPOINTS, FROZEN, BEST = "model", "checkpoints", "frozen", "best.json"
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,9}")
@@ -138,7 +137,7 @@ def read_learnt(path: Path, *, ema: bool = True) -> tuple[dict[str, bytes], dict
 def _read_model(folder: Path) -> dict[str, bytes]:
     """The files of `model/`: a diffusers folder's, and what a run has learnt beside the networks."""
     parts = folder / adaptation.ADAPTATION
-    return read_files(folder) | ({parts.name: read_bytes(parts)} if has_file(parts, folder) else {})
+    return read_files(folder) | ({parts.name: parsing.read_bytes(parts)} if has_file(parts, folder) else {})
 
 
 def adaptation_of(path: Path) -> dict[str, Any]:

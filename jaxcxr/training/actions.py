@@ -10,8 +10,8 @@ class Action(NamedTuple):
     Attributes:
       name: its own.
       every: steps; 0 is never.
-      do: what is done, after a step of that number; what it takes of time is none of the steps' where it `waits`.
-      waits: whether the devices stand still meanwhile.
+      do: what is done, after a step of that number.
+      waits: whether the devices stand still meanwhile, so that the time it takes is none of the steps'.
     """
 
     name: str
@@ -19,10 +19,12 @@ class Action(NamedTuple):
     do: Callable[[int], Any]
     waits: bool = True
 
-    def due(self, step: int, steps: int) -> bool:
-        """Whether it is done after a step, of `steps` in all."""
-        return bool(self.every) and (step == steps or step % self.every == 0)
 
-    def ahead(self, start: int, last: int, steps: int) -> bool:
-        """Whether it is done at some step from `start` to `last`, of `steps` in all."""
-        return bool(self.every) and (last == steps or last // self.every * self.every >= start)
+def is_due(every: int, step: int, steps: int) -> bool:
+    """Whether what is done every so many steps is done after this one, of `steps` in all."""
+    return bool(every) and (step == steps or step % every == 0)
+
+
+def is_ahead(every: int, start: int, last: int, steps: int) -> bool:
+    """Whether what is done every so many steps is done at some step from `start` to `last`, of `steps` in all."""
+    return bool(every) and (last == steps or last // every * every >= start)

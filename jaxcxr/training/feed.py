@@ -78,11 +78,11 @@ def with_size(config: ConfigDict) -> ConfigDict:
     if config.data.size != 0:
         return config
     path = Path(config.data.path)
-    if Summary.read(path) is None and is_source(path):
-        raise UserError(f"config.data.size=0: {path} is not prepared; give the pixels of a side")
-    config = config.copy_and_resolve_references()
+    if _is_raw(path):
+        raise UserError(f"config.data.size=0: {path} is not prepared; set it to the images' height in pixels")
+    config = ConfigDict(config.to_dict())
     config.data.size = int(Summary.require(path).settings["size"])
-    return config
+    return config.lock()
 
 
 class Folder(NamedTuple):
@@ -112,11 +112,16 @@ def folders(config: ConfigDict) -> list[Folder]:
     return found
 
 
+def _is_raw(path: Path) -> bool:
+    """Whether a folder holds raw data, not prepared."""
+    return Summary.read(path) is None and is_source(path)
+
+
 def _open(folder: Folder, split: str, config: ConfigDict, tokenizer: Any) -> Sequence[Any]:
     if folder.cache:
         return Moments(folder.cache, split, tokens.digest(tokenizer))
     path = Path(folder.path)
-    if Summary.read(path) is None and is_source(path):
+    if _is_raw(path):
         print(f"{path}: is read as it is, slowly; jaxcxr prepare makes it fast", file=sys.stderr)
         return RawSplit(path, Settings.from_config(config.data), split)
     return open_split(path, split, config.data.size)
@@ -132,7 +137,7 @@ def with_steps(config: ConfigDict) -> ConfigDict:
         return config
     images = 0
     for folder in folders(config):
-        if Summary.read(Path(folder.path)) is None and is_source(Path(folder.path)):
+        if _is_raw(Path(folder.path)):
             raise UserError(f"config.epochs={config.epochs}: wants prepared data to count; set config.steps")
         images += Summary.require(Path(folder.path)).splits.get("train", 0)
     config = ConfigDict(config.to_dict())
@@ -153,7 +158,7 @@ def tokenizer_folder(config: ConfigDict) -> Path:
       UserError: `data.path` is neither, or raw and `data.tokenizer` is empty.
     """
     path = Path(config.data.path)
-    if Summary.read(path) is None and is_source(path):
+    if _is_raw(path):
         if not config.data.tokenizer:
             raise UserError(f"{path}: is not prepared and has no tokenizer: give config.data.tokenizer its folder")
         return Path(config.data.tokenizer)

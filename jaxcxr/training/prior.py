@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from jaxcxr import interop
 from jaxcxr.data.prepare import prepare
-from jaxcxr.data.settings import defaults
+from jaxcxr.data.settings import of_pictures
 from jaxcxr.data.summary import Summary
 from jaxcxr.diffusion import samplers
 from jaxcxr.errors import UserError
@@ -64,7 +64,5 @@ def _draw(config: ConfigDict) -> None:
     rows = [{"prompt": prior.prompt}] * prior.count
     if not settings.already_done(pictures, rows):
         sample(pipeline, rows, settings, pictures, min(config.batch_size, prior.count))
-    data = defaults()
-    data.size, data.views, data.min_words, data.validate_share = config.data.size, (), 0, 0.0
-    data.tokenizer = str(tokenizer_folder(config))
+    data = of_pictures(config.data.size, str(tokenizer_folder(config)))
     on_first(lambda: prepare(data, pictures, folder))

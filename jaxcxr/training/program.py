@@ -15,6 +15,7 @@ from jaxcxr.adaptation import Adaptation
 from jaxcxr.data import tokens
 from jaxcxr.data.moments import Card
 from jaxcxr.interop.pipeline import StableDiffusion
+from jaxcxr.interop.tensors import Tensor
 from jaxcxr.methods import make_loss
 from jaxcxr.methods.method import Loss
 from jaxcxr.models.compute import compiler_options
@@ -100,7 +101,8 @@ def make_program(config: ConfigDict, pipeline: StableDiffusion, mesh: Mesh) -> P
 
     def place(values):
         def host(name: str, value: Any) -> np.ndarray:
-            return np.asarray(value.read() if hasattr(value, "read") else value).astype(frozen[name].dtype, copy=False)
+            array = value.read() if isinstance(value, Tensor) else np.asarray(value)
+            return array.astype(frozen[name].dtype, copy=False)
 
         return {name: meshes.split(host(name, values[name]), lie[name]) for name in frozen}
 

@@ -22,7 +22,7 @@ from jaxcxr.methods.diffusion import measure_scaling_factor
 from jaxcxr.parallel import mesh as meshes
 from jaxcxr.parallel.processes import least, on_first
 from jaxcxr.training import flops, prepared, ranges
-from jaxcxr.training.actions import Action
+from jaxcxr.training.actions import Action, is_ahead, is_due
 from jaxcxr.training.checkpoint import Checkpoints, claim, newest_whole, opened, read_frozen
 from jaxcxr.training.early import Early
 from jaxcxr.training.evaluator import Evaluator
@@ -95,7 +95,7 @@ def _train(
     trace = Trace(workdir / "tensorboard", config.profile.after, config.profile.steps)
     every = _intervals(config, run.validation is not None)
     evaluator = None
-    if any(Action(what, every[what], print).ahead(run.start, stop_at, config.steps) for what in _EVALUATED):
+    if any(is_ahead(every[what], run.start, stop_at, config.steps) for what in _EVALUATED):
         evaluator = Evaluator(run.pipeline, run.program.loss, config, run.mesh, run.tokenizer, run.validation)
     state, frozen, checkpoints = _first_state(config, workdir, run, parameters, command)
     del parameters
@@ -135,12 +135,13 @@ def _train(
     actions = [Action("log", every["log"], log, waits=False), *evaluations]
     saving = Action("checkpoint", every["checkpoint"], save)
     with metrics, checkpoints, trace:
-        progress.doing("evaluating what it starts from")
+        if evaluator:
+            progress.doing("evaluating what it starts from")
         for action in evaluations:
             # While there is nothing to lose: it compiles for minutes, and what is wrong with it is known at once.
-            if action.ahead(run.start, stop_at, config.steps):
+            if is_ahead(action.every, run.start, stop_at, config.steps):
                 found = evaluated(action.name, stopping.unless_asked)
-                if due := action.due(run.start, config.steps):
+                if due := is_due(action.every, run.start, config.steps):
                     _record(metrics, progress, run.start, action.name, found)
                 if action.name == "eval":
                     early.see(run.start if due else 0, found)
@@ -164,11 +165,11 @@ def _train(
             if trace.after_step(values):
                 speed.restart()
 
-            done = [action for action in actions if action.due(step, config.steps)]
+            done = [action for action in actions if is_due(action.every, step, config.steps)]
             for action in done:
                 action.do(step)
             last = step == stop_at or early.over or stopping.agreed(step)
-            if last or early.best == step or saving.due(step, config.steps):
+            if last or early.best == step or is_due(saving.every, step, config.steps):
                 checkpoints.keep_best(early.best)
                 saving.do(step)
                 done.append(saving)

@@ -5,19 +5,21 @@ SRC is any kind of checkpoint: a diffusers folder (safetensors, shards, fp16 var
 or a text encoder's folder. Nothing in a pickled file is ever executed. The kind of DST is --to: a diffusers folder
 loads with StableDiffusionPipeline.from_pretrained, a single file in user interfaces that want one, an Orbax folder is
 a base for training, an embedding is the words alone that a text encoder has learnt, of a workdir its own: one word in
-DST.safetensors or, as AUTOMATIC1111 has it, DST.pt; several in a folder.
-DST appears whole or not at all; tensors keep their dtype unless --dtype is given. The newest
-checkpoint of a workdir is read; a damaged one is refused in one line, which names an older one that is whole.
+DST.safetensors or, as AUTOMATIC1111 has it, DST.pt; several in a folder. DST appears whole or not at all; tensors keep
+their dtype unless --dtype is given. The newest checkpoint of a workdir is read, or the best one of a run that was
+stopped early; a damaged one is refused in one line, which names an older one that is whole.
 
---adapter merges a LoRA into SRC. --to lora publishes the one that a workdir has learnt, as diffusers'
-load_lora_weights reads it; --to lora-kohya for user interfaces that want kohya's names. DST is then a new folder, or
-a file that ends in .safetensors.
+--adapter merges a LoRA or a textual inversion into SRC. --to lora publishes the LoRA that a workdir has learnt, as
+diffusers' load_lora_weights reads it; --to lora-kohya for user interfaces that want kohya's names. DST is then a new
+folder, or a file that ends in .safetensors.
 """
 
 import argparse
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from jaxcxr import options
 
 _ADAPTERS = {"lora": "peft", "lora-kohya": "kohya"}  # the layouts of what is not a whole checkpoint
 EXAMPLE = "jaxcxr convert runs/phantom/diffusion runs/phantom/diffusers --to diffusers"
@@ -33,22 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights", default="ema", choices=["ema", "raw"], help="which, where SRC has both; default: %(default)s"
     )
-    parser.add_argument(
-        "--adapter",
-        type=Path,
-        action="append",
-        default=[],
-        metavar="PATH",
-        help="LoRA to merge into SRC: .safetensors file, folder or workdir; may be given several times",
-    )
-    parser.add_argument(
-        "--adapter-weight",
-        type=float,
-        action="append",
-        default=[],
-        metavar="W",
-        help="strength of an --adapter, in the same order; default: 1",
-    )
+    options.add_adapters(parser, "merge into SRC")
     parser.add_argument(
         "--config", type=Path, metavar="DIR", help="for a single file: diffusers folder with its configs and tokenizer"
     )
@@ -116,6 +103,8 @@ def _publish(args: argparse.Namespace, only: tuple[str, ...] | None, dtype: Any,
     about = card.of_adapter(args.source, networks, args.license)
     file = adapter_files.write(adapter, args.destination, _ADAPTERS[args.to], dtype=dtype, card=about)
     print(f"{file}: {len(adapter)} layers of {', '.join(networks)} as {args.to}, {args.dtype or 'dtypes kept'}")
+    if words := adapters.words_learnt(args.source):
+        print(f"{args.source}: has learnt {', '.join(words)} too, which {file} does not hold; --to embedding does")
 
 
 def _embedding(args: argparse.Namespace) -> None:
@@ -123,9 +112,8 @@ def _embedding(args: argparse.Namespace) -> None:
     import numpy as np
 
     from jaxcxr import interop
-    from jaxcxr.adaptation import textual_inversion
     from jaxcxr.errors import UserError
-    from jaxcxr.interop import embeddings, orbax
+    from jaxcxr.interop import adapters, embeddings, orbax
 
     for option in ("only", "verify"):
         if getattr(args, option):
@@ -133,9 +121,7 @@ def _embedding(args: argparse.Namespace) -> None:
     if args.destination.suffix == ".pt" and args.dtype not in (None, "float32"):
         raise UserError(f"--dtype {args.dtype}: a .pt file of vectors is float32; name a .safetensors file")
     source = interop.read(args.source, only=("text_encoder",), ema=args.weights == "ema", config=args.config)
-    learnt = orbax.adaptation_of(args.source).get("textual_inversion")
-    words = None if learnt is None else [word.text for word in textual_inversion.settings_of(learnt).words]
-    found = embeddings.of(source, words)
+    found = embeddings.of(source, adapters.words_learnt(args.source) or None)
     if not found:
         raise UserError(f"{args.source}: has no word that was added to its tokenizer; train config.textual_inversion")
     found = {word: vectors.astype(np.dtype(args.dtype or vectors.dtype)) for word, vectors in found.items()}

@@ -3,12 +3,11 @@
 Writes OUT/00000.png … and OUT/manifest.jsonl, a line an image: prompt, seed, settings, checkpoint, and that it
 is synthetic, which every PNG's metadata says too. Image number i depends on the seed, i and its prompt alone. With
 OUT/metadata.jsonl the folder is an image folder too, which `jaxcxr prepare` and Hugging Face's datasets read;
---prepared writes what `jaxcxr train` reads besides.
-The sampler is that of the checkpoint's scheduler, with its settings, unless options change it. OUT appears when all
-images are there. An interrupted job resumes when it is run again. Several processes, started as for `jaxcxr train`,
-share the work. Others cannot read OUT: a prompt may be a patient's
-report. docs/sampling.md tells what the options are for; what is said of a prompt here, a line of a .jsonl file may say
-of its own: negative_prompt, compose, prompt_embeds, image, mask, edit_mask, keep_mask, strength, seed, count.
+--prepared writes what `jaxcxr train` reads besides. The sampler is that of the checkpoint's scheduler, with its
+settings, unless options change it. OUT appears when all images are there. An interrupted job resumes when it is run
+again. Several processes, started as for `jaxcxr train`, share the work. Other users cannot read OUT: a prompt may be a
+patient's report. docs/sampling.md says what the options are for; what is said of a prompt here, a line of a .jsonl file
+may say of its own: negative_prompt, compose, prompt_embeds, image, mask, edit_mask, keep_mask, strength, seed, count.
 
 A --config file is Python and is executed. Read a config file from someone else before you use it.
 """
@@ -18,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxcxr import options
 from jaxcxr.errors import UserError, one_line
 
 EXAMPLE = 'jaxcxr sample --checkpoint runs/phantom/diffusion --prompt "Small left pleural effusion." --out runs/samples'
@@ -75,22 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dtype", choices=["float32", "bfloat16"], help="of the computation; default: float32 on CPUs, else bfloat16"
     )
     parser.add_argument("--weights", default="ema", choices=["ema", "raw"], help="of a workdir; default: %(default)s")
-    parser.add_argument(
-        "--adapter",
-        type=Path,
-        action="append",
-        default=[],
-        metavar="PATH",
-        help="LoRA or textual inversion to draw with: file, folder or workdir; may be given several times",
-    )
-    parser.add_argument(
-        "--adapter-weight",
-        type=float,
-        action="append",
-        default=[],
-        metavar="W",
-        help="strength of an --adapter, in the same order; default: 1",
-    )
+    options.add_adapters(parser, "draw with")
     parser.add_argument(
         "--latents", type=Path, metavar="FILE.npy", help="the initial noise, float32 N×C×H×W as diffusers takes it"
     )
@@ -197,16 +182,14 @@ def _prepare(args: argparse.Namespace, size: int) -> None:
     from jaxcxr import bases
     from jaxcxr import config as configs
     from jaxcxr.data.prepare import prepare
-    from jaxcxr.data.settings import defaults
+    from jaxcxr.data.settings import of_pictures
 
     if args.config is not None:
         data = configs.load(args.config, args.overrides).data
     else:
-        data, checkpoint = defaults(), bases.find(args.checkpoint)
-        data.size, data.views, data.min_words = size, (), 0  # every picture as it is, with its text
-        data.validate_share = 0.0  # a training's validation is of real images
+        checkpoint = bases.find(args.checkpoint)
         folders = (checkpoint / "tokenizer", checkpoint / "model" / "tokenizer")
-        data.tokenizer = next((str(folder) for folder in folders if folder.is_dir()), "")
+        data = of_pictures(size, next((str(folder) for folder in folders if folder.is_dir()), ""))
     prepare(data, args.out, args.prepared)
 
 

@@ -43,3 +43,10 @@ def test_a_file_gives_its_words(base, workdir, tmp_path):  # noqa: F811
         adapters.merged(interop.read(base), files[:1], [2.0])
     with pytest.raises(UserError, match="there already|already"):
         adapters.merged(found, files[:1], [])
+
+
+def test_a_published_adapter_says_that_the_words_are_apart(workdir, tmp_path, capsys):
+    assert main(["convert", str(workdir), str(tmp_path / "lora"), "--to", "lora"]) == 0
+    said = capsys.readouterr().out
+    assert "has learnt <effusion>, <left> too" in said
+    assert "--to embedding" in said
