@@ -16,7 +16,7 @@ def get_config() -> ConfigDict:
     config.epochs = 0.0  # in place of steps: how often each image is seen; 0: steps decide
     config.batch_size = 32  # of all devices together
     config.dtype = "float32"  # compute dtype, float32 or bfloat16; weights are float32
-    config.method = "diffusion"  # or autoencoder
+    config.method = "diffusion"  # or autoencoder, projection
     config.trainable = r"unet\..*"  # which parameters learn: a regular expression for the whole name
     config.ema_decay = 0.9999
     config.attention = "auto"  # or xla, cudnn, splash, sliced: a kernel for wherever it can serve
@@ -45,6 +45,9 @@ def get_config() -> ConfigDict:
     config.model = ConfigDict()
     config.model.base = ""  # checkpoint of the networks that are not described below
     config.model.text_encoder_base = ""  # checkpoint of the text encoder and its tokenizer, where it is another
+    # How the base's U-Net takes that one: linear or mlp, a projection of its states, or cross_attention, new keys and
+    # values; empty: as it is.
+    config.model.text_encoder_fit = ""
     config.model.vae = ConfigDict()  # an architecture, in the words of diffusers' config.json: learnt from scratch
     config.model.unet = ConfigDict()
     config.model.text_encoder = ConfigDict()  # of transformers' config.json, less what the tokenizer decides

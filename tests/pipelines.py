@@ -73,3 +73,24 @@ def write(folder: Path, *, unet=UNET, vae=VAE, text=TEXT, prediction_type: str =
     )
     pipeline.save_pretrained(folder)
     return folder
+
+
+def write_bert(folder: Path, width: int) -> None:
+    """A random BERT of two layers with a tokenizer that knows letters, as transformers saves them."""
+    import transformers
+
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789.,"
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters)]
+    folder.mkdir()
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n")
+    tokenizer = transformers.BertTokenizer(str(folder / "vocab.txt"), model_max_length=64)
+    tokenizer.save_pretrained(folder)
+    config = transformers.BertConfig(
+        vocab_size=len(words),
+        hidden_size=width,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=2 * width,
+        max_position_embeddings=64,
+    )
+    transformers.BertModel(config).save_pretrained(folder)

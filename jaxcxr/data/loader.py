@@ -2,7 +2,7 @@
 
 import itertools
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, SupportsIndex
@@ -89,14 +89,28 @@ class Batches:
         shuffle: bool = True,
         parts: Sequence[Part] = (),
         weights: Mapping[str, float] | None = None,
+        reads: Collection[str] = ("image", "input_ids"),
+        teacher: Any = None,
     ):
-        """`weights` are those of the examples in the loss, by record id."""
-        self._weights = weights
+        """Opens them.
+
+        Args:
+          source: the records.
+          tokenizer: of the prompts.
+          seed: of order and choice.
+          batch_size: of a global batch.
+          rows: of it, those that are read; all by default.
+          shuffle: whether to shuffle, rather than to read in the records' order.
+          parts: of the source, with their weights.
+          weights: those of the examples in the loss, by record id.
+          reads: the fields that a batch is to have: image, input_ids, teacher_ids.
+          teacher: the tokenizer of `teacher_ids`.
+        """
+        self._weights, self._reads = weights, reads
         self._source, self._seed = source, seed
         self._order = Order(parts or [Part(range(len(source)), 1.0)], seed, shuffle)
-        self._tokenizer, self._length = tokenizer, tokens.length(tokenizer)
+        self._coded = {"input_ids": _Coded(tokenizer)} | ({"teacher_ids": _Coded(teacher)} if teacher else {})
         self._readers = ThreadPoolExecutor(_READERS)
-        self._coded: dict[str, np.ndarray] = {}
         self._batch_size = batch_size
         self._rows = np.arange(batch_size) if rows is None else np.asarray(rows)
 
@@ -124,10 +138,12 @@ class Batches:
 
     def _decoded(self, place: int) -> dict[str, Any]:
         record = self._source[place]
-        return record if "moments" in record else {**record, "image": images.decode_png(record["image"])}
+        if "moments" in record or "image" not in self._reads:
+            return record
+        return {**record, "image": images.decode_png(record["image"])}
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
-        """Returns `image`, (rows, S, S, 1) uint8, and `input_ids`, (rows, length) int32.
+        """Returns `image`, (rows, S, S, 1) uint8, `input_ids` and `teacher_ids`, (rows, length) int32: what it reads.
 
         With weights there is `weight`, (rows,) float32. From a cache it is `moments`, (rows, h, w, 2 * latent_channels)
         in place of `image`, and if it has them `states`, (rows, length, hidden size), in place of `input_ids`.
@@ -149,30 +165,27 @@ class Batches:
 
     def _stacked(self, step: int, records: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
         chosen = [self._choose(*pair) for pair in zip(self._indices(step).tolist(), records, strict=True)]
-        if "moments" in records[0]:
-            batch = {"moments": np.stack([record["moments"] for record in records])}
-        else:
-            batch = {"image": np.stack([record["image"] for record in records])}
-        if "states" in records[0]:
-            return batch | {"states": np.stack([r["states"][n] for r, n in zip(records, chosen, strict=True)])}
-        if all("input_ids" in record for record in records):
-            return batch | {"input_ids": np.stack([r["input_ids"][n] for r, n in zip(records, chosen, strict=True)])}
-        texts = [as_text(r["prompts"][n]) for r, n in zip(records, chosen, strict=True)]
-        return batch | {"input_ids": np.stack(self._encode(texts))}
+
+        def of_prompts(field: str) -> list[Any]:
+            return [record[field][number] for record, number in zip(records, chosen, strict=True)]
+
+        batch: dict[str, list[Any]] = {}
+        if "image" in self._reads:
+            image = "moments" if "moments" in records[0] else "image"
+            batch[image] = [record[image] for record in records]
+        if "input_ids" in self._reads and "states" in records[0]:
+            batch["states"] = of_prompts("states")
+        elif "input_ids" in self._reads and all("input_ids" in record for record in records):
+            batch["input_ids"] = of_prompts("input_ids")
+        for field, coded in self._coded.items():
+            if field in self._reads and field not in batch and "states" not in batch:
+                batch[field] = coded([as_text(text) for text in of_prompts("prompts")])
+        return {field: np.stack(rows) for field, rows in batch.items()}
 
     def _choose(self, index: int, record: dict[str, Any]) -> int:
         """The number of one of a record's prompts, decided by the seed and its place in the order."""
         count = len(record["prompts"])
         return int(np.random.PCG64((self._seed, index)).random_raw()) % count if count > 1 else 0
-
-    def _encode(self, texts: list[str]) -> list[np.ndarray]:
-        """Returns a row of ids per text, from memory where possible: tokenizing costs more than decoding."""
-        fresh = [text for text in dict.fromkeys(texts) if text not in self._coded]
-        rows = dict(zip(fresh, tokens.encode(self._tokenizer, fresh, self._length), strict=True))
-        found = [rows[text] if text in rows else self._coded[text] for text in texts]
-        if len(self._coded) < _REMEMBERED:
-            self._coded.update(rows)
-        return found
 
     def ids(self, step: int) -> list[str]:
         """Returns the record ids of `batch(step)`; not for messages, as an id may be a patient's."""
@@ -194,6 +207,23 @@ class Batches:
                     yield ready.result()
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
+
+
+class _Coded:
+    """Texts as ids, from memory where possible: tokenizing costs more than decoding."""
+
+    def __init__(self, tokenizer: Any):
+        self._tokenizer, self._length = tokenizer, tokens.length(tokenizer)
+        self._known: dict[str, np.ndarray] = {}
+
+    def __call__(self, texts: list[str]) -> list[np.ndarray]:
+        """A row of ids for each text."""
+        fresh = [text for text in dict.fromkeys(texts) if text not in self._known]
+        rows = dict(zip(fresh, tokens.encode(self._tokenizer, fresh, self._length), strict=True))
+        found = [rows[text] if text in rows else self._known[text] for text in texts]
+        if len(self._known) < _REMEMBERED:
+            self._known.update(rows)
+        return found
 
 
 def as_text(value: str | bytes) -> str:

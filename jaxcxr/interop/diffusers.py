@@ -11,7 +11,7 @@ from jaxcxr.errors import UserError
 from jaxcxr.files import new_folder
 from jaxcxr.interop import refused
 from jaxcxr.interop.checkpoint import TOGETHER, Checkpoint
-from jaxcxr.interop.folder import has_file, read_carried
+from jaxcxr.interop.folder import CARRIED, has_file, read_carried
 from jaxcxr.interop.layout import from_torch, to_torch
 from jaxcxr.interop.pickled import open_pickled
 from jaxcxr.interop.pipeline import NETWORKS, model_index, network_class, parse_index, parse_object, write_files
@@ -87,8 +87,9 @@ def write(checkpoint: Checkpoint, path: str | Path, *, dtype: Any = None, max_sh
       max_shard_size: bytes; a network of more is split into shards with an index.
 
     Raises:
-      UserError: `path` exists or cannot be written.
+      UserError: `path` exists or cannot be written, or a network has what diffusers does not.
     """
+    _check_known(checkpoint.files)
     files = checkpoint.files | {"model_index.json": _index(checkpoint.files)}
     with new_folder(path) as folder:
         write_files(folder, files)
@@ -97,7 +98,7 @@ def write(checkpoint: Checkpoint, path: str | Path, *, dtype: Any = None, max_sh
             write_safetensors(folder / network / WEIGHTS[network], tensors, dtype=dtype, max_shard_size=max_shard_size)
 
 
-def read_files(path: Path) -> dict[str, bytes]:
+def read_files(path: Path, carried: Mapping[str, tuple[str, ...]] = CARRIED) -> dict[str, bytes]:
     """The files of a diffusers folder that are carried, so not the weights, by their path in the folder.
 
     Raises:
@@ -105,13 +106,27 @@ def read_files(path: Path) -> dict[str, bytes]:
     """
     if not path.is_dir():
         raise UserError(f"{path}: no such folder")
-    files = read_carried(path)
+    files = read_carried(path, carried)
     index = parse_index(str(path / "model_index.json"), files.get("model_index.json", b"{}"))
     refused.check_pipeline(path, index)
     for name, data in files.items():
         if name.endswith("config.json"):
             parse_object(str(path / name), data)
     return files
+
+
+def unknown_to_diffusers(files: Mapping[str, bytes]) -> str:
+    """What of the networks of these files diffusers does not have, in words; empty if it has all of it."""
+    unet = parse_object("unet/config.json", files.get("unet/config.json", b"{}"))
+    return "a projection of text with a hidden layer" if unet.get("encoder_hid_dim_type") == "text_mlp" else ""
+
+
+def _check_known(files: Mapping[str, bytes]) -> None:
+    if what := unknown_to_diffusers(files):
+        raise UserError(
+            f"unet/config.json: asks for {what}, which diffusers does not have; write it with --to orbax, or train"
+            " config.model.text_encoder_fit=linear"
+        )
 
 
 def _read_network(network: str, folder: Path, root: Path, files: Mapping[str, bytes]) -> dict[str, Tensor]:

@@ -1,5 +1,6 @@
 """Which files of a checkpoint's folder are read: known names, of bounded size, that do not link out of the folder."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from jaxcxr import parsing
@@ -18,18 +19,21 @@ CARRIED: dict[str, tuple[str, ...]] = {
 }
 """The files of a diffusers folder that are read and carried, besides weights, by subfolder; nothing else is opened."""
 
+OF_A_RUN: dict[str, tuple[str, ...]] = {"teacher": ("config.json",), "teacher_tokenizer": tokens.FILES}
+"""What the `model/` of a workdir may have besides."""
 
-def read_carried(path: Path) -> dict[str, bytes]:
-    """The files of `CARRIED` that the folder `path` has, by their path in it.
+
+def read_carried(path: Path, carried: Mapping[str, tuple[str, ...]] = CARRIED) -> dict[str, bytes]:
+    """The files of `carried` that the folder `path` has, by their path in it.
 
     Raises:
       UserError: one cannot be read, is too large or links out of the folder.
     """
     files = {}
-    for part, names in CARRIED.items():
+    for part, names in carried.items():
         for name in names:
             if has_file(file := path / part / name, path):
-                most = parsing.MOST_BYTES if part == "tokenizer" else _CONFIG_BYTES
+                most = parsing.MOST_BYTES if part.endswith("tokenizer") else _CONFIG_BYTES
                 files[file.relative_to(path).as_posix()] = parsing.read_bytes(file, most)
     return files
 

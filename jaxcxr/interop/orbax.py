@@ -25,7 +25,7 @@ from jaxcxr.interop import checksums
 from jaxcxr.interop.checkpoint import Checkpoint
 from jaxcxr.interop.diffusers import read_files
 from jaxcxr.interop.folder import has_file
-from jaxcxr.interop.pipeline import write_files
+from jaxcxr.interop.pipeline import TEACHER, write_files
 from jaxcxr.interop.tensors import Tensor, cast_all, contiguous
 
 MODEL, CHECKPOINTS, FROZEN, BEST = "model", "checkpoints", "frozen", "best.json"
@@ -106,7 +106,9 @@ def read(path: Path, *, ema: bool = True, only: Iterable[str] | None = None) -> 
         if what := checksums.damage(path / FROZEN):
             raise UserError(f"{path / FROZEN}: is damaged, {what}; copy it again")
         frozen = read_item(path / FROZEN / "params")
-    return Checkpoint(*adaptation.merged(files, frozen | learnt)).only(only)
+    files, tensors = adaptation.merged(files, frozen | learnt)
+    own = {name: tensor for name, tensor in tensors.items() if not name.startswith(f"{TEACHER}.")}
+    return Checkpoint(files, own).only(only)
 
 
 def read_learnt(path: Path, *, ema: bool = True) -> tuple[dict[str, bytes], dict[str, Tensor]]:

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import json
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,6 +28,9 @@ from jaxcxr.models.vae import AutoencoderKL
 
 NETWORKS = ("unet", "vae", "text_encoder")
 """The networks by the names of their folders, which begin the names of their parameters."""
+
+TEACHER, TEACHER_TOKENIZER = "teacher", "teacher_tokenizer"
+"""The text encoder that another one learns from, and its tokenizer; a run has them, a published pipeline does not."""
 
 _CLASSES: dict[str, type[nnx.Module]] = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}
 _TEXT_ENCODERS: dict[str, tuple[type[nnx.Module], str, str]] = {
@@ -55,7 +58,7 @@ class StableDiffusion:
     """One pipeline, or a part of one.
 
     Attributes:
-      networks: the networks at hand, by the keys of `NETWORKS`.
+      networks: the networks at hand, by the names of their folders.
       files: every file of the diffusers folder but the weights, by its path in the folder.
     """
 
@@ -76,6 +79,11 @@ class StableDiffusion:
     def text_encoder(self) -> CLIPTextModel | BertModel:
         """The condition's encoder; a UserError says so if this checkpoint has none."""
         return self._network("text_encoder")
+
+    @property
+    def teacher(self) -> CLIPTextModel | BertModel:
+        """The text encoder that another one learns from; a UserError says so if there is none."""
+        return self._network(TEACHER)
 
     @functools.cached_property
     def schedule(self) -> Schedule:
@@ -107,21 +115,12 @@ class StableDiffusion:
     @functools.cached_property
     def tokenizer(self) -> Any:
         """The `transformers` tokenizer made of the folder's `tokenizer/` files."""
-        from jaxcxr.data import tokens
+        return self._tokenizer("tokenizer", "text_encoder")
 
-        files = {name: data for name, data in self.files.items() if name.startswith("tokenizer/")}
-        if not files:
-            raise UserError("this checkpoint has no tokenizer/ folder; a whole pipeline is needed here")
-        with tempfile.TemporaryDirectory() as folder:
-            write_files(Path(folder), files)
-            tokenizer = tokens.load(Path(folder) / "tokenizer")
-        if "text_encoder/config.json" in self.files:
-            rows = network_config_of("text_encoder", self.files["text_encoder/config.json"]).vocab_size
-            if (last := max(tokenizer.get_vocab().values())) >= rows:
-                raise UserError(
-                    f"tokenizer: has the id {last}, the text encoder's vocab_size is {rows}; copy both again"
-                )
-        return tokenizer
+    @functools.cached_property
+    def teacher_tokenizer(self) -> Any:
+        """The teacher's."""
+        return self._tokenizer(TEACHER_TOKENIZER, TEACHER)
 
     def require_text_alone(self) -> None:
         """Raises UserError if the U-Net asks for class labels, which neither training nor sampling has."""
@@ -154,6 +153,21 @@ class StableDiffusion:
         }
         return StableDiffusion(networks, self.files)
 
+    def _tokenizer(self, part: str, encoder: str) -> Any:
+        from jaxcxr.data import tokens
+
+        files = {name: data for name, data in self.files.items() if name.startswith(f"{part}/")}
+        if not files:
+            raise UserError(f"this checkpoint has no {part}/ folder; a whole pipeline is needed here")
+        with tempfile.TemporaryDirectory() as folder:
+            write_files(Path(folder), files)
+            tokenizer = tokens.load(Path(folder) / part)
+        if f"{encoder}/config.json" in self.files:
+            rows = network_config_of(encoder, self.files[f"{encoder}/config.json"]).vocab_size
+            if (last := max(tokenizer.get_vocab().values())) >= rows:
+                raise UserError(f"{part}: has the id {last}, the {encoder}'s vocab_size is {rows}; copy both again")
+        return tokenizer
+
     def _network(self, name: str) -> Any:
         if name not in self.networks:
             raise UserError(f"this checkpoint has no {name}; it has {', '.join(self.networks) or 'no network'}")
@@ -165,7 +179,7 @@ def from_files(
 ) -> StableDiffusion:
     """The pipeline that a folder's config files describe, its parameters shapes only (no memory)."""
     networks = {}
-    for name in NETWORKS:
+    for name in (*NETWORKS, TEACHER):
         file = files.get(f"{name}/config.json")
         if file is not None and (only is None or name in only):
             networks[name] = _shapes(name, file, dtype)
@@ -199,14 +213,24 @@ def network_config_of(name: str, config: bytes) -> Any:
     return _CONFIGS[network_class(name, architecture)].from_dict(architecture)
 
 
-def initialize(pipeline: StableDiffusion, key: jax.Array) -> dict[str, jax.Array]:
-    """Fresh random parameters for every network of `pipeline`, by full name; float32."""
+def initialize(
+    pipeline: StableDiffusion, key: jax.Array, wanted: Callable[[str], bool] | None = None
+) -> dict[str, jax.Array]:
+    """Fresh random parameters for every network of `pipeline`, by full name, float32; of them those that are `wanted`.
+
+    None of the networks is a teacher: it would have nothing to teach.
+    """
     parameters: dict[str, jax.Array] = {}
     for name, module in pipeline.networks.items():
         own_key = jax.random.fold_in(key, NETWORKS.index(name))
-        fresh = initial_parameters(type(module), module.config, own_key)
+        own = None if wanted is None else functools.partial(_under_name, wanted, name)
+        fresh = initial_parameters(type(module), module.config, own_key, own)
         parameters |= {f"{name}.{leaf}": value for leaf, value in fresh.items()}
     return parameters
+
+
+def _under_name(wanted: Callable[[str], bool], network: str, leaf: str) -> bool:
+    return wanted(f"{network}.{leaf}")
 
 
 def network_class(name: str, config: Mapping[str, Any]) -> type[nnx.Module]:
@@ -215,12 +239,10 @@ def network_class(name: str, config: Mapping[str, Any]) -> type[nnx.Module]:
     Raises:
       UserError: it is of a family that is not supported.
     """
-    if name == "text_encoder":
+    if name in ("text_encoder", TEACHER):
         family = config.get("model_type", "clip_text_model")
         if not isinstance(family, str) or family not in _TEXT_ENCODERS:
-            raise UserError(
-                f"text_encoder: model_type {family!r:.100} is not supported (only {', '.join(_TEXT_ENCODERS)})"
-            )
+            raise UserError(f"{name}: model_type {family!r:.100} is not supported (only {', '.join(_TEXT_ENCODERS)})")
         return _TEXT_ENCODERS[family][0]
     written = config.get("_class_name", _CLASSES[name].__name__)
     if written != _CLASSES[name].__name__:

@@ -42,4 +42,4 @@ def make_loss(pipeline: StableDiffusion, config: ConfigDict) -> Loss:
     return loss
 
 
-METHOD = Method(("vae",), make_loss, reconstructed, of_images=True, cached=False)
+METHOD = Method(("vae",), ("image",), ".*", make_loss, reconstructed, of_images=True, cached=False)

@@ -130,4 +130,4 @@ def measure_scaling_factor(pipeline: StableDiffusion, parameters: Any, images: n
     return float(f"{1 / deviation:.5g}")
 
 
-METHOD = Method(NETWORKS, make_loss, prompted, of_images=False, cached=True)
+METHOD = Method(NETWORKS, ("image", "input_ids"), ".*", make_loss, prompted, of_images=False, cached=True)

@@ -19,6 +19,8 @@ class Method:
 
     Attributes:
       networks: those that it needs, by their keys in a pipeline.
+      reads: the fields of a batch that it needs; a cache has others in the place of some.
+      trains: a regular expression for the whole names of the parameters that its loss depends on.
       make_loss: (pipeline, config) -> its loss.
       make_sheet: (pipeline, config, mesh, images) -> a function of parameters that draws a sheet, uint8 (H, W).
       of_images: whether its sheet shows validation images, uint8 (N, S, S, 1); prompts otherwise.
@@ -26,6 +28,8 @@ class Method:
     """
 
     networks: tuple[str, ...]
+    reads: tuple[str, ...]
+    trains: str
     make_loss: Callable[[Any, Any], Loss]
     make_sheet: Callable[..., Callable[[Mapping[str, jax.Array]], Any]]
     of_images: bool

@@ -99,7 +99,10 @@ class _Config:
 
 @dataclasses.dataclass(frozen=True)
 class UNet2DConditionConfig(_Config):
-    """Configuration of `UNet2DConditionModel`, with the defaults of diffusers."""
+    """Configuration of `UNet2DConditionModel`, with the defaults of diffusers.
+
+    Of `encoder_hid_dim_type` diffusers knows text_proj, one dense layer; text_mlp, with a hidden layer, is ours.
+    """
 
     sample_size: _Width | _Pair | None = None
     in_channels: _Width = 4
@@ -135,7 +138,7 @@ class UNet2DConditionConfig(_Config):
         "mid_block_type": ("UNetMidBlock2DCrossAttn", "UNetMidBlock2D"),
         "downsample_padding": (0, 1),
         "act_fn": ("silu", "swish"),
-        "encoder_hid_dim_type": (None, "text_proj"),
+        "encoder_hid_dim_type": (None, "text_proj", "text_mlp"),
         "resnet_time_scale_shift": ("default", "scale_shift"),
         "dropout": (0.0,),
         "dual_cross_attention": (False,),

@@ -169,16 +169,16 @@ def timestep_embedding(timesteps: jax.Array, dim: int, *, flip_sin_to_cos: bool,
     return jnp.pad(jnp.concatenate(waves, axis=-1), ((0, 0), (0, dim % 2)))
 
 
-class TimestepEmbedding(nnx.Module):
-    """Two dense layers on the sinusoidal features: `(B, in_channels) -> (B, time_embed_dim)`."""
+class Mlp(nnx.Module):
+    """Two dense layers with SiLU between them, as diffusers' `TimestepEmbedding`."""
 
-    def __init__(self, in_channels: int, time_embed_dim: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        self.linear_1 = linear(in_channels, time_embed_dim, dtype=dtype, rngs=rngs)
-        self.linear_2 = linear(time_embed_dim, time_embed_dim, dtype=dtype, rngs=rngs)
+    def __init__(self, in_features: int, out_features: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
+        self.linear_1 = linear(in_features, out_features, dtype=dtype, rngs=rngs)
+        self.linear_2 = linear(out_features, out_features, dtype=dtype, rngs=rngs)
 
-    def __call__(self, sample: jax.Array) -> jax.Array:
-        """Returns the embedding `(B, time_embed_dim)`."""
-        return self.linear_2(silu(self.linear_1(sample)))
+    def __call__(self, features: jax.Array) -> jax.Array:
+        """`(..., in_features) -> (..., out_features)`."""
+        return self.linear_2(silu(self.linear_1(features)))
 
 
 class ResnetBlock2D(nnx.Module):

@@ -7,7 +7,7 @@ The name is the path through the module, dotted, with Flax's name for the leaf:
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 import jax
@@ -81,7 +81,19 @@ def abstract(cls: type[M], config: Any, dtype: DTypeLike = jnp.float32) -> M:
     return nnx.eval_shape(lambda: build(config, dtype=dtype, rngs=_Keys(jax.random.key(0))))
 
 
-def initial_parameters(cls: type[nnx.Module], config: Any, key: jax.Array) -> dict[str, jax.Array]:
-    """Fresh float32 parameters of `cls(config)` by name, a pure function of `key`; see `jaxcxr.models.initial`."""
+def initial_parameters(
+    cls: type[nnx.Module], config: Any, key: jax.Array, wanted: Callable[[str], bool] | None = None
+) -> dict[str, jax.Array]:
+    """Fresh float32 parameters of `cls(config)` by name, a pure function of `key`; see `jaxcxr.models.initial`.
+
+    With `wanted`, a choice by name, the others are not drawn.
+    """
     build: Any = cls
-    return named_parameters(build(config, rngs=_Keys(key)))
+    if wanted is None:
+        return named_parameters(build(config, rngs=_Keys(key)))
+
+    @jax.jit  # which leaves out what nothing comes of
+    def some(key):
+        return {name: value for name, value in named_parameters(build(config, rngs=_Keys(key))).items() if wanted(name)}
+
+    return some(key)

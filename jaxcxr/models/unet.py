@@ -13,8 +13,11 @@ from jax.typing import DTypeLike
 
 from jaxcxr.errors import UserError
 from jaxcxr.models.config import UNet2DConditionConfig
-from jaxcxr.models.layers import TimestepEmbedding, conv, group_norm, linear, timestep_embedding
+from jaxcxr.models.layers import Mlp, conv, group_norm, linear, timestep_embedding
 from jaxcxr.models.unet_blocks import BlockSpec, DownBlock2D, MidBlock2D, UpBlock2D
+
+_TEXT_PROJECTIONS: dict[str, Any] = {"text_proj": linear, "text_mlp": Mlp}
+"""From a text encoder's states to the context of cross-attention, by `encoder_hid_dim_type`."""
 
 
 class UNet2DConditionModel(nnx.Module):
@@ -41,14 +44,16 @@ class UNet2DConditionModel(nnx.Module):
         self.dtype = dtype
         channels = config.block_out_channels
         self.conv_in = conv(config.in_channels, channels[0], config.conv_in_kernel, dtype=dtype, rngs=rngs)
-        self.time_embedding = TimestepEmbedding(channels[0], config.time_embed_dim, dtype=dtype, rngs=rngs)
+        self.time_embedding = Mlp(channels[0], config.time_embed_dim, dtype=dtype, rngs=rngs)
         self.class_embedding = (
             nnx.Embed(config.num_class_embeds, config.time_embed_dim, dtype=dtype, rngs=rngs)
             if config.num_class_embeds is not None
             else None
         )
         self.encoder_hid_proj = (
-            linear(config.encoder_hid_dim, config.per_block("cross_attention_dim")[0], dtype=dtype, rngs=rngs)
+            _TEXT_PROJECTIONS[config.encoder_hid_dim_type or "text_proj"](
+                config.encoder_hid_dim, config.per_block("cross_attention_dim")[0], dtype=dtype, rngs=rngs
+            )
             if config.encoder_hid_dim is not None
             else None
         )
@@ -77,6 +82,11 @@ class UNet2DConditionModel(nnx.Module):
             return temb
         return temb + self.class_embedding(class_labels)
 
+    def project_text(self, encoder_hidden_states: jax.Array) -> jax.Array:
+        """What cross-attention sees of text states: `(B, L, D) -> (B, L, cross_attention_dim)` in the compute dtype."""
+        states = encoder_hidden_states.astype(self.dtype)
+        return states if self.encoder_hid_proj is None else self.encoder_hid_proj(states)
+
     def __call__(
         self,
         sample: jax.Array,
@@ -89,7 +99,7 @@ class UNet2DConditionModel(nnx.Module):
         Args:
             sample: `(B, H, W, in_channels)`; H and W may be odd.
             timesteps: `(B,)` or scalar, integer or float.
-            encoder_hidden_states: text states `(B, L, cross_attention_dim)`.
+            encoder_hidden_states: text states `(B, L, cross_attention_dim)`, or `(B, L, encoder_hid_dim)`.
             class_labels: `(B,)` integers, where the configuration has `num_class_embeds`.
 
         Returns:
@@ -99,9 +109,7 @@ class UNet2DConditionModel(nnx.Module):
             UserError: `class_labels` are missing or unasked for.
         """
         temb = self._embed_time(jnp.broadcast_to(timesteps, sample.shape[:1]), class_labels)
-        context = encoder_hidden_states.astype(self.dtype)
-        if self.encoder_hid_proj is not None:
-            context = self.encoder_hid_proj(context)
+        context = self.project_text(encoder_hidden_states)
         sample = sample.astype(self.dtype)
         hidden_states = self.conv_in(2 * sample - 1 if self.config.center_input_sample else sample)
         skips = [hidden_states]

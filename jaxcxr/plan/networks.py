@@ -14,10 +14,10 @@ from jaxcxr.data import tokens
 from jaxcxr.data.moments import Card
 from jaxcxr.errors import UserError
 from jaxcxr.interop import diffusers, orbax, published, single_file
-from jaxcxr.interop.pipeline import StableDiffusion
+from jaxcxr.interop.pipeline import TEACHER, StableDiffusion
 from jaxcxr.methods import method
 from jaxcxr.training.feed import tokenizer_folder
-from jaxcxr.training.model import assemble, parts, with_text_encoder
+from jaxcxr.training.model import assemble, parts, with_teacher, with_text_encoder
 
 _LEAST = 2 * 256 + 2  # tokens: the bytes, and those ending a word, start and end
 
@@ -65,6 +65,8 @@ def _base(config: ConfigDict) -> dict[str, bytes]:
     base: dict[str, bytes] = {}
     if config.model.base and inherited:
         base = _files(config.model.base)
+    if TEACHER in inherited:
+        base = with_teacher(base)
     if config.model.text_encoder_base and "text_encoder" in inherited:
         base = with_text_encoder(base, _files(config.model.text_encoder_base))
     return base

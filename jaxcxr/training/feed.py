@@ -29,11 +29,18 @@ _LOOKED_AT = 10_000  # prompts
 
 
 def open_batches(
-    config: ConfigDict, split: str, tokenizer: Any, *, rows: np.ndarray | None = None, shuffle: bool = True
+    config: ConfigDict,
+    split: str,
+    tokenizer: Any,
+    *,
+    teacher: Any = None,
+    rows: np.ndarray | None = None,
+    shuffle: bool = True,
 ) -> Batches:
     """Opens the batches of a split of `config.data`, or some `rows` of each: of one folder, or of a mixture of several.
 
-    Of a mixture, folders without a split `validate` or `test` are left out of it.
+    Of a mixture, folders without a split `validate` or `test` are left out of it. `teacher` is the tokenizer of the
+    text encoder that the run's own learns from, where its method has one.
 
     Raises:
       EmptySplit: nothing is in this split, or for `train` nothing of one folder.
@@ -66,6 +73,8 @@ def open_batches(
         rows=rows,
         shuffle=shuffle,
         weights=weights.read(config.data.weights) if config.data.weights and split == "train" else None,
+        reads=method(config).reads,
+        teacher=teacher,
     )
 
 

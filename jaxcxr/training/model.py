@@ -1,5 +1,6 @@
 """What a run starts from: the pipeline that its config describes, and its first weights."""
 
+import functools
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,6 +17,8 @@ from jaxcxr.diffusion import samplers
 from jaxcxr.errors import UserError
 from jaxcxr.interop.pipeline import (
     SCHEDULER_CONFIG,
+    TEACHER,
+    TEACHER_TOKENIZER,
     StableDiffusion,
     from_files,
     initialize,
@@ -24,6 +27,7 @@ from jaxcxr.interop.pipeline import (
     parse_object,
 )
 from jaxcxr.methods import method
+from jaxcxr.training import text_fit
 from jaxcxr.training.feed import tokenizer_folder
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -35,7 +39,8 @@ def make_model(config: ConfigDict, key: jax.Array) -> tuple[StableDiffusion, dic
 
     A network that `config.model` describes starts at random; one that it leaves empty is that of the
     checkpoint `config.model.base`, or for the text encoder of `config.model.text_encoder_base` if there is one.
-    The tokenizer comes with the text encoder; with a new one it is the data's.
+    The tokenizer comes with the text encoder; with a new one it is the data's. Parts of the U-Net start at random where
+    it is fitted to another text encoder (`config.model.text_encoder_fit`).
 
     Raises:
       UserError: a network that the objective needs is neither described nor in the base, the description is
@@ -45,16 +50,29 @@ def make_model(config: ConfigDict, key: jax.Array) -> tuple[StableDiffusion, dic
     base = _read_bases(config.model, inherited, compute_dtype(config))
     pipeline = assemble(config, base.files, lambda: tokenizer_folder(config))
     fresh = initialize(StableDiffusion({name: pipeline.networks[name] for name in described}, {}), key)
-    parameters = fresh | base.parameters()
+    kept = {name: value for name, value in base.parameters().items() if not text_fit.is_fresh(config, name)}
+    if config.model.text_encoder_fit:
+        unet = StableDiffusion({"unet": pipeline.networks["unet"]}, {})
+        fresh |= initialize(unet, key, functools.partial(text_fit.is_fresh, config))
+    parameters = fresh | kept
     if config.textual_inversion.tokens:
         parameters = textual_inversion.with_rows(config, pipeline.tokenizer, parameters, key)
     return pipeline, parameters
 
 
 def parts(config: ConfigDict) -> tuple[dict[str, dict[str, Any]], tuple[str, ...]]:
-    """The architectures of the networks that `config.model` describes, and the names of those that it inherits."""
-    needed = method(config).networks
-    described = {name: config.model[name].to_dict() for name in needed if config.model[name]}
+    """The architectures of the networks that `config.model` describes, and the names of those that it inherits.
+
+    Raises:
+      UserError: a text encoder that is to learn from the base's is not given.
+    """
+    needed, model = method(config).networks, config.model
+    described = {name: model[name].to_dict() for name in needed if name != TEACHER and model[name]}
+    if TEACHER in needed and not (model.text_encoder_base or "text_encoder" in described):
+        raise UserError(
+            f"config.model.text_encoder_base: is empty; name the text encoder that is to learn from that of"
+            f" config.model.base, {model.base!r}"
+        )
     return described, tuple(name for name in needed if name not in described)
 
 
@@ -72,13 +90,14 @@ def assemble(config: ConfigDict, base: Mapping[str, bytes], tokenizer: Callable[
     model, needed, (described, inherited) = config.model, method(config).networks, parts(config)
     for name in inherited:
         if f"{name}/config.json" not in base:
+            if name == TEACHER:
+                raise UserError(f"config.model.base={model.base!r}: has no text_encoder/ to learn from")
             raise UserError(
                 f"config.model.{name}: describe it, or set config.model.base to a checkpoint with {name}/"
                 f" (it is {model.base!r})"
             )
-    files = {
-        name: data for name, data in base.items() if name.split("/")[0] in inherited or name.startswith("scheduler/")
-    }
+    carried = {*inherited, "scheduler", *({TEACHER_TOKENIZER} if TEACHER in needed else ())}
+    files = {name: data for name, data in base.items() if name.split("/")[0] in carried}
     if "unet" in needed:
         if model.scheduler:
             told = parse_object(SCHEDULER_CONFIG, base.get(SCHEDULER_CONFIG, b"{}"))
@@ -92,7 +111,7 @@ def assemble(config: ConfigDict, base: Mapping[str, bytes], tokenizer: Callable[
         else:
             files |= {name: data for name, data in base.items() if name.startswith("tokenizer/")}
     files |= {f"{name}/config.json": network_config(name, text) for name, text in described.items()}
-    files = textual_inversion.with_words(config, files)
+    files = text_fit.with_fit(config, textual_inversion.with_words(config, files))
     files["model_index.json"] = model_index(files)
 
     pipeline = from_files(files, compute_dtype(config))
@@ -104,9 +123,13 @@ def assemble(config: ConfigDict, base: Mapping[str, bytes], tokenizer: Callable[
 
 def _read_bases(model: ConfigDict, inherited: tuple[str, ...], dtype: Any) -> StableDiffusion:
     """The networks to inherit, a text encoder with its tokenizer from its own checkpoint where it has one."""
-    separate = bool(model.text_encoder_base) and "text_encoder" in inherited
-    rest = tuple(name for name in inherited if not (separate and name == "text_encoder"))
+    separate, taught = bool(model.text_encoder_base) and "text_encoder" in inherited, TEACHER in inherited
+    rest = {name for name in inherited if name in ("unet", "vae") or not separate}
+    rest = rest - {TEACHER} | {"text_encoder"} if taught else rest
     base = interop.load(model.base, dtype=dtype, only=rest) if model.base and rest else StableDiffusion({}, {})
+    if taught:
+        networks = {TEACHER if name == "text_encoder" else name: each for name, each in base.networks.items()}
+        base = StableDiffusion(networks, with_teacher(base.files))
     if not separate:
         return base
     encoder = interop.load(model.text_encoder_base, dtype=dtype, only=_OF_TEXT)
@@ -119,6 +142,13 @@ def with_text_encoder(files: Mapping[str, bytes], encoder: Mapping[str, bytes]) 
     return kept | {name: data for name, data in encoder.items() if name.split("/")[0] in _OF_TEXT}
 
 
+def with_teacher(files: Mapping[str, bytes]) -> dict[str, bytes]:
+    """The files of a pipeline whose text encoder is the teacher of another."""
+    names = {"text_encoder": TEACHER, "tokenizer": TEACHER_TOKENIZER}
+    parts = ((*name.partition("/"), data) for name, data in files.items())
+    return {names.get(part, part) + slash + rest: data for part, slash, rest, data in parts}
+
+
 def _check_fit(pipeline: StableDiffusion) -> None:
     """Raises UserError where two networks do not fit together, or the U-Net asks for more than text."""
     pipeline.require_text_alone()
@@ -129,7 +159,8 @@ def _check_fit(pipeline: StableDiffusion) -> None:
     wanted = {unet.encoder_hid_dim} if unet.encoder_hid_dim else set(unet.per_block("cross_attention_dim"))
     if wanted != {width}:
         raise UserError(
-            f"the U-Net's cross_attention_dim is {unet.cross_attention_dim}, the text encoder's hidden_size {width}"
+            f"the U-Net's cross_attention_dim is {unet.cross_attention_dim}, the text encoder's hidden_size {width};"
+            " config.model.text_encoder_fit=linear, mlp or cross_attention fits a base's U-Net to another text encoder"
         )
 
 

@@ -1,5 +1,6 @@
 """What a run computes: its train step on a mesh, compiled where it runs or planned for hardware that is elsewhere."""
 
+import re
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,9 +15,10 @@ from jaxcxr import adaptation
 from jaxcxr.adaptation import Adaptation
 from jaxcxr.data import tokens
 from jaxcxr.data.moments import Card
+from jaxcxr.errors import UserError
 from jaxcxr.interop.pipeline import StableDiffusion
 from jaxcxr.interop.tensors import Tensor
-from jaxcxr.methods import make_loss
+from jaxcxr.methods import make_loss, method
 from jaxcxr.methods.method import Loss
 from jaxcxr.models.compute import compiler_options
 from jaxcxr.parallel import mesh as meshes
@@ -68,6 +70,11 @@ def make_program(config: ConfigDict, pipeline: StableDiffusion, mesh: Mesh) -> P
     learning = adaptation.of(config, parameters)
     learnt = jax.eval_shape(learning.start, parameters, jax.random.key(0))
     check_rates(config.optimizer.rates, (*parameters, *learnt))
+    if idle := [name for name in learnt if not re.fullmatch(method(config).trains, name)]:
+        raise UserError(
+            f"config.trainable={config.trainable!r}: selects {idle[0]}, which config.method={config.method!r} does not"
+            f" train; it trains {method(config).trains}"
+        )
     exact = learning.exact
 
     def kept(name: str, value: Any) -> Any:
@@ -141,7 +148,13 @@ def batch_shapes(
     """
     sharding, side, rows = meshes.batch_sharding(mesh), config.data.size, config.batch_size
     length = tokens.length(pipeline.tokenizer)
-    batch = {"image": ((rows, side, side, 1), jnp.uint8), "input_ids": ((rows, length), jnp.int32)}
+    batch: dict[str, Any] = {}
+    if "image" in method(config).reads:
+        batch["image"] = ((rows, side, side, 1), jnp.uint8)
+    if "input_ids" in method(config).reads:
+        batch["input_ids"] = ((rows, length), jnp.int32)
+    if "teacher_ids" in method(config).reads:
+        batch["teacher_ids"] = ((rows, tokens.length(pipeline.teacher_tokenizer)), jnp.int32)
     if config.data.cache:
         vae, text = pipeline.vae.config, pipeline.text_encoder.config
         latent = side // vae.vae_scale_factor

@@ -43,6 +43,7 @@ class Model:
 
     base: Text = ""
     text_encoder_base: Text = ""
+    text_encoder_fit: Word = ""
     vae: dict[str, Any] = dataclasses.field(default_factory=dict)
     unet: dict[str, Any] = dataclasses.field(default_factory=dict)
     text_encoder: dict[str, Any] = dataclasses.field(default_factory=dict)

@@ -15,9 +15,10 @@ from jaxcxr import interop, methods
 from jaxcxr.data.loader import Batches
 from jaxcxr.data.records import EmptySplit
 from jaxcxr.data.tokens import load as load_tokenizer
-from jaxcxr.interop.diffusers import read_files
+from jaxcxr.interop.diffusers import read_files, unknown_to_diffusers
+from jaxcxr.interop.folder import CARRIED, OF_A_RUN
 from jaxcxr.interop.orbax import MODEL
-from jaxcxr.interop.pipeline import StableDiffusion, from_files
+from jaxcxr.interop.pipeline import TEACHER, StableDiffusion, from_files
 from jaxcxr.methods.diffusion import measure_scaling_factor
 from jaxcxr.parallel import mesh as meshes
 from jaxcxr.parallel.processes import least, on_first
@@ -103,7 +104,7 @@ def _train(
 
     metrics = Metrics(workdir, run.start)
     progress = Progress(workdir, config.steps, run.start, _banner(config, run, every))
-    watch = Watch(config.skip_nonfinite, lambda step: open_batches(config, "train", run.tokenizer).places(step - 1))
+    watch = Watch(config.skip_nonfinite, lambda step: run.batches_of("train").places(step - 1))
     speed = Speed(
         began,
         config.batch_size,
@@ -190,6 +191,7 @@ class _Run(NamedTuple):
       start: the step of the newest whole checkpoint, 0 without one.
       first_time: whether the workdir is new, so that the model is described by the config, and not by the workdir.
       data: what the data were prepared with.
+      batches_of: gives the batches of a split.
     """
 
     start: int
@@ -197,6 +199,7 @@ class _Run(NamedTuple):
     data: tuple[Prepared, ...]
     mesh: Mesh
     tokenizer: Any
+    batches_of: Callable[..., Batches]
     pipeline: StableDiffusion
     program: Program
     batches: Batches
@@ -226,18 +229,20 @@ def _open(config: ConfigDict, workdir: Path) -> tuple[_Run, Mapping[str, Any] | 
             factor = measure_scaling_factor(pipeline, parameters, some_images(config, tokenizer, 256))
             pipeline = with_scaling_factor(pipeline, factor, dtype)
     else:
-        pipeline = from_files(read_files(workdir / MODEL), dtype)
+        pipeline = from_files(read_files(workdir / MODEL, CARRIED | OF_A_RUN), dtype)
         if trained is None:  # stopped before the first checkpoint: the same seed gives the same weights
             _, parameters = make_model(config, key)
     tokenizer = pipeline.tokenizer if "text_encoder" in pipeline.networks else tokenizer
-    batches = open_batches(config, "train", tokenizer, rows=rows)
+    teacher = pipeline.teacher_tokenizer if TEACHER in pipeline.networks else None
+    batches_of = functools.partial(open_batches, config, tokenizer=tokenizer, teacher=teacher)
+    batches = batches_of("train", rows=rows)
     if first_time:
         check_words(config, batches, data)
-    validation = _validation(config, tokenizer, rows)
+    validation = _validation(config, batches_of, rows)
     program = make_program(config, pipeline, mesh)
     if config.data.cache:
         check_cache(config, pipeline, program.learns, parameters if parameters is not None else _frozen(workdir))
-    run = _Run(trained or 0, first_time, data, mesh, tokenizer, pipeline, program, batches, validation)
+    run = _Run(trained or 0, first_time, data, mesh, tokenizer, batches_of, pipeline, program, batches, validation)
     return run, parameters
 
 
@@ -270,6 +275,8 @@ def _banner(config: ConfigDict, run: _Run, every: Mapping[str, int]) -> list[str
     lines = banner(config, run.program, images, run.start)
     if off := [text for what, text in _NEEDS_VALIDATION.items() if every[what] != config[f"{what}_every"]]:
         lines.append(_NO_VALIDATION.format(config.data.path, " and no ".join(off)))
+    if what := unknown_to_diffusers(run.pipeline.files):
+        lines.append(f"warning: the U-Net has {what}, which diffusers does not have: jaxcxr alone can read it")
     return lines
 
 
@@ -279,12 +286,12 @@ def _frozen(workdir: Path) -> dict[str, np.ndarray]:
     return {name: tensor.read() for name, tensor in found.tensors.items()}
 
 
-def _validation(config: ConfigDict, tokenizer: Any, rows: np.ndarray) -> Batches | None:
+def _validation(config: ConfigDict, batches_of: Callable[..., Batches], rows: np.ndarray) -> Batches | None:
     """These rows of the batches to evaluate on; None if the data have none, or they are not needed."""
     if not config.eval_every and not (config.sample_every and methods.method(config).of_images):
         return None
     try:
-        return open_batches(config, "validate", tokenizer, rows=rows, shuffle=False)
+        return batches_of("validate", rows=rows, shuffle=False)
     except EmptySplit:
         return None
 

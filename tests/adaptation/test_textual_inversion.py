@@ -21,7 +21,6 @@ from jaxcxr.training.optimizer import make_optimizer
 from jaxcxr.training.step import init_state, make_step
 from jaxcxr.training.train import train
 from tests import pipelines
-from tests.end_to_end.test_documented_commands import write_bert
 from tests.training import runs
 
 TABLE = "text_encoder.text_model.embeddings.token_embedding.embedding"
@@ -258,7 +257,7 @@ def test_what_does_not_go_together_is_told(base):
 
 
 def test_berts_take_words_too(base, tmp_path):
-    write_bert(tmp_path / "bert", width=32)
+    pipelines.write_bert(tmp_path / "bert", width=32)
     config = config_of(base, **{"model.text_encoder_base": str(tmp_path / "bert")})
     config.textual_inversion.tokens = (("<effusion>", 2, "x!"),)
     with pytest.raises(UserError, match="has a word that the tokenizer does not know"):

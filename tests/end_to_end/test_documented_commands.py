@@ -65,27 +65,6 @@ def documented() -> list[tuple[str, list[str]]]:
     return found
 
 
-def write_bert(folder: Path, width: int) -> None:
-    """A random BERT of two layers with a tokenizer that knows letters, as transformers saves them."""
-    import transformers
-
-    letters = "abcdefghijklmnopqrstuvwxyz0123456789.,"
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters)]
-    folder.mkdir()
-    (folder / "vocab.txt").write_text("\n".join(words) + "\n")
-    tokenizer = transformers.BertTokenizer(str(folder / "vocab.txt"), model_max_length=64)
-    tokenizer.save_pretrained(folder)
-    config = transformers.BertConfig(
-        vocab_size=len(words),
-        hidden_size=width,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=2 * width,
-        max_position_embeddings=64,
-    )
-    transformers.BertModel(config).save_pretrained(folder)
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A folder with what the pages take as given: a MIMIC-CXR tree, a tokenizer, a base and a mask."""
@@ -96,7 +75,7 @@ def folder(tmp_path_factory):
     vae = pipelines.VAE | {"in_channels": 3, "out_channels": 3}
     base = pipelines.write(folder / "stable-diffusion-v1-4", vae=vae)
     (folder / "CLIP").symlink_to(base / "tokenizer")
-    write_bert(folder / "RadBERT", width=pipelines.UNET["cross_attention_dim"])
+    pipelines.write_bert(folder / "RadBERT", width=pipelines.UNET["cross_attention_dim"])
     (folder / "stable-diffusion-v1-5").symlink_to(base)
     single = str(folder / "v1-5-pruned.safetensors")
     assert main(["convert", str(base), single, "--to", "single-file"]) == 0

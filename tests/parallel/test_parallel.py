@@ -1,6 +1,5 @@
 import dataclasses
 import itertools
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +17,7 @@ from jaxcxr.interop.pipeline import from_files, network_config
 from jaxcxr.parallel import rules
 from jaxcxr.parallel.mesh import make_mesh
 from tests import pipelines
-from tests.training import runs
+from tests.training import jobs, runs
 
 ONE = {"data": -1, "fsdp": 1, "tensor": 1}
 
@@ -127,54 +126,6 @@ def test_patterns_match_whole_names():
         rules.select(names, "unet(")
 
 
-SAME_STEP = """
-import itertools
-import jax, numpy as np
-from jaxcxr.parallel import mesh as meshes, rules
-from jaxcxr.training.model import make_model
-from jaxcxr.training.program import make_program
-from tests.parallel import test_parallel
-
-rules._MIN_SIZE = 64  # so that the small networks' kernels are split too
-config = test_parallel.config()
-pipeline, parameters = make_model(config, jax.random.key(0))
-parameters = {name: np.asarray(value) for name, value in parameters.items()}
-generator = np.random.default_rng(1)
-batch = {
-    "image": generator.integers(0, 256, (8, 16, 16, 1), np.uint8),
-    "input_ids": generator.integers(0, 100, (8, 77), np.int32),
-}
-
-def follow(devices, strategy, **changes):
-    shape = dict(zip(meshes.AXES, devices))
-    mesh = meshes.make_mesh(shape, jax.devices()[: np.prod(devices)])
-    config = test_parallel.config(sharding=strategy, **changes)
-    program = make_program(config, pipeline, mesh)
-    if strategy != "replicated" and max(devices[1:]) > 1:
-        split = [n for n, p in program.state["opt_state"][1][0].mu.items() if not p.sharding.is_fully_replicated]
-        assert len(split) > 8, (strategy, devices, split)
-    with jax.set_mesh(mesh):
-        state, frozen = program.init(parameters, jax.random.key(0))
-        for _ in range(2):
-            given, (state, metrics) = state, program.step(state, frozen, meshes.to_global(batch, mesh, 8))
-            assert all(leaf.is_deleted() for leaf in jax.tree.leaves(given))  # donated
-    return {n: np.asarray(x) for n, x in {**state["average"], "grad_norm": metrics["grad_norm"]}.items()}
-
-def difference(found):
-    # Of all weights together, relative to the weights, and to what the steps changed; and of the gradient's norm.
-    apart, whole, moved = (np.sqrt(sum(np.square(tree[n]).sum() for n in learnt)) for tree in (
-        {n: found[n] - single[n] for n in learnt}, single, {n: single[n] - parameters[n] for n in learnt}))
-    return apart / whole, apart / moved, abs(found["grad_norm"] / single["grad_norm"] - 1)
-
-single = follow((1, 1, 1), "replicated")
-learnt = [name for name in single if name in parameters]
-for devices, strategy, changes in test_parallel.CASES:
-    weights, updates, gradients = difference(follow(devices, strategy, **changes))
-    print(devices, strategy, changes, f"{weights:.1e} {updates:.1e} {gradients:.1e}", flush=True)
-    assert weights < 1e-5 and gradients < 1e-5 and updates < 1e-5
-print("same everywhere")
-"""
-
 ONE_LEVEL = {
     "block_out_channels": [32],
     "down_block_types": ["CrossAttnDownBlock2D"],
@@ -209,9 +160,13 @@ def config(**changes):
     return config
 
 
+def meshes_of(_):
+    """As `tests.parallel.meshes` takes it."""
+    return config(), CASES
+
+
 @pytest.mark.slow
 def test_a_step_is_the_same_on_any_mesh_under_every_strategy():
-    flags = os.environ.get("XLA_FLAGS", "").replace("device_count=1", "device_count=8")
-    env = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(runs.ROOT)}
-    done = subprocess.run([sys.executable, "-c", SAME_STEP], env=env, capture_output=True, text=True, check=False)
+    argv = [sys.executable, "-m", "tests.parallel.meshes", "tests.parallel.test_parallel:meshes_of:"]
+    done = subprocess.run(argv, env=jobs.environment(8), capture_output=True, text=True, check=False)
     assert "same everywhere" in done.stdout, done.stdout + done.stderr[-2000:]

@@ -22,7 +22,7 @@ from jaxcxr.training.checkpoint import check_workdir, claim, opened
 from jaxcxr.training.feed import open_batches, tokenizer_folder
 from jaxcxr.training.train import train
 from tests import pipelines
-from tests.training import jobs, runs
+from tests.training import jobs, kills, runs
 
 ONE_LEVEL = {
     "model.vae.block_out_channels": [8],
@@ -56,91 +56,11 @@ def diffusion(**changes):
     return config
 
 
-# Trains in children that are forked when everything is imported, and kills them: on their way to the first step, at any
-# step, and while a checkpoint is being written. A child that hangs says where.
-KILLS = """
-import contextlib, faulthandler, os, random, signal, sys, time, traceback
-from pathlib import Path
-import orbax.checkpoint, tensorboardX, tensorflow_datasets
-from jaxcxr import config as configs
-from jaxcxr.interop.orbax import latest_step
-from jaxcxr.training.train import train
-from tests.training import jobs
-
-kills, seed, workdir, config = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), configs.load(sys.argv[4])
-draw = random.Random(seed)
-
-@contextlib.contextmanager
-def training(stop_at=None):
-    child = os.fork()
-    if not child:
-        faulthandler.dump_traceback_later(150, exit=True)
-        try:
-            train(config, workdir, stop_at)
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-        os._exit(0)
-    try:
-        yield child
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(child, signal.SIGKILL)
-
-def wait(true, child):
-    while not true():
-        ended, code = os.waitpid(child, os.WNOHANG)
-        assert not ended, f"ended with {code}"
-        time.sleep(0.005)
-
-def unfinished():
-    found = set()
-    for file in workdir.glob("checkpoints/*tmp*"):
-        with contextlib.suppress(FileNotFoundError):  # finished since
-            found.add((file.name, file.stat().st_ino))
-    return found
-
-startup = 5.0
-for kill in range(kills):
-    started, kept, before = time.monotonic(), latest_step(workdir) or 0, unfinished()
-    with training() as child:
-        if kill % 3 == 1:
-            time.sleep(draw.uniform(0, startup))
-        else:
-            wait(lambda: jobs.steps_done(workdir) > kept, child)
-            startup = time.monotonic() - started
-            if kill % 3 == 0:
-                wait(lambda: unfinished() - before, child)
-                time.sleep(draw.uniform(0, 0.05))
-            else:
-                time.sleep(draw.uniform(0, 0.5))
-    assert os.waitpid(child, 0)[1] == signal.SIGKILL
-    seconds = round(time.monotonic() - started, 2)
-    print("killed", seconds, jobs.steps_done(workdir), latest_step(workdir), len(unfinished()), flush=True)
-last = latest_step(workdir) + 3
-with training(last) as child:
-    assert os.waitpid(child, 0)[1] == 0
-print("finished", last)
-"""
-
-
 @pytest.mark.slow
 def test_killed_at_any_moment_a_run_ends_as_one_that_never_was(tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-    config = autoencoder(steps=100_000, checkpoint_every=3, log_every=1)
-    file, kills = jobs.write_config(config, tmp_path / "config.py"), 21
-    argv = [sys.executable, "-c", KILLS, str(kills), "0", str(tmp_path / "run"), str(file)]
-    done = subprocess.run(argv, env=jobs.environment(), capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
-    print(done.stdout)
-    killed = [line.split() for line in done.stdout.splitlines() if line.startswith("killed")]
-    assert len(killed) == kills
+    killed = kills.assert_nothing_is_lost(autoencoder(), 21, tmp_path)
     assert sum(int(words[-1]) > 0 for words in killed) >= 3, "few of the kills fell into the writing of a checkpoint"
-    last = done.stdout.split()[-1]
-    whole = tmp_path / "whole"
-    jobs.finish(jobs.start(file, whole, "--stop-at", last, "--config.checkpoint_every=0"), whole)
-    jobs.assert_same(tmp_path / "run", whole)
-    assert [step for step, _ in jobs.metrics(whole, "loss")] == list(range(1, int(last) + 1))
 
 
 @pytest.mark.slow
