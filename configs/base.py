@@ -60,6 +60,11 @@ def get_config() -> ConfigDict:
     config.prior.count = 100
     config.prior.weight = 1.0  # of their loss beside that of one's own
 
+    config.augment = ConfigDict()  # of training images, at random up to this much; none is mirrored
+    config.augment.rotation = 0.0  # degrees to either side; 0: none, as for the two below
+    config.augment.translation = 0.0  # 0.05: a twentieth of the side in any direction
+    config.augment.brightness = 0.0  # 0.1: a tenth of the range, lighter or darker
+
     config.objective = ConfigDict()
     config.objective.error = "mse"  # or l1, or huber
     config.objective.caption_dropout = 0.1

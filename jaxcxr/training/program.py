@@ -24,6 +24,7 @@ from jaxcxr.models.compute import compiler_options
 from jaxcxr.parallel import mesh as meshes
 from jaxcxr.parallel import rules
 from jaxcxr.parallel.gather import gather, rounded, scatter
+from jaxcxr.training.augment import make_augment
 from jaxcxr.training.model import compute_dtype
 from jaxcxr.training.optimizer import check_rates, make_optimizer
 from jaxcxr.training.step import State, init_state, make_step
@@ -92,6 +93,7 @@ def make_program(config: ConfigDict, pipeline: StableDiffusion, mesh: Mesh) -> P
         tx,
         config.ema_decay,
         config.seed,
+        augment=make_augment(config),
         expand=learning.expand,
         project=learning.project,
         accumulation=config.accumulation,

@@ -56,6 +56,8 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
         lambda value: 0 <= value <= 1,
         ("ema_decay", "objective.caption_dropout", "objective.timestep_bias_portion"),
     ),
+    ("from 0 to 45", lambda value: 0 <= value <= 45, ("augment.rotation",)),
+    ("from 0 to 0.5", lambda value: 0 <= value <= 0.5, ("augment.translation", "augment.brightness")),
     ("0 or more and less than 1", lambda value: 0 <= value < 1, ("optimizer.b1", "optimizer.b2")),
 )
 

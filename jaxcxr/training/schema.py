@@ -52,6 +52,15 @@ class Model:
 
 
 @dataclasses.dataclass(frozen=True)
+class Augment:
+    """`config.augment`."""
+
+    rotation: float = 0.0
+    translation: float = 0.0
+    brightness: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
 class Objective:
     """`config.objective`."""
 
@@ -165,6 +174,7 @@ class Run:
     data: Data = dataclasses.field(default_factory=Data)
     model: Model = dataclasses.field(default_factory=Model)
     prior: Prior = dataclasses.field(default_factory=Prior)
+    augment: Augment = dataclasses.field(default_factory=Augment)
     objective: Objective = dataclasses.field(default_factory=Objective)
     optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
     samples: Samples = dataclasses.field(default_factory=Samples)

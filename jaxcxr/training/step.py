@@ -10,6 +10,7 @@ import optax
 from jaxcxr.adaptation import union
 from jaxcxr.methods.method import Loss
 from jaxcxr.training import ema
+from jaxcxr.training.augment import Batch
 from jaxcxr.training.optimizer import schedule_free_average
 
 State = dict[str, Any]
@@ -38,6 +39,7 @@ def make_step(
     ema_decay: float,
     seed: int,
     *,
+    augment: Callable[[Batch, jax.Array], Batch] = lambda batch, keys: batch,
     expand: Callable[[Parameters, Parameters], Parameters] = union,
     project: Callable[[Parameters], Parameters] = dict,
     accumulation: int = 1,
@@ -47,8 +49,8 @@ def make_step(
 ) -> Callable[[State, Parameters, Mapping[str, jax.Array]], tuple[State, dict[str, jax.Array]]]:
     """The update: a pure function of (state, frozen, batch), its randomness that of (`seed`, step, row) alone.
 
-    The loss is of `expand(learnt, frozen)`, the networks' parameters, averaged over the batch as `weighted_mean` does.
-    After the update `project` brings what learns within its bounds.
+    The loss is of `expand(learnt, frozen)`, the networks' parameters, and of what `augment` makes of the batch. It is
+    averaged over the batch as `weighted_mean` does. After the update `project` brings what learns within its bounds.
     With `accumulation` the batch is gone through in as many parts, and the update is that of the whole. With
     `skip_nonfinite` a loss or gradient that is not finite changes nothing but `step` and `nonfinite`. `gather` makes
     of parameters what is used, and `scatter` brings gradients back: see `parallel.gather`.
@@ -58,7 +60,7 @@ def make_step(
         learnt, used = state["learnt"], gather(frozen)
 
         def objective(learning, batch, keys):
-            errors, metrics = loss(expand(learning, used), batch, keys)
+            errors, metrics = loss(expand(learning, used), augment(batch, keys), keys)
             return weighted_mean(errors, batch), metrics
 
         def gradient(learning, batch, keys):
