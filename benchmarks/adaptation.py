@@ -1,11 +1,12 @@
 """What each way to adapt a base learns from a few drawn radiographs, and what the base forgets over it.
 
-    python benchmarks/adaptation.py --run runs/adaptation [--arms u-net,lora] [--seeds 3] [--count 200]
+    python benchmarks/adaptation.py --run runs/adaptation [--arms "u-net; lora"] [--seeds 3] [--count 200]
 
 From `phantom-no-effusion`, on 5 normal radiographs and 5 with an effusion: the U-Net, the same with prior preservation,
 and LoRA. From `phantom-unnamed` and from `phantom`, textual inversion with 1, 8 and 64 vectors on 10, 50 and 100
 radiographs with an effusion. The classifier that comes with the package says what the pictures show. What is done is
-not done again: run it again to resume. Writes benchmarks/results/adaptation-DATE.json.
+not done again: run it again to resume, or name another --run after a change here. Writes
+benchmarks/results/adaptation-DATE.json.
 """
 
 import argparse
@@ -13,7 +14,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -187,28 +188,31 @@ def summed(runs: list[dict[str, Any]], before: list[dict[str, Any]] | None, coun
     return result
 
 
-def chosen(names: str) -> Iterator[tuple[str, Arm]]:
-    wanted = [name.strip() for name in names.split(";")] if names else None
-    for name, arm in arms().items():
-        if wanted is None or any(name.startswith(each) for each in wanted):
-            yield name, arm
+def chosen(names: str) -> dict[str, Arm]:
+    """The arms of these names; all of them without any."""
+    known, wanted = arms(), [name.strip() for name in names.split(";") if name.strip()]
+    if unknown := [name for name in wanted if name not in known]:
+        sys.exit(f"--arms: no arm {unknown[0]!r}; there are {'; '.join(known)}")
+    return {name: known[name] for name in wanted or known}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True, help="folder for what is trained")
-    parser.add_argument("--arms", default="", help="those whose names begin so, separated by ;; default: all")
+    parser.add_argument("--arms", default="", help="names with semicolons between them; default: all")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--count", type=int, default=200, help="pictures of each kind, for each arm and seed")
     args = parser.parse_args()
     jax.config.update("jax_compilation_cache_dir", str(args.run.absolute() / "compiled"))
-    classifier, untouched = read("first"), []
-    for name, arm in chosen(args.arms):
+    classifier = read("first")
+
+    def runs_of(name: str, arm: Arm) -> list[dict[str, Any]]:
         folders = [args.run / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}" for seed in range(args.seeds)]
-        runs = [one(folder, arm, seed, args.count, classifier) for seed, folder in enumerate(folders)]
-        if name == "untouched":
-            untouched = runs
-        found = summed(runs, untouched, args.count)
+        return [one(folder, arm, seed, args.count, classifier) for seed, folder in enumerate(folders)]
+
+    for name, arm in chosen(args.arms).items():
+        before = runs_of("untouched", arms()["untouched"]) if arm.base == "phantom-no-effusion" else None
+        found = summed(runs_of(name, arm), before, args.count)
         record.write("adaptation", ["jax", "flax"], {f"{name}, {args.seeds} seeds, {args.count} pictures": found})
 
 

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from jaxcxr import requests
 from jaxcxr.data import tokens
 from jaxcxr.diffusion.samplers import BY_CLASS
-from jaxcxr.generate import initial_noise, latent_shape, make_generate, to_gray, unconditional_states
+from jaxcxr.generate import default_size, initial_noise, latent_shape, make_generate, to_gray, unconditional_states
 from jaxcxr.interop.pipeline import StableDiffusion
 from jaxcxr.models.compute import compiler_options
 from jaxcxr.models.vae import normalize, split_moments
@@ -45,7 +45,7 @@ def prompted(pipeline: StableDiffusion, config: ConfigDict, mesh: Mesh, images: 
         first = unconditional_states(pipeline, parameters) if means.shares_first else None
         return generate(parameters, batch, keys, first)
 
-    shape = latent_shape(pipeline, config.data.size)
+    shape = latent_shape(pipeline, default_size(pipeline))
     ids = tokens.encode(pipeline.tokenizer, samples.prompts, tokens.length(pipeline.tokenizer))
     ids = np.repeat(ids, samples.per_prompt, axis=0)
     noise = np.stack([initial_noise(config.seed, index, shape) for index in range(samples.per_prompt)])

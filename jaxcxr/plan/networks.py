@@ -14,7 +14,7 @@ from jaxcxr.data import tokens
 from jaxcxr.data.moments import Card
 from jaxcxr.errors import UserError
 from jaxcxr.interop import diffusers, orbax, published, single_file
-from jaxcxr.interop.pipeline import TEACHER, StableDiffusion
+from jaxcxr.interop.pipeline import TEACHER, TEACHER_TOKENIZER, StableDiffusion
 from jaxcxr.methods import method
 from jaxcxr.training.feed import tokenizer_folder
 from jaxcxr.training.model import assemble, parts, with_teacher, with_text_encoder
@@ -32,11 +32,12 @@ def describe(config: ConfigDict) -> StableDiffusion:
       UserError: the config does not say what the networks are.
     """
     pipeline = assemble(config, _base(config), lambda: _tokenizer(config))
-    if any(name.startswith("tokenizer/") for name in pipeline.files):
-        return pipeline
-    folder = Path(_stand_in(_LEAST).name)
-    tokenizer = {f"tokenizer/{file.name}": file.read_bytes() for file in folder.iterdir()}
-    return StableDiffusion(pipeline.networks, pipeline.files | tokenizer)
+    files = dict(pipeline.files)
+    for part in ("tokenizer", TEACHER_TOKENIZER) if TEACHER in pipeline.networks else ("tokenizer",):
+        if not any(name.startswith(f"{part}/") for name in files):
+            folder = Path(_stand_in(_LEAST).name)
+            files |= {f"{part}/{file.name}": file.read_bytes() for file in folder.iterdir()}
+    return StableDiffusion(pipeline.networks, files)
 
 
 def digest(config: ConfigDict) -> str:

@@ -209,7 +209,7 @@ def check_cache(config: ConfigDict, pipeline: StableDiffusion, learns: set[str],
     Raises:
       UserError: it was not, two of them are not alike, or the autoencoder learns.
     """
-    if not method(config).cached or any(name.startswith("vae.") for name in learns):
+    if any(name.startswith("vae.") for name in learns):
         raise UserError("config.data.cache: holds latents of an autoencoder that is not learning; leave it empty here")
     named, first = folders(config), None
     for folder in named:

@@ -50,7 +50,14 @@ def make_model(config: ConfigDict, key: jax.Array) -> tuple[StableDiffusion, dic
     base = _read_bases(config.model, inherited, compute_dtype(config))
     pipeline = assemble(config, base.files, lambda: tokenizer_folder(config))
     fresh = initialize(StableDiffusion({name: pipeline.networks[name] for name in described}, {}), key)
-    kept = {name: value for name, value in base.parameters().items() if not text_fit.is_fresh(config, name)}
+    if TEACHER in pipeline.networks and not any(name.startswith(f"{TEACHER_TOKENIZER}/") for name in pipeline.files):
+        raise UserError(f"config.model.base={config.model.base!r}: has no tokenizer/ for its text encoder, the teacher")
+    names = pipeline.parameters()
+    kept = {
+        name: value
+        for name, value in base.parameters().items()
+        if name in names and not text_fit.is_fresh(config, name)
+    }
     if config.model.text_encoder_fit:
         unet = StableDiffusion({"unet": pipeline.networks["unet"]}, {})
         fresh |= initialize(unet, key, functools.partial(text_fit.is_fresh, config))
@@ -117,16 +124,17 @@ def assemble(config: ConfigDict, base: Mapping[str, bytes], tokenizer: Callable[
     pipeline = from_files(files, compute_dtype(config))
     if "unet" in needed:
         _check_fit(pipeline)
-        pipeline = _with_sample_size(pipeline, config.data.size, compute_dtype(config))
+        if "image" in method(config).reads:
+            pipeline = _with_sample_size(pipeline, config.data.size, compute_dtype(config))
     return pipeline
 
 
 def _read_bases(model: ConfigDict, inherited: tuple[str, ...], dtype: Any) -> StableDiffusion:
     """The networks to inherit, a text encoder with its tokenizer from its own checkpoint where it has one."""
     separate, taught = bool(model.text_encoder_base) and "text_encoder" in inherited, TEACHER in inherited
-    rest = {name for name in inherited if name in ("unet", "vae") or not separate}
-    rest = rest - {TEACHER} | {"text_encoder"} if taught else rest
-    base = interop.load(model.base, dtype=dtype, only=rest) if model.base and rest else StableDiffusion({}, {})
+    wanted = [name for name in inherited if name != TEACHER and not (separate and name == "text_encoder")]
+    wanted += ["text_encoder"] if taught else []  # which becomes the teacher
+    base = interop.load(model.base, dtype=dtype, only=wanted) if model.base and wanted else StableDiffusion({}, {})
     if taught:
         networks = {TEACHER if name == "text_encoder" else name: each for name, each in base.networks.items()}
         base = StableDiffusion(networks, with_teacher(base.files))
@@ -145,8 +153,8 @@ def with_text_encoder(files: Mapping[str, bytes], encoder: Mapping[str, bytes]) 
 def with_teacher(files: Mapping[str, bytes]) -> dict[str, bytes]:
     """The files of a pipeline whose text encoder is the teacher of another."""
     names = {"text_encoder": TEACHER, "tokenizer": TEACHER_TOKENIZER}
-    parts = ((*name.partition("/"), data) for name, data in files.items())
-    return {names.get(part, part) + slash + rest: data for part, slash, rest, data in parts}
+    split = ((*name.partition("/"), data) for name, data in files.items())
+    return {names.get(folder, folder) + slash + rest: data for folder, slash, rest, data in split}
 
 
 def _check_fit(pipeline: StableDiffusion) -> None:

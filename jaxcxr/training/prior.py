@@ -16,6 +16,7 @@ from jaxcxr.data.summary import Summary
 from jaxcxr.diffusion import samplers
 from jaxcxr.errors import UserError
 from jaxcxr.manifest import Settings
+from jaxcxr.methods import method
 from jaxcxr.parallel.processes import on_first
 from jaxcxr.sample import sample
 from jaxcxr.training.feed import tokenizer_folder
@@ -31,6 +32,8 @@ def with_prior(config: ConfigDict) -> ConfigDict:
     entry = (prior.path, prior.weight)
     if not prior.path or entry in tuple(map(tuple, config.data.mixture)):
         return config
+    if "image" not in method(config).reads:
+        raise UserError(f"config.prior.path={prior.path}: config.method={config.method!r} reads no images")
     if config.data.cache:
         raise UserError(f"config.prior.path={prior.path}: has no cache; leave config.data.cache empty")
     if Summary.read(Path(prior.path)) is None:

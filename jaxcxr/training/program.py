@@ -24,6 +24,7 @@ from jaxcxr.models.compute import compiler_options
 from jaxcxr.parallel import mesh as meshes
 from jaxcxr.parallel import rules
 from jaxcxr.parallel.gather import gather, rounded, scatter
+from jaxcxr.training import text_fit
 from jaxcxr.training.augment import make_augment
 from jaxcxr.training.model import compute_dtype
 from jaxcxr.training.optimizer import check_rates, make_optimizer
@@ -71,11 +72,7 @@ def make_program(config: ConfigDict, pipeline: StableDiffusion, mesh: Mesh) -> P
     learning = adaptation.of(config, parameters)
     learnt = jax.eval_shape(learning.start, parameters, jax.random.key(0))
     check_rates(config.optimizer.rates, (*parameters, *learnt))
-    if idle := [name for name in learnt if not re.fullmatch(method(config).trains, name)]:
-        raise UserError(
-            f"config.trainable={config.trainable!r}: selects {idle[0]}, which config.method={config.method!r} does not"
-            f" train; it trains {method(config).trains}"
-        )
+    _check_learnt(config, parameters, learning, learnt)
     exact = learning.exact
 
     def kept(name: str, value: Any) -> Any:
@@ -135,6 +132,24 @@ def make_program(config: ConfigDict, pipeline: StableDiffusion, mesh: Mesh) -> P
         loss=loss,
         adaptation=learning,
     )
+
+
+def _check_learnt(
+    config: ConfigDict, parameters: Collection[str], learning: Adaptation, learnt: Collection[str]
+) -> None:
+    """Raises UserError where something learns that the method does not train, or does not that starts at random."""
+    if idle := [name for name in learnt if not re.fullmatch(method(config).trains, name)]:
+        which = f"trainable={config.trainable!r}" if idle[0] in learning.names else ", config.".join(learning.parts)
+        raise UserError(
+            f"config.{which}: {idle[0]} would learn, which config.method={config.method!r} does not train; it trains"
+            f" {method(config).trains}"
+        )
+    stuck = [name for name in parameters if text_fit.is_fresh(config, name) and name not in learning.names]
+    if stuck:
+        raise UserError(
+            f"config.trainable={config.trainable!r}: leaves out {stuck[0]}, which"
+            f" config.model.text_encoder_fit={config.model.text_encoder_fit!r} has start at random; it is to learn"
+        )
 
 
 def _shapes(values: Any, shardings: Any) -> Any:

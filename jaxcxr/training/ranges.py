@@ -71,6 +71,10 @@ def check(config: ConfigDict) -> None:
             if not fits(value):
                 raise UserError(f"config.{key}={value}: may be {allowed}")
     method = methods.method(config)
+    if config.data.cache and not method.cached:
+        raise UserError(
+            f"config.data.cache: config.method={config.method!r} trains without a cache; it is for diffusion"
+        )
     if config.stopping.patience and not config.eval_every:
         raise UserError(f"config.stopping.patience={config.stopping.patience}: wants config.eval_every above 0")
     if config.eval_every and not config.eval_batches:

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from ml_collections import ConfigDict
 
 from jaxcxr.errors import UserError
-from jaxcxr.interop.pipeline import network_config_of, parse_object
+from jaxcxr.interop.pipeline import TEACHER, network_config_of, parse_object
+from jaxcxr.methods import method
 
 FITS = {"linear": "text_proj", "mlp": "text_mlp", "cross_attention": None}
 """By name: diffusers' `encoder_hid_dim_type`, of which text_mlp is not diffusers'."""
@@ -24,9 +25,16 @@ def with_fit(config: ConfigDict, files: Mapping[str, bytes]) -> dict[str, bytes]
     """The files of a pipeline whose U-Net takes the states of its text encoder as the config says.
 
     Raises:
-      UserError: there is no such fit, or the config describes the U-Net itself.
+      UserError: there is no such fit, no other text encoder, or the config describes the U-Net itself; or the base's
+        U-Net has a projection where its text encoder is to be a teacher.
     """
     fit = config.model.text_encoder_fit
+    unet = parse_object("unet/config.json", files.get("unet/config.json", b"{}"))
+    if TEACHER in method(config).networks and unet.get("encoder_hid_dim"):
+        raise UserError(
+            f"config.model.base={config.model.base!r}: its U-Net has a projection of text already, so that its text"
+            " encoder cannot be the teacher; give the checkpoint that the projection was made for"
+        )
     if not fit:
         return dict(files)
     if fit not in FITS:
@@ -36,7 +44,11 @@ def with_fit(config: ConfigDict, files: Mapping[str, bytes]) -> dict[str, bytes]
             f"config.model.text_encoder_fit={fit!r}: is for the U-Net of a base; describe what config.model.unet is to"
             " be, or leave one of the two empty"
         )
-    unet = parse_object("unet/config.json", files["unet/config.json"])
+    if not (config.model.text_encoder_base or config.model.text_encoder):
+        raise UserError(
+            f"config.model.text_encoder_fit={fit!r}: fits another text encoder, and none is given; set"
+            " config.model.text_encoder_base, or leave both empty to keep what the base has"
+        )
     width = network_config_of("text_encoder", files["text_encoder/config.json"]).hidden_size
     if FITS[fit] is None:
         changed = {"encoder_hid_dim": None, "encoder_hid_dim_type": None, "cross_attention_dim": width}

@@ -17,8 +17,10 @@ from jaxcxr.errors import UserError
 from jaxcxr.interop.layout import to_torch
 from jaxcxr.interop.orbax import read_item
 from jaxcxr.methods import make_loss
+from jaxcxr.parallel.mesh import make_mesh
 from jaxcxr.plan.networks import describe
 from jaxcxr.training.model import make_model
+from jaxcxr.training.program import batch_shapes
 from jaxcxr.training.train import train
 from tests import pipelines
 from tests.training import runs
@@ -149,8 +151,10 @@ def test_a_run_is_published_for_diffusers_and_resumes_bit_for_bit(source, tmp_pa
         assert set(states[0][item]) == {"unet.encoder_hid_proj.kernel", "unet.encoder_hid_proj.bias"}
         for name, tensor in states[0][item].items():
             np.testing.assert_array_equal(states[1][item][name].read(), tensor.read(), name)
-    losses = [json.loads(row) for row in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
-    assert [row["cosine"] for row in losses if "cosine" in row][-1] > losses[0].get("cosine", -1)
+    rows = [json.loads(row) for row in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    cosines = [row["cosine"] for row in rows if "cosine" in row]
+    assert len(cosines) == 6
+    assert cosines[-1] > cosines[0]
 
     assert main(["convert", str(tmp_path / "whole"), str(tmp_path / "published"), "--to", "diffusers"]) == 0
     assert not (tmp_path / "published" / "teacher").exists()
@@ -228,6 +232,8 @@ def test_a_plan_knows_the_teacher_without_its_weights(source):
     pipeline = describe(config)
     assert pipeline.teacher.config.hidden_size == 768
     assert pipeline.parameters()["unet.encoder_hid_proj.kernel"].shape == (WIDE, 768)
+    shapes = batch_shapes(config, pipeline, make_mesh({"data": 1, "fsdp": 1, "tensor": 1}, jax.devices()[:1]), set())
+    assert {field: leaf.shape for field, leaf in shapes.items()} == {"input_ids": (4, 64), "teacher_ids": (4, 77)}
 
 
 @pytest.mark.parametrize(
@@ -237,7 +243,14 @@ def test_a_plan_knows_the_teacher_without_its_weights(source):
         ({"model.text_encoder_fit": "bilinear"}, r"text_encoder_fit='bilinear': may be linear, mlp, cross_attention"),
         ({"model.text_encoder_fit": ""}, r"hidden_size 24; config\.model\.text_encoder_fit=linear, mlp or cross"),
         ({"model.text_encoder_fit": "cross_attention"}, r"config\.method='projection': the U-Net has none"),
-        ({"trainable": r"unet\..*"}, r"selects unet\.conv_in\.bias, which config\.method='projection' does not"),
+        (
+            {"trainable": r"unet\..*"},
+            r"config\.trainable=.*conv_in\.bias would learn, which config\.method='projection'",
+        ),
+        ({"lora.rank": 2, "trainable": ""}, r"config\.lora: unet\..*lora_A\.kernel would learn, which config\.method"),
+        ({"trainable": r"text_encoder\..*"}, r"config\.trainable=.*leaves out unet\.encoder_hid_proj\.bias"),
+        ({"data.cache": "somewhere"}, r"config\.data\.cache"),
+        ({"prior.path": "somewhere"}, r"config\.prior\.path=somewhere: config\.method='projection' reads no images"),
     ],
 )
 def test_what_does_not_go_together_is_told(source, tmp_path, changes, message):
@@ -246,6 +259,39 @@ def test_what_does_not_go_together_is_told(source, tmp_path, changes, message):
     with pytest.raises(UserError, match=message):
         train(config, tmp_path / "run")
     assert not (tmp_path / "run" / "model").exists()
+
+
+def test_a_fit_wants_another_text_encoder_and_learns(source, tmp_path):
+    config = tuning_of(source, "linear", **{"model.text_encoder_base": ""})
+    with pytest.raises(UserError, match=r"text_encoder_fit='linear': fits another text encoder, and none is given"):
+        train(config, tmp_path / "run")
+    config = tuning_of(source, "cross_attention", trainable=r"unet\.conv_in\..*")
+    with pytest.raises(
+        UserError, match=r"leaves out unet\..*attn2\.to_k\.kernel, which config\.model\.text_encoder_fit"
+    ):
+        train(config, tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_a_base_with_a_projection_is_no_teacher_and_may_get_new_keys(source, tmp_path):
+    train(config_of(source, steps=1, checkpoint_every=1), tmp_path / "projected")
+    config = config_of(source)
+    config.model.base = str(tmp_path / "projected")
+    with pytest.raises(UserError, match=r"its U-Net has a projection of text already"):
+        train(config, tmp_path / "run")
+    config = tuning_of(source, "cross_attention", steps=1, checkpoint_every=1)
+    config.model.base = str(tmp_path / "projected")
+    train(config, tmp_path / "keys")
+    found = interop.read(tmp_path / "keys")
+    assert not any(".encoder_hid_proj." in name for name in found.tensors)
+    assert json.loads(found.files["unet/config.json"])["cross_attention_dim"] == WIDE
+
+
+def test_a_projection_leaves_the_size_that_the_unet_draws(source):
+    pipeline, _ = make_model(config_of(source, **{"data.size": 32}), jax.random.key(0))
+    assert pipeline.unet.config.sample_size == pipelines.UNET["sample_size"]
+    pipeline, _ = make_model(tuning_of(source, "linear", **{"data.size": 32}), jax.random.key(0))
+    assert pipeline.unet.config.sample_size == 16
 
 
 def test_a_unet_that_is_described_is_not_fitted(source, tmp_path):
