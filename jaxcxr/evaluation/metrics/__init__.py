@@ -1,0 +1,1 @@
+"""Metrics of sets of images: pure functions of arrays."""
