@@ -78,7 +78,7 @@ def more(tmp_path_factory):
 
 
 def test_a_mixture_draws_from_its_folders_by_weight(more):
-    mixed = config(runs.data(), **{"data.mixture": ((str(more), 3.0),), "batch_size": 16})
+    mixed = config(runs.data(), **{"data.mixture": ((str(more), 3.0),), "batch_size": 16, "method": "diffusion"})
     tokenizer = tokens.load(runs.data() / "tokenizer")
     batches = open_batches(mixed, "train", tokenizer)
     views = [tokens.encode(tokenizer, [f"{view} view"], 77)[0].tolist() for view in ("PA", "AP")]
