@@ -34,6 +34,11 @@ def read_json(
     return parse_json(read_bytes(path, most), kind, str(path), remedy=remedy, nan=nan)
 
 
+def to_json(value: Any) -> bytes:
+    """A value as the content of a JSON file for people to read too."""
+    return (json.dumps(value, indent=2) + "\n").encode()
+
+
 def parse_json(
     data: bytes | str, kind: type[T] | Any = Any, name: str = "JSON", *, remedy: str = "", nan: bool = False
 ) -> T:

@@ -6,7 +6,6 @@ of `PARTS` each. Merging is the same for training, for evaluation and for what i
 
 import contextlib
 import dataclasses
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
@@ -17,7 +16,7 @@ from jaxcxr.adaptation import lora, textual_inversion
 from jaxcxr.errors import UserError
 from jaxcxr.interop.tensors import Tensor
 from jaxcxr.parallel import rules
-from jaxcxr.parsing import parse_json
+from jaxcxr.parsing import parse_json, to_json
 
 ADAPTATION = "adaptation.json"
 """The file of a workdir's `model/` that says which parts it has learnt, and with which settings."""
@@ -97,7 +96,7 @@ class Adaptation:
     def file(self) -> dict[str, bytes]:
         """The file that `merged` makes the parts of again; none without parts."""
         settings = {name: part.settings() for name, part in self.parts.items()}
-        return {ADAPTATION: (json.dumps(settings, indent=2) + "\n").encode()} if settings else {}
+        return {ADAPTATION: to_json(settings)} if settings else {}
 
 
 def of(config: Any, parameters: Mapping[str, Any]) -> Adaptation:

@@ -1,6 +1,5 @@
 """diffusers folders in and out: names by rule, layouts by leaf, nothing missing, nothing left over."""
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -189,7 +188,7 @@ def _without_absent_pooler(files: dict[str, bytes], tensors: Mapping[str, Tensor
     ):
         return files
     config = parse_object(name, files[name]) | {"add_pooling_layer": False}
-    return files | {name: (json.dumps(config, indent=2) + "\n").encode()}
+    return files | {name: parsing.to_json(config)}
 
 
 def _index(files: Mapping[str, bytes]) -> bytes:
@@ -201,4 +200,4 @@ def _index(files: Mapping[str, bytes]) -> bytes:
     dropped = {part: [None, None] for part in unused if (index.get(part) or [None])[0]}
     if not dropped:
         return files["model_index.json"]
-    return (json.dumps(index | dropped | {"requires_safety_checker": False}, indent=2) + "\n").encode()
+    return parsing.to_json(index | dropped | {"requires_safety_checker": False})

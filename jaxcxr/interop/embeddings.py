@@ -7,7 +7,6 @@
 | kohya, AUTOMATIC1111 | `.safetensors` | `{emb_params: …}`; the word is the file's name |
 """
 
-import json
 import re
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
@@ -23,6 +22,7 @@ from jaxcxr.interop.checkpoint import Checkpoint
 from jaxcxr.interop.pickled import open_pickled
 from jaxcxr.interop.pipeline import StableDiffusion, network_config_of, parse_object
 from jaxcxr.interop.tensors import Tensor, is_floating, open_safetensors, write_safetensors
+from jaxcxr.parsing import to_json
 
 TABLES = (
     "text_encoder.text_model.embeddings.token_embedding.embedding",
@@ -87,7 +87,7 @@ def _check_read(tokenizer: Any, word: str, ids: list[int]) -> None:
 
 def with_rows(files: Mapping[str, bytes], rows: int) -> dict[str, bytes]:
     """The files of a pipeline whose text encoder has so many rows in its table."""
-    return {**files, CONFIG: _json(parse_object(CONFIG, files[CONFIG]) | {"vocab_size": rows})}
+    return {**files, CONFIG: to_json(parse_object(CONFIG, files[CONFIG]) | {"vocab_size": rows})}
 
 
 def rows_of(files: Mapping[str, bytes]) -> int:
@@ -226,7 +226,3 @@ def write_all(path: Path, vectors: Mapping[str, np.ndarray], *, step: int | None
 
 def _no_encoder(where: str) -> UserError:
     return UserError(f"{where}: wants a text encoder, and there is none here")
-
-
-def _json(value: Any) -> bytes:
-    return (json.dumps(value, indent=2) + "\n").encode()

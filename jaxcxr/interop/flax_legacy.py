@@ -18,6 +18,7 @@ from jaxcxr.interop.diffusers import read_files
 from jaxcxr.interop.folder import has_file
 from jaxcxr.interop.pipeline import NETWORKS, from_files
 from jaxcxr.interop.tensors import Tensor, require_name
+from jaxcxr.parsing import to_json
 
 WEIGHTS = {
     "unet": "diffusion_flax_model.msgpack",
@@ -128,7 +129,7 @@ def _for_pytorch(name: str, content: bytes) -> bytes:
         pair = name == "model_index.json" and isinstance(value, list)
         if key not in _HOW:
             changed[key] = _renamed(value) if pair or key in ("_class_name", "architectures") else value
-    return content if changed == config else (json.dumps(changed, indent=2) + "\n").encode()
+    return content if changed == config else to_json(changed)
 
 
 def _renamed(value: Any) -> Any:

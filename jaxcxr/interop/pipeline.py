@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -253,11 +252,13 @@ def network_class(name: str, config: Mapping[str, Any]) -> type[nnx.Module]:
 def network_config(name: str, architecture: Mapping[str, Any]) -> bytes:
     """The `config.json` of a network that a run config describes."""
     if name != "text_encoder":
-        return _json({"_class_name": _CLASSES[name].__name__, "_diffusers_version": _DIFFUSERS, **architecture})
+        return parsing.to_json(
+            {"_class_name": _CLASSES[name].__name__, "_diffusers_version": _DIFFUSERS, **architecture}
+        )
     family = architecture.get("model_type", "clip_text_model")
     network_class(name, {"model_type": family})
     encoder = _TEXT_ENCODERS[family][1]
-    return _json({"architectures": [encoder], "model_type": family, "dtype": "float32", **architecture})
+    return parsing.to_json({"architectures": [encoder], "model_type": family, "dtype": "float32", **architecture})
 
 
 def model_index(files: Mapping[str, bytes]) -> bytes:
@@ -275,7 +276,7 @@ def model_index(files: Mapping[str, bytes]) -> bytes:
     }
     folders = {name.split("/")[0] for name in files}
     absent: tuple[None, None] = (None, None)
-    return _json(
+    return parsing.to_json(
         {
             "_class_name": "StableDiffusionPipeline",
             "_diffusers_version": _DIFFUSERS,
@@ -333,7 +334,3 @@ def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
 def _under(parameters: Mapping[str, Any], network: str) -> dict[str, Any]:
     prefix = network + "."
     return {name.removeprefix(prefix): value for name, value in parameters.items() if name.startswith(prefix)}
-
-
-def _json(value: Any) -> bytes:
-    return (json.dumps(value, indent=2) + "\n").encode()

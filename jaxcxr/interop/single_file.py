@@ -1,7 +1,6 @@
 """Stable Diffusion 1 and 2 in one file of the original layout, in and out, one tensor in memory at a time."""
 
 import functools
-import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -28,6 +27,7 @@ from jaxcxr.interop.original_names import (
 )
 from jaxcxr.interop.pipeline import SCHEDULER_CONFIG, from_files, model_index, network_config, parse_object
 from jaxcxr.interop.tensors import Tensor, Tensors, open_safetensors, write_safetensors
+from jaxcxr.parsing import to_json
 
 _PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 _UNET = PREFIXES["unet"]
@@ -222,7 +222,7 @@ def _with_prediction_type(files: dict[str, bytes], prediction_type: str | None) 
     if prediction_type is None:
         return files
     scheduler = parse_object(SCHEDULER_CONFIG, files.get(SCHEDULER_CONFIG, b"{}")) or _scheduler("epsilon")
-    return files | {SCHEDULER_CONFIG: _json(scheduler | {"prediction_type": prediction_type})}
+    return files | {SCHEDULER_CONFIG: to_json(scheduler | {"prediction_type": prediction_type})}
 
 
 def _scheduler(prediction_type: str) -> dict[str, Any]:
@@ -235,10 +235,6 @@ def _scheduler(prediction_type: str) -> dict[str, Any]:
         steps_offset=1,
         prediction_type=prediction_type,
     ).to_config()
-
-
-def _json(value: Any) -> bytes:
-    return (json.dumps(value, indent=2) + "\n").encode()
 
 
 def _infer(found: Tensors, path: Path, prediction_type: str | None) -> dict[str, bytes]:
@@ -265,7 +261,7 @@ def _infer(found: Tensors, path: Path, prediction_type: str | None) -> dict[str,
             size = 96
             unet["upcast_attention"] = True  # as published; in half precision that attention overflows
         files["unet/config.json"] = network_config("unet", unet | {"sample_size": size})
-        files[SCHEDULER_CONFIG] = _json(_scheduler(prediction_type or "epsilon"))
+        files[SCHEDULER_CONFIG] = to_json(_scheduler(prediction_type or "epsilon"))
     if "vae" in present:
         files["vae/config.json"] = network_config("vae", _infer_vae(found, shape, path) | {"sample_size": 8 * size})
     if "text_encoder" in present:

@@ -27,6 +27,7 @@ from jaxcxr.interop.pipeline import (
     parse_object,
 )
 from jaxcxr.methods import method
+from jaxcxr.parsing import to_json
 from jaxcxr.training import text_fit
 from jaxcxr.training.feed import tokenizer_folder
 
@@ -109,7 +110,7 @@ def assemble(config: ConfigDict, base: Mapping[str, bytes], tokenizer: Callable[
         if model.scheduler:
             told = parse_object(SCHEDULER_CONFIG, base.get(SCHEDULER_CONFIG, b"{}"))
             changed = samplers.changed(told, model.scheduler.to_dict())
-            files[SCHEDULER_CONFIG] = (json.dumps(changed, indent=2) + "\n").encode()
+            files[SCHEDULER_CONFIG] = to_json(changed)
         if "text_encoder" in described:
             folder = tokenizer()
             described["text_encoder"] |= _vocabulary(tokens.load(folder))
@@ -182,7 +183,7 @@ def compute_dtype(config: ConfigDict) -> Any:
 def with_scaling_factor(pipeline: StableDiffusion, factor: float, dtype: Any) -> StableDiffusion:
     """The same pipeline with `factor` in its autoencoder's config."""
     config = json.loads(pipeline.files["vae/config.json"]) | {"scaling_factor": factor}
-    text = (json.dumps(config, indent=2) + "\n").encode()
+    text = to_json(config)
     return from_files(pipeline.files | {"vae/config.json": text}, dtype)
 
 
@@ -195,7 +196,7 @@ def _with_sample_size(pipeline: StableDiffusion, side: int, dtype: Any) -> Stabl
     latent = side // pipeline.vae.config.vae_scale_factor
     if config.get("sample_size") == latent:
         return pipeline
-    text = (json.dumps(config | {"sample_size": latent}, indent=2) + "\n").encode()
+    text = to_json(config | {"sample_size": latent})
     return from_files(pipeline.files | {"unet/config.json": text}, dtype)
 
 

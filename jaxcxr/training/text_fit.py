@@ -4,7 +4,6 @@ A projection of the encoder's states into the space that the U-Net knows, or new
 (Chambon et al. 2022, arXiv 2210.04133, compare encoders with a projection). A U-Net from scratch needs neither.
 """
 
-import json
 import re
 from collections.abc import Mapping
 
@@ -13,6 +12,7 @@ from ml_collections import ConfigDict
 from jaxcxr.errors import UserError
 from jaxcxr.interop.pipeline import TEACHER, network_config_of, parse_object
 from jaxcxr.methods import method
+from jaxcxr.parsing import to_json
 
 FITS = {"linear": "text_proj", "mlp": "text_mlp", "cross_attention": None}
 """By name: diffusers' `encoder_hid_dim_type`, of which text_mlp is not diffusers'."""
@@ -54,7 +54,7 @@ def with_fit(config: ConfigDict, files: Mapping[str, bytes]) -> dict[str, bytes]
         changed = {"encoder_hid_dim": None, "encoder_hid_dim_type": None, "cross_attention_dim": width}
     else:
         changed = {"encoder_hid_dim": width, "encoder_hid_dim_type": FITS[fit]}
-    return {**files, "unet/config.json": (json.dumps(unet | changed, indent=2) + "\n").encode()}
+    return {**files, "unet/config.json": to_json(unet | changed)}
 
 
 def is_fresh(config: ConfigDict, name: str) -> bool:

@@ -43,15 +43,7 @@ def config_of(source, fit="linear", **changes) -> ConfigDict:
     config = configs.load(runs.ROOT / "configs" / "projection.py")
     config.model.base, config.model.text_encoder_base = str(source / "base"), str(source / "bert")
     config.model.text_encoder_fit = fit
-    config.data.path = str(runs.data())
-    config.data.size = runs.SIZE
-    config.batch_size, config.steps, config.ema_decay = 4, 6, 0.5
-    config.log_every, config.eval_every, config.sample_every, config.checkpoint_every = 1, 0, 0, 3
-    config.eval_batches = 1
-    config.optimizer.warmup_steps = 0
-    config.samples.steps, config.samples.per_prompt = 2, 2
-    config.update_from_flattened_dict(changes)
-    return config
+    return runs.small(config, {"optimizer.warmup_steps": 0, "ema_decay": 0.5, **changes})
 
 
 def tuning_of(source, fit, **changes) -> ConfigDict:
@@ -178,7 +170,7 @@ def test_what_diffusers_does_not_have_is_said_at_the_start_and_kept_for_ourselve
     latents = np.random.default_rng(0).standard_normal((2, 4, 8, 8), np.float32)
     pictures = [our_pictures(tmp_path / name, latents) for name in ("run", "out")]
     np.testing.assert_array_equal(*pictures)
-    # A run that tunes the U-Net goes on from it, its projection frozen.
+    # The workdir is a base for tuning the U-Net; its projection stays frozen.
     config = tuning_of(source, "", trainable=r"unet\.conv_in\..*", steps=2)
     config.model.base, config.model.text_encoder_base = str(tmp_path / "run"), ""
     train(config, tmp_path / "tuned")

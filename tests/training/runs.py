@@ -43,7 +43,7 @@ def autoencoder(**changes) -> ConfigDict:
         config.model.vae = ConfigDict(pipelines.VAE)
     config.method = "autoencoder"
     config.trainable = r"vae\..*"
-    return _small(config, changes)
+    return small(config, changes)
 
 
 def diffusion(base: Path, **changes) -> ConfigDict:
@@ -55,10 +55,11 @@ def diffusion(base: Path, **changes) -> ConfigDict:
     config.model.base = str(base)
     config.model.measure_scaling_factor = True
     config.trainable = r"unet\..*|text_encoder\..*"
-    return _small(config, changes)
+    return small(config, changes)
 
 
-def _small(config: ConfigDict, changes: dict) -> ConfigDict:
+def small(config: ConfigDict, changes: dict) -> ConfigDict:
+    """The config as that of a run of six steps on `data`."""
     config.data.path = str(data())
     config.data.size = SIZE
     config.data.views = ("PA", "AP")
