@@ -6,6 +6,7 @@ A new key is off by default, as 0 or an empty text: runs of before it was there 
 from ml_collections import ConfigDict
 
 from jaxcxr.data import settings
+from jaxcxr.evaluation import settings as evaluation
 
 
 def get_config() -> ConfigDict:
@@ -121,6 +122,8 @@ def get_config() -> ConfigDict:
     config.stopping = ConfigDict()  # before the last step, when a value of the evaluations does not fall any more
     config.stopping.metric = "validation_loss"
     config.stopping.patience = 0  # evaluations without a lower value; the best checkpoint is kept; 0: never
+
+    config.evaluation = evaluation.defaults()  # what `jaxcxr evaluate` computes; the keys are told there
 
     config.profile = ConfigDict()  # a trace into the workdir's tensorboard/
     config.profile.steps = 0  # that are traced; 0: none

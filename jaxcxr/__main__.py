@@ -28,6 +28,7 @@ VERBS = {
     "sample": "generate images from prompts",
     "convert": "convert checkpoints between Orbax and diffusers",
     "evaluate": "evaluate generated images and write a page to look at",
+    "reconstruct": "say what an autoencoder loses",
 }
 
 

@@ -1,28 +1,36 @@
 """Pages to look at: one HTML file each that needs nothing else, on paper-white or in the dark, on a desk or a phone."""
 
+import base64
+import hashlib
 import io
 import re
 from collections.abc import Callable, Sequence
 from html import escape
 from typing import Any
 
-_VARIABLES = {
+VARIABLES = {
     "#010101": "var(--ink)",
     "#020202": "var(--faint)",
     "#030303": "var(--blue)",
     "#040404": "var(--orange)",
     "#050505": "var(--good)",
+    "#060606": "var(--violet)",
+    "#070707": "var(--teal)",
+    "#080808": "var(--rose)",
 }
-INK, FAINT, BLUE, ORANGE, GREEN = _VARIABLES
+INK, FAINT, BLUE, ORANGE, GREEN, VIOLET, TEAL, ROSE = VARIABLES
 """Colours to plot in, for which those of the page are put: they change with its scheme."""
+SERIES = (BLUE, ORANGE, GREEN, VIOLET, TEAL, ROSE)
+"""Those that tell things of one kind apart."""
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1d2329; --soft: #5c6670; --faint: #b9c0c7; --paper: #fbfbfa; --card: #ffffff;
   --line: #e3e6e8; --blue: #2468b4; --orange: #c8641b; --good: #1f7a4d; --bad: #b3261e; --tint: 36, 104, 180;
+  --violet: #7446b0; --teal: #0c7a86; --rose: #b23a6d;
   --font: system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6e9ec; --soft: #9aa4ae; --faint: #4a535c; --paper: #14171a;
   --card: #1b1f23; --line: #2b3137; --blue: #6fb0f5; --orange: #f0975a; --good: #5fc493; --bad: #ff8a80;
-  --tint: 111, 176, 245; } }
+  --tint: 111, 176, 245; --violet: #b99af2; --teal: #56c2cd; --rose: #f291b8; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 72rem; padding: 2.5rem 1.25rem 4rem; background: var(--paper); color: var(--ink);
   font: 16px/1.55 var(--font); }
@@ -67,12 +75,24 @@ pre { overflow-x: auto; font-size: 0.8rem; line-height: 1.45; background: var(--
 """
 
 
-def document(title: str, body: str) -> str:
-    """A page as HTML: UTF-8, no scripts, no addresses. The title is escaped here, the body is HTML already."""
+def document(title: str, body: str, style: str = "", script: str = "") -> str:
+    """A page as HTML: UTF-8, no addresses. A browser is told to load nothing for it and to run no other script.
+
+    Args:
+      title: plain text, escaped here.
+      body: HTML.
+      style: CSS that the page has beside `STYLE`.
+      script: JavaScript, run once the page is there.
+    """
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    may_run = f"; script-src 'sha256-{digest}'" if script else ""
+    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'{may_run}"
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n{body}</body>\n</html>\n"
+        f"<title>{escape(title)}</title>\n<style>{STYLE}{style}</style>\n</head>\n<body>\n{body}"
+        f"{f'<script>{script}</script>' if script else ''}\n</body>\n</html>\n"
     )
 
 
@@ -88,7 +108,9 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     return f'<div class="scroll"><table>\n<thead><tr>{heads}</tr></thead>\n<tbody>\n{body}</tbody></table></div>\n'
 
 
-def plot(name: str, label: str, across: str, paint: Callable[[Any], None]) -> str:
+def plot(
+    name: str, label: str, across: str, paint: Callable[[Any], None], size: tuple[float, float] = (5.6, 2.9)
+) -> str:
     """An `<svg>` element without addresses of any kind.
 
     Args:
@@ -96,6 +118,7 @@ def plot(name: str, label: str, across: str, paint: Callable[[Any], None]) -> st
       label: what is plotted, its title.
       across: what lies on the x axis.
       paint: draws on matplotlib's axes.
+      size: width and height; a line of text is about 0.15 high.
     """
     # The object interface: pyplot would choose a window system and keep the figure.
     import matplotlib
@@ -103,7 +126,7 @@ def plot(name: str, label: str, across: str, paint: Callable[[Any], None]) -> st
 
     style: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": name, "font.size": 10, "font.family": "sans-serif"}
     with matplotlib.rc_context(style):
-        figure = Figure(figsize=(5.6, 2.9), layout="constrained")
+        figure = Figure(figsize=size, layout="constrained")
         axes = figure.add_subplot()
         axes.set_title(label, loc="left", fontsize=10, color=INK)
         axes.set_xlabel(across, color=INK)
@@ -129,6 +152,6 @@ def _inline(text: str, label: str) -> str:
     text = re.sub(r"<(metadata|style)\b.*?</\1>", "", text, flags=re.DOTALL)
     text = re.sub(r'<g id="[^"]*"', "<g", text)
     text = re.sub(r"font(-family)?:[^;\"]*sans-serif[^;\"]*", "font: 10px var(--font)", text)
-    for colour, variable in _VARIABLES.items():
+    for colour, variable in VARIABLES.items():
         text = text.replace(colour, variable)
     return text.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1)

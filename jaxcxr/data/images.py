@@ -121,9 +121,7 @@ def load_square(
                 image.draft("L", _fit(image.size, size))
                 turned = image.getexif().get(ExifTags.Base.Orientation)
                 gray = _to_gray(image)
-        if turned is not None:  # the smaller picture is turned
-            gray.getexif()[ExifTags.Base.Orientation] = turned
-            gray = ImageOps.exif_transpose(gray)
+        gray = _upright(gray, turned)  # the smaller picture is turned
         inner = gray.resize(_fit(gray.size, size), Image.Resampling.LANCZOS)
     except (FileNotFoundError, MemoryError, UnreadableImage, UserError):
         raise
@@ -137,6 +135,32 @@ def load_square(
     top, left = (size - inner.height) // 2, (size - inner.width) // 2
     square[top : top + inner.height, left : left + inner.width, 0] = np.asarray(inner)
     return square
+
+
+def load_gray(picture: Path, most_pixels: int = DEFAULT_PIXELS) -> np.ndarray:
+    """Reads an image file as it is, uint8 (H, W): orientation tags are obeyed, nothing is resized.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      UnreadableImage: as for `load_square`.
+      UserError: it is DICOM, and pydicom is not installed.
+    """
+    try:
+        with _open(picture, most_pixels) as image:
+            turned = image.getexif().get(ExifTags.Base.Orientation)
+            return np.asarray(_upright(_to_gray(image), turned))
+    except (FileNotFoundError, MemoryError, UnreadableImage, UserError):
+        raise
+    except Exception as error:  # Pillow's decoders raise almost anything on damaged files
+        raise UnreadableImage(type(error).__name__) from error
+
+
+def _upright(gray: Image.Image, turned: int | None) -> Image.Image:
+    """The picture turned as the orientation tag `turned` says."""
+    if turned is None:
+        return gray
+    gray.getexif()[ExifTags.Base.Orientation] = turned
+    return ImageOps.exif_transpose(gray)
 
 
 def picture_size(picture: Path | Image.Image, most_pixels: int = DEFAULT_PIXELS) -> tuple[int, int]:

@@ -19,6 +19,7 @@ from jaxcxr.data.settings import LEAST_VOCAB
 from jaxcxr.errors import UserError, one_line
 
 KINDS = ("CLIPTokenizer", "BertTokenizer", "RobertaTokenizer")
+_OTHER_NAMES = {"CXRBertTokenizer": "BertTokenizer"}  # BioViL's, which differs in what it is called
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 LENGTH = 77
 FILES = (
@@ -137,6 +138,7 @@ def _named(name: str) -> Iterator[None]:
 def _kind(folder: Path, config: _Config, has_words: bool) -> str:
     """The name of the tokenizer's class: by its config, or else by the files there are."""
     name = config.tokenizer_class or ("BertTokenizer" if has_words else KINDS[0])
+    name = _OTHER_NAMES.get(name, name)
     if (name := name.removesuffix("Fast")) not in KINDS:
         raise UserError(f"{folder}: tokenizer_class {name!r:.100} is not supported (only {', '.join(KINDS)})")
     return name

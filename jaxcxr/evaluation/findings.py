@@ -2,12 +2,11 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jaxcxr.errors import UserError
+from jaxcxr.evaluation.comparison import Row
 from jaxcxr.evaluation.pictures import Picture
 from jaxcxr.phantoms.classifier import Classifier, Seen, see
 from jaxcxr.phantoms.generator import KINDS
@@ -65,6 +64,28 @@ def report(pictures: Sequence[Picture], classifier: Classifier, kinds: Collectio
     return Report(asked, seen.present, about, score(asked, seen.present), graded)
 
 
+def as_rows(name: str, shown: Report, ceiling: Report, seen_by: str) -> list[Row]:
+    """The rates of a generated set, with those of real phantoms for floors.
+
+    Args:
+      name: the set's.
+      shown: what it was asked for and shows.
+      ceiling: the same of phantoms.
+      seen_by: the classifier's name.
+    """
+
+    def row(metric: str, group: str, rate: Rate, floor: Rate) -> Row:
+        ours, theirs = ((one.share if one.total else None, *one.interval) for one in (rate, floor))
+        return Row(name, metric, f"phantom-classifier/{seen_by}", group, *ours, *theirs, rate.total)
+
+    rows = [row("shows_what_was_asked", "", shown.rate, ceiling.rate)]
+    for finding, one in shown.classes.items():
+        other = ceiling.classes[finding]
+        rows.append(row("sensitivity", f"finding={finding}", one.sensitivity, other.sensitivity))
+        rows.append(row("specificity", f"finding={finding}", one.specificity, other.specificity))
+    return rows + [row("grade", f"finding={kind}", rate, ceiling.grades[kind]) for kind, rate in shown.grades.items()]
+
+
 def in_words(classes: np.ndarray, about: np.ndarray) -> str:
     """Classes, bool (16,), in words; where there are none, the kinds that it is `about`, bool (16,), denied."""
     names = [name for name, there in zip(CLASSES, classes, strict=True) if there]
@@ -77,13 +98,3 @@ def in_words(classes: np.ndarray, about: np.ndarray) -> str:
 def kinds_asked(pictures: Sequence[Picture]) -> set[str]:
     """The kinds of finding that pictures were asked to show or not to show."""
     return {kind for picture in pictures if picture.asked for kind in picture.asked.kinds}
-
-
-def require_asked(pictures: Sequence[Picture], folder: Path) -> None:
-    """Raises UserError where a generated picture does not say what was asked for."""
-    silent = sum(picture.asked is None for picture in pictures)
-    if silent:
-        raise UserError(
-            f"{folder}: {silent} of {len(pictures)} images have no `asked` field in the manifest; "
-            "sample from prompts that `jaxcxr prompts` wrote"
-        )

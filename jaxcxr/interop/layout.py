@@ -9,6 +9,9 @@ A parameter has the same path in both; only the leaf's name and the order of its
 | `scale` of a norm | features | `weight` | features |
 | `embedding` of a table | rows, features | `weight` | rows, features |
 | `bias` | features | `bias` | features |
+| `mean`, `var` of a batch norm | features | `running_mean`, `running_var` | features |
+
+The learnt tokens of a vision transformer, its positions and the scales of its layers have their names and axes in both.
 
 PyTorch calls four of them `weight`. The axes tell a convolution and a norm from the rest; a dense layer is
 distinguished from an embedding by the name of the module, which ends in `embedding` or `embeddings` for a table alone.
@@ -18,6 +21,8 @@ from __future__ import annotations
 
 from typing import Any
 
+_SAME = {"bias": 1, "class_embedding": 1, "lambda1": 1, "cls_token": 3, "mask_token": 2, "position_embeddings": 3}
+_STATISTICS = {"mean": "running_mean", "var": "running_var"}
 Array = Any  # of NumPy, of JAX, or a Tensor not read yet: anything with `ndim` and `transpose`
 
 
@@ -25,7 +30,7 @@ def to_torch(name: str, array: Array) -> tuple[str, Array]:
     """The PyTorch name and layout of the Flax parameter `name`; a view where the library gives one.
 
     Raises:
-        ValueError: the name's leaf and the number of axes are none of the five kinds above.
+        ValueError: the name's leaf and the number of axes are none of the kinds above.
     """
     module, _, leaf = name.rpartition(".")
     match leaf, array.ndim:
@@ -35,8 +40,10 @@ def to_torch(name: str, array: Array) -> tuple[str, Array]:
             return f"{module}.weight", array.transpose(1, 0)
         case ("scale", 1) | ("embedding", 2):
             return f"{module}.weight", array
-        case "bias", 1:
-            return name, array
+        case (("mean" | "var"), 1):
+            return f"{module}.{_STATISTICS[leaf]}", array
+    if _SAME.get(leaf) == array.ndim:
+        return name, array
     raise ValueError(f"{name} with {array.ndim} axes is no parameter of a Flax layer")
 
 
@@ -44,7 +51,7 @@ def from_torch(name: str, array: Array) -> tuple[str, Array]:
     """The Flax name and layout of the PyTorch parameter `name`; the inverse of `to_torch`.
 
     Raises:
-        ValueError: the name's leaf and the number of axes are none of the five kinds above.
+        ValueError: the name's leaf and the number of axes are none of the kinds above.
     """
     module, _, leaf = name.rpartition(".")
     match leaf, array.ndim:
@@ -56,6 +63,8 @@ def from_torch(name: str, array: Array) -> tuple[str, Array]:
             return f"{module}.kernel", array.transpose(1, 0)
         case "weight", 1:
             return f"{module}.scale", array
-        case "bias", 1:
-            return name, array
+        case (("running_mean" | "running_var"), 1):
+            return f"{module}.{leaf.removeprefix('running_')}", array
+    if _SAME.get(leaf) == array.ndim:
+        return name, array
     raise ValueError(f"{name} with {array.ndim} axes is no parameter of a PyTorch layer")

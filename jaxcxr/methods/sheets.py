@@ -1,7 +1,7 @@
 """Sheets of pictures that show what a run has learnt."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,9 @@ from jaxcxr.parallel import mesh as meshes
 Draw = Callable[[Mapping[str, jax.Array]], np.ndarray]
 """Parameters by full name -> a sheet, uint8 (H, W)."""
 
+Pictures = Callable[[Mapping[str, jax.Array], Sequence[str], np.ndarray], np.ndarray]
+"""(parameters by full name, a prompt for each picture, noise float32 (B, h, w, C)) -> uint8 (B, H, W)."""
+
 
 def tile(pictures: np.ndarray, columns: int) -> np.ndarray:
     """uint8 (N, H, W) -> one picture, `columns` across, row by row."""
@@ -32,6 +35,24 @@ def tile(pictures: np.ndarray, columns: int) -> np.ndarray:
 
 def prompted(pipeline: StableDiffusion, config: ConfigDict, mesh: Mesh, images: None = None) -> Draw:
     """Pictures of the fixed prompts, a row a prompt, the same noise in every row."""
+    samples, pictures = config.samples, make_pictures(pipeline, config, mesh)
+    texts = [text for text in samples.prompts for _ in range(samples.per_prompt)]
+    noise = np.concatenate([noise_of(pipeline, config.seed, range(samples.per_prompt))] * len(samples.prompts))
+
+    def draw(parameters: Mapping[str, jax.Array]) -> np.ndarray:
+        return tile(pictures(parameters, texts, noise), samples.per_prompt)
+
+    return draw
+
+
+def noise_of(pipeline: StableDiffusion, seed: int, numbers: Sequence[int]) -> np.ndarray:
+    """x_T of the pictures of these numbers, float32 (B, h, w, C)."""
+    shape = latent_shape(pipeline, default_size(pipeline))
+    return np.stack([initial_noise(seed, number, shape) for number in numbers])
+
+
+def make_pictures(pipeline: StableDiffusion, config: ConfigDict, mesh: Mesh) -> Pictures:
+    """Draws pictures as `config.samples` says, spread over the mesh where their number allows it."""
     samples = config.samples
     scheduler = pipeline.scheduler_config()["_class_name"]
     name = samples.sampler or ("" if scheduler in BY_CLASS else "ddim")
@@ -41,23 +62,20 @@ def prompted(pipeline: StableDiffusion, config: ConfigDict, mesh: Mesh, images: 
     generate = make_generate(pipeline, sampler, mesh, config.attention)
 
     @functools.partial(jax.jit, out_shardings=meshes.replicated(mesh), compiler_options=compiler_options(mesh))
-    def pictures(parameters, batch, keys):
+    def drawn(parameters, batch, keys):
         first = unconditional_states(pipeline, parameters) if means.shares_first else None
         return generate(parameters, batch, keys, first)
 
-    shape = latent_shape(pipeline, default_size(pipeline))
-    ids = tokens.encode(pipeline.tokenizer, samples.prompts, tokens.length(pipeline.tokenizer))
-    ids = np.repeat(ids, samples.per_prompt, axis=0)
-    noise = np.stack([initial_noise(config.seed, index, shape) for index in range(samples.per_prompt)])
-    noise = np.concatenate([noise] * len(samples.prompts))
-    keys = jax.random.split(jax.random.key(0), len(noise))
-    means = requests.conditions(requests.Request(samples.prompts[0]), samples.guidance)  # of any one prompt
-    batch = {"ids": ids[:, None], "weights": np.tile(means.weights, (len(noise), 1)), "noise": noise}
+    means = requests.conditions(requests.Request("any"), samples.guidance)  # of one prompt
 
-    def draw(parameters: Mapping[str, jax.Array]) -> np.ndarray:
-        return tile(to_gray(pictures(parameters, batch, keys)), samples.per_prompt)
+    def pictures(parameters: Mapping[str, jax.Array], texts: Sequence[str], noise: np.ndarray) -> np.ndarray:
+        ids = tokens.encode(pipeline.tokenizer, texts, tokens.length(pipeline.tokenizer))
+        batch = {"ids": ids[:, None], "weights": np.tile(means.weights, (len(texts), 1)), "noise": noise}
+        if len(texts) % mesh.size == 0:
+            batch = jax.device_put(batch, meshes.batch_sharding(mesh))
+        return to_gray(drawn(parameters, batch, jax.random.split(jax.random.key(0), len(texts))))
 
-    return draw
+    return pictures
 
 
 def reconstructed(pipeline: StableDiffusion, config: ConfigDict, mesh: Mesh, images: np.ndarray) -> Draw:

@@ -46,9 +46,10 @@ class CLIPTextEmbeddings(nnx.Module):
 
 
 class CLIPAttention(nnx.Module):
-    """Causal multi-head self-attention."""
+    """Multi-head self-attention, causal unless a subclass says otherwise."""
 
     compute = PORTABLE
+    causal = True
 
     def __init__(self, config: CLIPTextConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.heads = config.num_attention_heads
@@ -67,7 +68,7 @@ class CLIPAttention(nnx.Module):
             projection(hidden_states).reshape(batch, length, self.heads, width // self.heads)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
-        mixed = attention(query, key, value, causal=True, compute=self.compute)
+        mixed = attention(query, key, value, causal=self.causal, compute=self.compute)
         return self.out_proj(mixed.reshape(batch, length, width))
 
 

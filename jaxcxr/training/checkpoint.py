@@ -59,6 +59,7 @@ MAY_CHANGE = frozenset(
         "steps",
         "epochs",
         "stopping",
+        "evaluation",
         "log_every",
         "eval_every",
         "eval_batches",

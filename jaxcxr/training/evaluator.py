@@ -1,4 +1,5 @@
-"""Evaluation of a run during training: a validation loss and a sheet of pictures, with the same noise each time."""
+"""Evaluation of a run during training: a validation loss, a sheet of pictures and metrics of generated images, with the
+same noise each time."""
 
 import functools
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from jaxcxr.methods.method import Loss
 from jaxcxr.models.compute import compiler_options
 from jaxcxr.parallel import mesh as meshes
 from jaxcxr.training.feed import open_batches
+from jaxcxr.training.generated import Generated
 from jaxcxr.training.step import example_keys, weighted_mean, with_mean_weight
 
 
@@ -50,6 +52,8 @@ class Evaluator:
             images = open_batches(config, "validate", tokenizer, rows=rows, shuffle=False).batch(0)["image"]
         if images is not None or not method.of_images:
             self._draw = method.make_sheet(pipeline, config, mesh, images)
+        if config.evaluation.every:
+            self._generated = Generated(pipeline, config, mesh)
 
     def validate(self, parameters: Mapping[str, jax.Array]) -> dict[str, float]:
         """The mean loss over the validation batches, each under its own fixed key."""
@@ -59,6 +63,10 @@ class Evaluator:
             batch = meshes.to_global(own_rows, self._mesh, self._config.batch_size)
             losses.append(self._loss(parameters, batch, jax.random.fold_in(key, index)))
         return {"validation_loss": float(np.mean([np.asarray(loss) for loss in losses], dtype=np.float32))}
+
+    def compare(self, parameters: Mapping[str, jax.Array]) -> dict[str, float]:
+        """The metrics of `config.evaluation`, of generated images against validation images."""
+        return self._generated(parameters)
 
     def picture(self, parameters: Mapping[str, jax.Array]) -> np.ndarray:
         """A sheet of pictures, uint8 (H, W)."""

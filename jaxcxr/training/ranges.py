@@ -75,8 +75,16 @@ def check(config: ConfigDict) -> None:
         raise UserError(
             f"config.data.cache: config.method={config.method!r} trains without a cache; it is for diffusion"
         )
-    if config.stopping.patience and not config.eval_every:
-        raise UserError(f"config.stopping.patience={config.stopping.patience}: wants config.eval_every above 0")
+    if config.stopping.patience and not (config.eval_every or config.evaluation.every):
+        raise UserError(
+            f"config.stopping.patience={config.stopping.patience}: wants config.eval_every or config.evaluation.every"
+            " above 0"
+        )
+    if config.evaluation.every and method.of_images:
+        raise UserError(
+            f"config.evaluation.every={config.evaluation.every}: config.method={config.method!r} draws nothing from"
+            " prompts; set it to 0"
+        )
     if config.eval_every and not config.eval_batches:
         raise UserError("config.eval_batches=0: may be 1 or more, or config.eval_every 0")
     if config.sample_every and not method.of_images and not config.samples.prompts:

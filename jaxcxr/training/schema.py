@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from jaxcxr import parsing
 from jaxcxr.errors import UserError, one_line
+from jaxcxr.evaluation.settings import Settings as Evaluation
 
 Word = Annotated[str, msgspec.Meta(max_length=100)]
 Text = Annotated[str, msgspec.Meta(max_length=2**16)]
@@ -185,6 +186,7 @@ class Run:
     checkpoint_every: int = 1000
     keep: int = 2
     stopping: Stop = dataclasses.field(default_factory=Stop)
+    evaluation: Evaluation = dataclasses.field(default_factory=Evaluation)
     profile: Profile = dataclasses.field(default_factory=Profile)
 
 

@@ -48,8 +48,8 @@ from jaxcxr.training.trace import Trace
 from jaxcxr.training.watch import Watch
 from jaxcxr.workdir import Command, Prepared
 
-_EVERY = ("log", "eval", "sample", "checkpoint")  # what is done every so many steps
-_WAYS = {"eval": Evaluator.validate, "sample": Evaluator.picture}
+_EVERY = ("log", "eval", "sample", "checkpoint")  # what is done every so many steps, beside evaluations of pictures
+_WAYS = {"eval": Evaluator.validate, "evaluation": Evaluator.compare, "sample": Evaluator.picture}
 _EVALUATED = tuple(_WAYS)
 _NO_VALIDATION = (
     "{}: has no images in split 'validate', so there are no {} during training; to get such a split, run jaxcxr prepare"
@@ -123,8 +123,7 @@ def _train(
         # A stop does not wait for it, and the next start makes up for that; but the last step has none.
         found = evaluated(what, stopping.unless_asked if step < config.steps else _at_once)
         _record(metrics, progress, step, what, found)
-        if what == "eval" and found is not None:
-            early.see(step, found)
+        early.see(step, found)
 
     def save(step: int) -> None:
         watch.catch_up()
@@ -144,9 +143,9 @@ def _train(
                 found = evaluated(action.name, stopping.unless_asked)
                 if due := is_due(action.every, run.start, config.steps):
                     _record(metrics, progress, run.start, action.name, found)
-                if action.name == "eval":
-                    early.see(run.start if due else 0, found)
-                    checkpoints.keep_best(early.best)
+                early.see(run.start if due else 0, found)
+        early.check()
+        checkpoints.keep_best(early.best)
         progress.doing("compiling the step")
         stream = run.batches.iterate(run.start)
         for step in range(run.start + 1, stop_at + 1):
@@ -298,7 +297,7 @@ def _validation(config: ConfigDict, batches_of: Callable[..., Batches], rows: np
 
 def _intervals(config: ConfigDict, validation: bool) -> dict[str, int]:
     """How many steps lie between what is done every so many; 0 is never, as without the images that it needs."""
-    every = {what: config[f"{what}_every"] for what in _EVERY}
+    every = {what: config[f"{what}_every"] for what in _EVERY} | {"evaluation": config.evaluation.every}
     missing = () if validation else _EVALUATED if methods.method(config).of_images else ("eval",)
     return every | dict.fromkeys(missing, 0)
 
@@ -311,9 +310,10 @@ def _record(metrics: Metrics, progress: Progress, step: int, what: str, found: A
     """Puts an evaluation on record, unless a stop has left it out."""
     if found is None:
         return
-    if what == "eval":
-        metrics.write(step, found)
-        progress.line(f"step {step}: validation loss {found['validation_loss']:.4f}")
-    else:
+    if what == "sample":
         metrics.picture(step, found)
         progress.line(f"step {step}: picture samples/{step:08d}.png")
+        return
+    metrics.write(step, found)
+    said = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in found.items())
+    progress.line(f"step {step}: {said}")

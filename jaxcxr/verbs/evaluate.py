@@ -1,10 +1,12 @@
-"""Evaluate generated images and write a page to look at.
+"""Evaluate generated images against real ones: numbers with intervals, and a page to look at.
 
-Writes OUT/index.html, one file that needs nothing else, and OUT/evaluation.json. Where --real is a tree that
-`jaxcxr phantoms` wrote, a small classifier says whether each image shows the findings that its prompt asked for, on
-which side and how large (write such prompts with `jaxcxr prompts`). Other real images, report texts, the config's
-samples.prompts and what --runs reconstructed stay off the page unless --show-real is given. Safe to run again: page
-and numbers are replaced. A new OUT cannot be read by others.
+Writes OUT/index.html, one file that needs nothing else, and the numbers as OUT/evaluation.json, .csv and .tex. --real
+and --generated take prepared folders, trees of `jaxcxr phantoms`, folders of `jaxcxr sample`, and any other folder of
+images, of whatever model. Each number stands beside that of real images of other patients, with a 95 % interval. Where
+--real is a tree of phantoms, a classifier says whether each image shows the findings that its prompt asked for (write
+such prompts with `jaxcxr prompts`). Real images, report texts, the config's samples.prompts and what --runs
+reconstructed stay off the page unless --show-real is given. Features are kept in OUT/features: run it again to add a
+metric or a set. A new OUT cannot be read by others.
 """
 
 import argparse
@@ -15,13 +17,36 @@ EXAMPLE = (
     "jaxcxr evaluate --config configs/phantom.py --real runs/phantoms --generated runs/samples --out runs/evaluation"
 )
 
+_MOST_PHANTOMS = 500  # real ones that a classifier sees
+_MOST_SHOWN = 500  # images of a set that the page chooses from, where no classifier sees all
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's options."""
-    parser.add_argument("--config", required=True, help="config file, FILE.py or FILE.py:STAGE; gives the size")
-    parser.add_argument("--real", required=True, type=Path, help="tree of `jaxcxr phantoms`, or folder of real images")
-    parser.add_argument("--generated", required=True, type=Path, help="folder that `jaxcxr sample` wrote")
+    parser.add_argument(
+        "--config",
+        help="config file, FILE.py or FILE.py:STAGE; gives the size and config.evaluation. Without one, images are"
+        " brought to the size of the first generated image",
+    )
+    parser.add_argument(
+        "--real",
+        required=True,
+        metavar="FOLDER",
+        help="prepared folder, or FOLDER:SPLIT of one; tree of `jaxcxr phantoms`; or folder of real images",
+    )
+    parser.add_argument(
+        "--generated", required=True, nargs="+", metavar="FOLDER", help="folders of images, of one model each"
+    )
     parser.add_argument("--out", required=True, type=Path, help="folder for the page and the numbers")
+    parser.add_argument(
+        "--extractor",
+        action="append",
+        metavar="NAME[/PREPROCESSING]",
+        help="network whose features are compared, in place of config.evaluation.extractors; may be repeated",
+    )
+    parser.add_argument(
+        "--weights", action="append", default=[], metavar="NAME=FILE", help="weights of an extractor; may be repeated"
+    )
     parser.add_argument(
         "--runs", nargs="*", type=Path, default=[], metavar="WORKDIR", help="workdirs whose curves the page shows"
     )
@@ -39,83 +64,110 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Evaluates; raises UserError on a user's mistake."""
+    from jaxcxr.evaluation.curves import read_run
+    from jaxcxr.evaluation.evaluate import evaluate
+    from jaxcxr.evaluation.sets import open_set
+    from jaxcxr.parallel import processes
+
+    config = _config(args)
+    settings = _settings(args, config)
+    if args.out.exists() and not args.out.is_dir():
+        raise _unwritable(args.out, "it is a file")
+    runs = [read_run(workdir) for workdir in args.runs]
+    generated, real = [open_set(each) for each in args.generated], open_set(args.real)
+    size = config.data.size or generated[0].side()
+    with processes.joined():
+        processes.on_first(lambda: _make_out(args.out))
+        result = evaluate(real, generated, settings, size, args.out / "features", config.seed)
+
+        def finish() -> None:
+            classified = _classified(args, real, generated, size, result) if real.kind == "phantoms" else {}
+            _write(args, config, size, real, generated, result, classified, runs)
+            _say(args, result, classified)
+
+        processes.on_first(finish)
+
+
+def _config(args: argparse.Namespace) -> Any:
+    from ml_collections import ConfigDict
+
     from jaxcxr import config as configs
     from jaxcxr.errors import UserError
-    from jaxcxr.evaluation import pictures
-    from jaxcxr.evaluation.curves import read_run
+    from jaxcxr.evaluation.settings import defaults
 
-    config = configs.load(args.config, args.overrides)
-    size = config.data.size
-    if not 1 <= size <= 8192:
-        raise UserError(f"--config.data.size={size}: may be from 1 to 8192")
-    if args.out.exists() and not args.out.is_dir():
-        raise UserError(f"{args.out}: is a file; name a folder")
-    runs = [read_run(workdir) for workdir in args.runs]
-    generated = pictures.read_generated(args.generated, size)
-    if pictures.phantom_seed(args.real) is None:
-        _show(args, config, generated, runs)
+    if args.config:
+        config = configs.load(args.config, args.overrides)
     else:
-        _classify(args, config, generated, runs)
+        plain = {"seed": 0, "data": {"size": 0}, "evaluation": defaults().to_dict()}
+        config = configs.changed(ConfigDict(plain), args.overrides)
+    if not 0 <= config.data.size <= 8192:
+        raise UserError(f"--config.data.size={config.data.size}: may be from 0, which is that of the images, to 8192")
+    return config
 
 
-def _classify(args: argparse.Namespace, config: Any, generated: list, runs: list) -> None:
-    """With phantoms: the numbers, and a page where everything may be seen."""
-    from jaxcxr.evaluation import findings, pictures
-    from jaxcxr.evaluation.page import Classified
-    from jaxcxr.phantoms.classifier import read
-
-    findings.require_asked(generated, args.generated)
-    classifier = read(args.classifier)
-    size = classifier.reads_at(config.data.size)
-    real = pictures.read_phantoms(args.real, config.data.size, limit=500)
-    shown = findings.report(generated, classifier)
-    ceiling = findings.report(real, classifier, findings.kinds_asked(generated))
-    numbers = (
-        {"total": len(generated)}
-        | shown.as_dict()
-        | {
-            "real": {"total": len(real)} | ceiling.as_dict(),
-            "classifier": {"name": classifier.name, "size": size, "training": dict(classifier.about.training)}
-            | {"held_out": {name: table.as_dict() for name, table in classifier.about.tables.items()}},
-        }
-    )
-    classified = Classified(classifier, size, shown, ceiling)
-    _write(args, config, numbers, generated, real, "phantoms", classified, runs)
-    low, high = shown.rate.interval
-    worst, of = classified.worst()
-    print(
-        f"{shown.rate.hits} of {shown.rate.total} images show what was asked for: "
-        f"{100 * shown.rate.share:.1f} % (95 % interval {100 * low:.1f} to {100 * high:.1f} %)"
-    )
-    print(
-        f"the classifier reads {100 * ceiling.rate.share:.1f} % of the tree's held-out phantoms; "
-        f"its worst rate on its own is {100 * worst.share:.1f} %, its {of}"
-    )
-    print(f"page: {args.out / 'index.html'}")
-
-
-def _show(args: argparse.Namespace, config: Any, generated: list, runs: list) -> None:
-    """Without ground truth: the page alone, with nothing of a patient on it unless that was asked for."""
+def _settings(args: argparse.Namespace, config: Any) -> Any:
+    """What to compute; without weights of the default extractor, what is possible without it."""
     import dataclasses
 
-    from jaxcxr.evaluation import pictures
+    from jaxcxr.evaluation import settings as evaluation
+    from jaxcxr.evaluation.extractors import EXTRACTORS
 
-    real = pictures.read_images(args.real, config.data.size, limit=24) if args.show_real else []
-    if not args.show_real:  # a prompt may be a report's text
-        generated = [dataclasses.replace(picture, text="") for picture in generated]
-    _write(args, config, {"total": len(generated)}, generated, real, "real images", None, runs)
-    print(f"{len(generated)} images, without numbers: {args.real} is not a tree that `jaxcxr phantoms` wrote")
-    print(f"page: {args.out / 'index.html'}")
+    settings = evaluation.read(config.evaluation)
+    settings = dataclasses.replace(settings, weights=(*settings.weights, *args.weights))
+    if args.extractor or args.weights:
+        return dataclasses.replace(settings, extractors=tuple(args.extractor or settings.extractors))
+    there = tuple(
+        name for name in settings.extractors if name not in EXTRACTORS or EXTRACTORS[name].bundled() is not None
+    )
+    for name in sorted({*settings.extractors} - {*there}):
+        print(f"{name}: has no weights here, so its numbers are left out; {EXTRACTORS[name].source}")
+    return dataclasses.replace(settings, extractors=there)
 
 
-def _make_out(args: argparse.Namespace) -> None:
-    from jaxcxr.errors import UserError
+def _classified(args: argparse.Namespace, real: Any, generated: list, size: int, result: Any) -> dict[str, Any]:
+    """By set: what a classifier of phantoms sees in images that were asked to show findings; its rates are added."""
+    import itertools
+
+    from jaxcxr.evaluation import findings
+    from jaxcxr.evaluation.page import Classified
+    from jaxcxr.evaluation.pictures import read_pictures
+    from jaxcxr.phantoms.classifier import read
+
+    asked = [images for images in generated if all(item.asked for item in images.items)]
+    for images in (images for images in generated if images not in asked):
+        silent = sum(item.asked is None for item in images.items)
+        result.left_out.append(
+            f"{images.name}: findings, as {silent} of {len(images.items)} images have no `asked` field in a manifest;"
+            " sample from prompts that `jaxcxr prompts` wrote"
+        )
+    if not asked:
+        return {}
+    classifier = read(args.classifier)
+    seen_at = classifier.reads_at(size)
+    phantoms = read_pictures(real, size, itertools.islice(real.items, _MOST_PHANTOMS))
+    found = {}
+    for images in asked:
+        pictures = read_pictures(images, size)
+        shown = findings.report(pictures, classifier)
+        ceiling = findings.report(phantoms, classifier, findings.kinds_asked(pictures))
+        result.rows += findings.as_rows(images.name, shown, ceiling, classifier.name)
+        found[images.name] = Classified(classifier, seen_at, shown, ceiling)
+    return found
+
+
+def _make_out(out: Path) -> None:
     from jaxcxr.files import make_folder
 
     try:
-        make_folder(args.out, private=True)
+        make_folder(out, private=True)
     except OSError as error:
-        raise UserError(f"{args.out}: cannot be written ({error.strerror}); name another folder") from error
+        raise _unwritable(out, error.strerror) from error
+
+
+def _unwritable(out: Path, why: Any) -> Exception:
+    from jaxcxr.errors import UserError
+
+    return UserError(f"{out}: cannot be written ({why}); name another folder")
 
 
 def _config_text(config: Any, show_prompts: bool) -> str:
@@ -130,38 +182,103 @@ def _config_text(config: Any, show_prompts: bool) -> str:
     return json.dumps(values, indent=2, sort_keys=True) + "\n"
 
 
+def _numbers(args: argparse.Namespace, size: int, result: Any, classified: dict[str, Any]) -> dict[str, Any]:
+    """What evaluation.json holds."""
+    from jaxcxr.evaluation.tables import to_values
+
+    how = {"config": args.config, "real": args.real, "generated": args.generated}
+    numbers: dict[str, Any] = {
+        "rows": to_values(result.rows),
+        "left_out": result.left_out,
+        "counts": result.counts,
+        "extractors": result.used,
+        "settings": how | {"size": size, "synthetic": True},
+    }
+    for one in list(classified.values())[:1]:
+        about = one.classifier.about
+        tables = {name: table.as_dict() for name, table in about.tables.items()}
+        numbers["classifier"] = {"name": one.classifier.name, "size": one.size, "training": dict(about.training)}
+        numbers["classifier"]["held_out"] = tables
+    return numbers
+
+
 def _write(
     args: argparse.Namespace,
     config: Any,
-    numbers: dict,
+    size: int,
+    real: Any,
     generated: list,
-    real: list,
-    name: str,
-    classified: Any,
+    result: Any,
+    classified: dict[str, Any],
     runs: list,
 ) -> None:
-    import json
+    import dataclasses
+    import itertools
 
-    from jaxcxr.errors import UserError
     from jaxcxr.evaluation.page import Page, render
+    from jaxcxr.evaluation.pictures import read_pictures
+    from jaxcxr.evaluation.tables import to_csv, to_latex
     from jaxcxr.files import replace_file
+    from jaxcxr.parsing import to_json
 
-    how = {"config": str(args.config), "real": str(args.real), "generated": str(args.generated)}
-    numbers = numbers | {"settings": how | {"size": config.data.size, "synthetic": True}}
-    text = json.dumps(numbers, indent=2) + "\n"
+    drawn = real.kind == "phantoms"
+    pictures = {}
+    for images in generated:
+        whole = images.name in classified
+        some = itertools.islice(images.items, None if whole else _MOST_SHOWN)
+        pictures[images.name] = read_pictures(images, size, some, skip=not whole)
+    if not (args.show_real or drawn):  # a prompt may be a report's text
+        pictures = {name: [dataclasses.replace(one, text="") for one in some] for name, some in pictures.items()}
+    visible = drawn or args.show_real
+    beside = read_pictures(real, size, itertools.islice(real.items, _MOST_PHANTOMS if drawn else 24), skip=True)
+    pairs = (
+        [(*read_pictures(real, size, each[1:3]), each.distance) for each in result.nearest] if args.show_real else []
+    )
+    numbers = to_json(_numbers(args, size, result, classified))
     page = Page(
         title=args.title,
-        generated=generated,
-        real=real,
-        real_name=name,
+        generated=pictures,
+        real=beside if visible else [],
+        real_name="phantoms" if drawn else "real images",
+        rows=result.rows,
+        left_out=result.left_out,
+        counts=result.counts,
         classified=classified,
         runs=runs,
-        settings={"Evaluation": text, "Config": _config_text(config, args.show_real)},
+        settings={"Evaluation": numbers.decode(), "Config": _config_text(config, args.show_real)},
         reconstructions=args.show_real,
+        neighbours=pairs,
     )
-    _make_out(args)
+    files = {"evaluation.json": numbers, "evaluation.csv": to_csv(result.rows).encode()}
+    files |= {"evaluation.tex": to_latex(result.rows).encode(), "index.html": render(page).encode()}
     try:
-        replace_file(args.out / "evaluation.json", text.encode())
-        replace_file(args.out / "index.html", render(page).encode())
+        for name, data in files.items():
+            replace_file(args.out / name, data)
     except OSError as error:
-        raise UserError(f"{args.out}: cannot be written ({error.strerror}); name another folder") from error
+        raise _unwritable(args.out, error.strerror) from error
+
+
+def _say(args: argparse.Namespace, result: Any, classified: dict[str, Any]) -> None:
+    from jaxcxr.evaluation.tables import in_words
+
+    for row in (
+        row for row in result.rows if not row.group and row.extractor.partition("/")[0] != "phantom-classifier"
+    ):
+        floor = "" if row.floor is None else f"; real images {in_words(row.floor, row.floor_low, row.floor_high)}"
+        number = in_words(row.value, row.low, row.high)
+        print(f"{row.set}: {row.metric} {number}{floor}, n = {row.n}{', ' if row.extractor else ''}{row.extractor}")
+    for name, one in classified.items():
+        rate, (low, high) = one.generated.rate, one.generated.rate.interval
+        print(
+            f"{name}: {rate.hits} of {rate.total} images show what was asked for: "
+            f"{100 * rate.share:.1f} % (95 % interval {100 * low:.1f} to {100 * high:.1f} %)"
+        )
+    for one in list(classified.values())[:1]:
+        worst, of = one.worst()
+        print(
+            f"the classifier reads {100 * one.real.rate.share:.1f} % of the tree's held-out phantoms; "
+            f"its worst rate on its own is {100 * worst.share:.1f} %, its {of}"
+        )
+    for line in result.left_out:
+        print(f"left out: {line}")
+    print(f"page: {args.out / 'index.html'}")

@@ -5,8 +5,9 @@ import pytest
 from PIL import Image
 
 from jaxcxr.errors import UserError
-from jaxcxr.evaluation import findings, pictures
-from jaxcxr.evaluation.pictures import Picture
+from jaxcxr.evaluation import findings
+from jaxcxr.evaluation.pictures import Picture, read_pictures
+from jaxcxr.evaluation.sets import open_set, phantom_seed
 from jaxcxr.phantoms.classifier import Seen
 from jaxcxr.phantoms.generator import KINDS, Finding
 from jaxcxr.phantoms.prompts import EFFUSIONS, Asked, asked_effusion
@@ -76,7 +77,7 @@ def test_damaged_settings_of_phantoms_are_refused(tmp_path, text, message):
     (tmp_path / "phantom-truth.jsonl").write_text("")
     (tmp_path / "phantom.json").write_text(text)
     with pytest.raises(UserError, match=rf"phantom\.json: .*({message}).*write the phantoms again"):
-        pictures.phantom_seed(tmp_path)
+        phantom_seed(tmp_path)
     if "seed" not in message:
         with pytest.raises(UserError, match=rf"phantom\.json: .*({message})"):
             write_tree(tmp_path, patients=1, size=64)
@@ -90,14 +91,14 @@ def test_the_truth_of_phantoms_names_no_file_outside_of_its_folder(tmp_path):
         row["dicom_id"] = f"../../../../../other/{image.relative_to(other)}"
     (tree / "phantom-truth.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(UserError, match="outside"):
-        pictures.read_phantoms(tree, 64, limit=10)
+        open_set(tree)
 
 
 def test_phantom_truth_is_read_from_the_tree(tmp_path):
     tree = write_tree(tmp_path / "tree", patients=30, size=64, seed=3).out
-    assert pictures.phantom_seed(tree) == 3
-    assert pictures.phantom_seed(tmp_path) is None
-    found = pictures.read_phantoms(tree, 64, limit=100)
+    assert phantom_seed(tree) == 3
+    assert phantom_seed(tmp_path) is None
+    found = read_pictures(open_set(tree), 64)
     rows = [json.loads(line) for line in (tree / "phantom-truth.jsonl").read_text().splitlines()]
     rows = [row for row in rows if row["split"] != "train"]
     assert len(found) == len(rows)
@@ -112,7 +113,7 @@ def test_what_was_asked_for_is_read_from_the_manifest_old_or_new(tmp_path):
     rows = [{"prompt": "p", "effusion": side} for side in EFFUSIONS]
     rows.append({"prompt": "p", "asked": [LEFT.as_dict(), EDEMA.as_dict()], "denied": ["effusion"]})
     rows.append({"prompt": "p"})
-    asked = [picture.asked for picture in pictures.read_generated(write_samples(tmp_path / "samples", rows), 64)]
+    asked = [item.asked for item in open_set(write_samples(tmp_path / "samples", rows)).items]
     assert asked == [*map(asked_effusion, EFFUSIONS), Asked((LEFT, EDEMA), ("effusion",)), None]
 
 
@@ -135,16 +136,4 @@ def test_what_was_asked_for_is_read_from_the_manifest_old_or_new(tmp_path):
 )
 def test_manifests_that_cannot_be_read(tmp_path, rows, message):
     with pytest.raises(UserError, match=message):
-        pictures.read_generated(write_samples(tmp_path / "samples", rows), 64)
-
-
-def test_images_that_do_not_say_what_was_asked_for(tmp_path):
-    known = Picture(np.zeros((64, 64), np.uint8), "", asked_effusion("left"))
-    findings.require_asked([known], tmp_path)
-    with pytest.raises(UserError, match="1 of 2 images have no `asked`"):
-        findings.require_asked([known, Picture(known.pixels)], tmp_path)
-
-
-def test_a_folder_without_manifest(tmp_path):
-    with pytest.raises(UserError, match=r"manifest\.jsonl: cannot be read"):
-        pictures.read_generated(tmp_path, 64)
+        open_set(write_samples(tmp_path / "samples", rows))

@@ -1,6 +1,10 @@
+import base64
 import dataclasses
+import hashlib
 import html
+import io
 import json
+import math
 import re
 import stat
 import struct
@@ -15,9 +19,10 @@ from PIL import Image
 
 from jaxcxr.__main__ import main
 from jaxcxr.errors import UserError
+from jaxcxr.evaluation.comparison import Row
 from jaxcxr.evaluation.curves import loss_svg, read_run, smooth, speed_svg
 from jaxcxr.evaluation.findings import Report
-from jaxcxr.evaluation.page import Classified, Page, render
+from jaxcxr.evaluation.page import PHANTOMS, Classified, Page, drawings, render
 from jaxcxr.evaluation.pictures import Picture
 from jaxcxr.phantoms.classifier import to_bytes
 from jaxcxr.phantoms.prompts import EFFUSIONS, asked_effusion
@@ -27,6 +32,7 @@ from jaxcxr.phantoms.truth import CLASSES, GRADES, kind_of, present
 from tests.phantoms.classifiers import untrained
 
 NASTY = "<script>alert('x')</script> & \"left\""
+_VOID = ("img", "meta", "wbr", "path", "use")
 CONFIG = str(Path(__file__).parents[2] / "configs" / "base.py")
 
 
@@ -35,26 +41,26 @@ class _Reader(HTMLParser):
 
     def __init__(self, page: str):
         super().__init__()
-        self.images, self.addresses, self.text, self.open, self.tags = [], [], [], [], set()
+        self.images, self.addresses, self.text, self.open, self.tags = [], [], [], [], []
         self.feed(page)
         self.close()
         assert not self.open
 
     def handle_starttag(self, tag, attrs):
-        self.tags.add(tag)
+        self.tags.append(tag)
         attrs = dict(attrs)
         self.addresses += [attrs[name] for name in ("src", "href", "xlink:href") if name in attrs]
         if tag == "img":
             self.images.append(attrs["src"])
-        if tag not in ("img", "meta", "path", "use"):
+        if tag not in _VOID:
             self.open.append(tag)
 
     def handle_startendtag(self, tag, attrs):
-        self.tags.add(tag)
+        self.tags.append(tag)
         self.addresses += [value for name, value in attrs if name in ("src", "href", "xlink:href")]
 
     def handle_endtag(self, tag):
-        if tag not in ("path", "use"):
+        if tag not in _VOID:
             assert self.open.pop() == tag
 
     def handle_data(self, data):
@@ -94,8 +100,26 @@ def evaluated(workdir):
     asked = [side for side in EFFUSIONS for _ in range(3)]
     generated = [picture(index, NASTY, side) for index, side in enumerate(asked)]
     real = [picture(100 + index, "small left effusion", side) for index, side in enumerate(EFFUSIONS)]
-    classified = Classified(untrained(), 64, reported(generated, ["left", *asked[1:]]), reported(real, EFFUSIONS))
-    return Page(NASTY, generated, real, "phantoms", classified, [read_run(workdir)], {NASTY: NASTY})
+    seen = Classified(untrained(), 64, reported(generated, ["left", *asked[1:]]), reported(real, EFFUSIONS))
+    return Page(
+        title=NASTY,
+        generated={"samples": generated},
+        real=real,
+        real_name=PHANTOMS,
+        rows=(),
+        left_out=(),
+        counts={},
+        classified={"samples": seen},
+        runs=[read_run(workdir)],
+        settings={NASTY: NASTY},
+    )
+
+
+def row(of, metric, value, group="", extractor="network", **others):
+    """A row with an interval of 0.1 around its value, a floor of a half of it, and 40 images."""
+    low, high = (value - 0.1, value + 0.1) if value is not None else (None, None)
+    found = Row(of, metric, extractor, group, value, low, high, value and value / 2, None, None, 40)
+    return dataclasses.replace(found, **others)
 
 
 def test_page_is_whole_escaped_and_needs_nothing_else(evaluated):
@@ -112,6 +136,135 @@ def test_page_is_whole_escaped_and_needs_nothing_else(evaluated):
     assert "not for diagnosis" in text
     assert "Training: run <1>" in text
     assert "step 390" in text
+
+
+def test_a_page_with_numbers_has_one_script_and_escapes_every_name(evaluated):
+    rows = [row(NASTY, "fd", 2.0, extractor=NASTY), row(NASTY, "fd", 3.0, f"label={NASTY}", NASTY)]
+    rows += [row(NASTY, metric, 0.5, extractor=NASTY) for metric in ("precision", "recall", "vendi")]
+    counts = {NASTY: {"images": 40, "unreadable": 1}}
+    generated = {NASTY: evaluated.generated["samples"]}
+    page = dataclasses.replace(evaluated, generated=generated, rows=rows, left_out=[NASTY], counts=counts)
+    text = render(dataclasses.replace(page, classified={NASTY: page.classified["samples"]}, real_name=NASTY))
+    reader = _Reader(text)
+    assert reader.tags.count("script") == 1
+    script = text.split("<script>")[1].split("</script>")[0]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'" in text
+    assert "eval" not in script
+    assert NASTY not in text
+    assert all(address.startswith(("data:image/png;base64,", "#")) for address in reader.addresses)
+    assert not re.search(r"https?:|//www|@import|url\((?!#)", text)
+    for told in (f"{NASTY} of other patients", f"label={NASTY}", f"{NASTY}: 1 unreadable"):
+        assert told in "".join(reader.text)
+
+
+def told(page):
+    """A page's text, with spaces between its elements."""
+    return re.sub(r"\s+", " ", " ".join(_Reader(re.sub("<wbr>", "", page)).text))
+
+
+def test_every_number_stands_beside_that_of_real_images(evaluated):
+    rows = [row("a", "fd", 12.5, floor_low=6.0, floor_high=6.5), row("b", "fd", None), row("a", "vendi", 4.0)]
+    rows += [row("a", "fd", 25.0, "label=edema"), row("a", "ssim_within", 0.25, extractor="", floor=None)]
+    pictures = evaluated.generated["samples"]
+    page = dataclasses.replace(evaluated, classified={}, generated={"a": pictures, "b": pictures}, rows=rows)
+    text = told(render(page))
+    whole, parts = text.split("By group: 1 numbers")
+    assert "a fd ↓ 12.5 12.4 to 12.6 6.25 6 to 6.5 network 40" in whole.replace("● ", "")
+    assert "b fd ↓ – – network 40" in whole.replace("■ ", "")
+    assert "a vendi ≈ 4 3.9 to 4.1 2 network 40" in whole.replace("● ", "")
+    assert "a ssim_within ≈ 0.25 0.15 to 0.35 – pixels 40" in whole.replace("● ", "")
+    assert "label=edema ● a fd ↓ 25 24.9 to 25.1 12.5 network 40" in parts
+    assert "↓ lower is better, ↑ higher is better, ≈ near that number is better" in whole
+
+
+def test_what_is_drawn_lies_where_its_number_is():
+    rows = [row("a", "fd", 2.0, floor=4.0, floor_low=3.0, floor_high=5.0), row("b", "fd", 7.5, floor=None)]
+    assert drawings.Scale.from_zero(rows) == drawings.Scale(0.0, 7.6)
+    assert drawings.Scale.from_zero(rows, least=10.0) == drawings.Scale(0.0, 10.0)
+    around = drawings.Scale.around(rows)
+    assert (around.low, around.high) == pytest.approx((1.9 - 0.06 * 5.7, 7.6 + 0.06 * 5.7))
+    mark = drawings.Mark("#030303", "var(--blue)", "●", "o")
+    drawn = drawings.bar(rows[0], drawings.Scale(0.0, 10.0), mark)
+    assert '<rect class="fill" x="0.00%" width="20.00%"' in drawn
+    assert '<rect class="band" x="30.00%" width="20.00%"' in drawn
+    assert '<line class="real" x1="40.00%" x2="40.00%"' in drawn
+    assert 'x1="19.00%" x2="21.00%"' in drawn
+    assert "real" not in drawings.bar(rows[1], drawings.Scale(0.0, 10.0), mark)
+    less = dataclasses.replace(rows[0], value=-2.0, low=None, high=None)
+    assert '<rect class="fill" x="0.00%" width="50.00%"' in drawings.bar(less, drawings.Scale(-2.0, 2.0), mark)
+    assert '<circle class="dot" cx="20.00%"' in drawings.whisker(rows[0], drawings.Scale(0.0, 10.0), mark)
+    nothing = row("a", "fd", math.nan, floor=math.inf, floor_low=None, floor_high=None)
+    assert "nan" not in drawings.whisker(nothing, drawings.Scale.around([nothing]), mark)
+
+
+def test_rows_by_group_are_folded_where_they_are_many_and_drawn_as_bars(evaluated):
+    rows = [row("samples", "fd", number + 1.0, f"label={number}") for number in range(20)]
+    rows += [row("samples", "grade", 0.5, "finding=edema"), row("samples", "kid", 0.25, "label=3")]
+    page = render(dataclasses.replace(evaluated, rows=rows))
+    assert "<details>\n<summary>By group: 22 numbers" in page
+    assert "<details open>\n<summary>By group: 20 numbers" in render(dataclasses.replace(evaluated, rows=rows[:20]))
+    assert page.count('<svg class="bar"') == 22
+    assert [re.sub("<[^>]*>", "", one) for one in re.findall("<h2>(By .*?)</h2>", page)] == [
+        "By finding, as a classifier sees it",
+        "By label",
+    ]
+    assert 'title="samples: 20 (19.9 to 20.1); phantoms 10; n = 40"' in page
+
+
+def test_what_is_left_out_is_said(evaluated):
+    counts = {"samples": {"images": 9, "unreadable": 0, "equal to a real image": 2}, "real": {"images": 5}}
+    page = dataclasses.replace(evaluated, left_out=["kid needs more"], counts=counts)
+    text = told(render(page))
+    assert "samples: 2 equal to a real image; 9 images compared" in text
+    assert "real: " not in text
+    assert "Left out: 1 kid needs more" in text
+    assert "Left out" not in told(render(evaluated))
+
+
+def test_sets_of_the_same_prompts_stand_side_by_side(evaluated):
+    ours = [picture(number, f"prompt {number // 2}") for number in range(40)]
+    theirs = [picture(100 + number, f"prompt {20 - number}") for number in range(21)]
+    page = dataclasses.replace(evaluated, generated={"a": ours, "b": theirs}, real=[], runs=[], classified={})
+    text = render(page)
+    assert len(_Reader(text).images) == 2 * 12
+    assert "Prompts that all sets have: 12 of 20, evenly spaced." in text
+    images = re.findall('src="data:image/png;base64,([^"]*)"', text)
+    shown = [int(np.asarray(Image.open(io.BytesIO(base64.b64decode(one))))[0, 0]) for one in images]
+    assert shown[:2] == [0, 120], "the first image of each set for prompt 0"
+    assert shown[-2:] == [38, 101], "and for prompt 19, the last that both have"
+    others = [dataclasses.replace(one, text="other" * place) for place, one in enumerate(theirs, 1)]
+    others[3] = picture(9, "prompt 3")
+    text = render(dataclasses.replace(page, generated={"a": ours, "b": others}, shown=10))
+    assert len(_Reader(text).images) == 2 * 5
+    assert "<h3>a</h3>" in text
+
+
+def test_several_classified_sets_have_their_numbers_and_tables_under_their_names(evaluated):
+    pictures, one = evaluated.generated["samples"], evaluated.classified["samples"]
+    right = reported(pictures, [side for side in EFFUSIONS for _ in range(3)])
+    both = {"first": one, "second": dataclasses.replace(one, generated=right)}
+    page = dataclasses.replace(evaluated, generated={"first": pictures, "second": pictures}, classified=both)
+    text = told(render(page))
+    assert re.search("first 91.7 % of the generated.*second 100.0 % of the generated.*96.0 % is the classifier", text)
+    assert re.search("Asked for against shown.* first .*83.3 % of 6.* second .*100.0 % of 6", text)
+    assert text.count("How well the classifier sees") == 1
+
+
+def test_real_patients_are_announced_wherever_they_are_shown(evaluated):
+    said = "are of patients"
+    assert said not in render(evaluated), "phantoms are nobody's"
+    page = dataclasses.replace(evaluated, real_name="real images", classified={})
+    assert "The real images on this page are of patients" in render(page)
+    alone = dataclasses.replace(page, real=[])
+    assert said not in render(alone)
+    pairs = [(picture(1), picture(2, "secret"), 0.5), (picture(3), picture(4), 0.25)]
+    paired = render(dataclasses.replace(alone, neighbours=pairs))
+    assert said in paired
+    assert re.search("distance 0.25.*distance 0.5.*secret", paired, re.DOTALL)
+    run = dataclasses.replace(evaluated.runs[0], config={"objective": {"name": "autoencoder"}})
+    assert said in render(dataclasses.replace(alone, runs=[run], reconstructions=True))
+    assert said not in render(dataclasses.replace(alone, runs=[run]))
 
 
 def test_page_marks_what_is_wrong(evaluated):
@@ -229,7 +382,14 @@ def _evaluate(tmp_path, *options):
         "--out",
         str(tmp_path / "out"),
     ]
-    return main(["evaluate", "--config", CONFIG, "--config.data.size=64", *folders, *options])
+    config = ["--config", CONFIG, "--config.data.size=64", "--config.evaluation.extractors=()"]
+    return main(["evaluate", *config, *folders, *options])
+
+
+def _real(tmp_path):
+    """A folder of one real image."""
+    (tmp_path / "real").mkdir()
+    Image.fromarray(np.full((64, 64), 200, np.uint8)).save(tmp_path / "real" / "patient.png")
 
 
 def test_verb_on_phantoms(tmp_path, capsys):
@@ -244,26 +404,30 @@ def test_verb_on_phantoms(tmp_path, capsys):
     assert str(tmp_path / "out" / "index.html") in capsys.readouterr().out
     first = (tmp_path / "out" / "evaluation.json").read_text()
     numbers = json.loads(first)
-    assert numbers["total"] == numbers["shows_what_was_asked"]["total"] == 5
-    assert list(numbers["findings"]) == list(CLASSES)
-    asked = {name: one["sensitivity"]["total"] for name, one in numbers["findings"].items()}
+    assert len({json.dumps(row) for row in numbers["rows"]}) == len(numbers["rows"])
+    by = {(row["metric"], row["group"].removeprefix("finding=")): row for row in numbers["rows"]}
+    assert by["shows_what_was_asked", ""]["n"] == 5
+    assert [group for metric, group in by if metric == "sensitivity"] == list(CLASSES)
+    asked = {name: by["sensitivity", name]["n"] for name in CLASSES}
     assert {name: total for name, total in asked.items() if total} == {
         "right effusion": 2,
         "left effusion": 2,
         "left nodule": 1,
         "edema": 1,
     }
-    assert all(one["specificity"]["total"] == 5 - asked[name] for name, one in numbers["findings"].items())
-    assert all(len(one["specificity"]["interval_95"]) == 2 for one in numbers["findings"].values())
-    assert numbers["grades"]["effusion"]["total"] == 0, "an older manifest says no size"
-    assert numbers["grades"]["edema"]["total"] == 1
+    assert by["sensitivity", "cardiomegaly"]["value"] is None
+    assert all(by["specificity", name]["n"] == 5 - asked[name] for name in CLASSES)
+    assert all(0 <= by["specificity", name]["low"] <= by["specificity", name]["high"] <= 1 for name in CLASSES)
+    assert by["grade", "effusion"]["n"] == 0, "an older manifest says no size"
+    assert by["grade", "edema"]["n"] == 1
+    assert 0 <= by["shows_what_was_asked", ""]["floor"] <= 1
     assert numbers["classifier"]["size"] == 64
     assert numbers["classifier"]["held_out"]["64"]["classes"]["edema"]["sensitivity"]["total"] == 500
-    assert numbers["real"]["total"] > 0
     assert "Ask both." in html.unescape((tmp_path / "out" / "index.html").read_text())
     assert _evaluate(tmp_path, *options) == 0
     assert (tmp_path / "out" / "evaluation.json").read_text() == first
-    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["evaluation.json", "index.html"]
+    files = {"evaluation.csv", "evaluation.json", "evaluation.tex", "index.html"}
+    assert {file.name for file in (tmp_path / "out").iterdir() if file.is_file()} == files
 
 
 @pytest.mark.parametrize(
@@ -285,8 +449,7 @@ def test_verb_refuses_a_classifier_that_does_not_fit_in_one_line(tmp_path, capsy
 
 
 def test_verb_keeps_patients_off_the_page(tmp_path):
-    (tmp_path / "real").mkdir()
-    Image.fromarray(np.full((64, 64), 200, np.uint8)).save(tmp_path / "real" / "patient.png")
+    _real(tmp_path)
     _samples(tmp_path / "samples", [{"prompt": "Report of a patient."}])
     page = tmp_path / "out" / "index.html"
     assert _evaluate(tmp_path) == 0
@@ -308,8 +471,7 @@ def test_verb_keeps_the_configs_prompts_off_the_page(tmp_path, phantoms, capsys)
     if phantoms:
         write_tree(tmp_path / "real", patients=10, size=64, seed=3)
     else:
-        (tmp_path / "real").mkdir()
-        Image.fromarray(np.full((64, 64), 200, np.uint8)).save(tmp_path / "real" / "patient.png")
+        _real(tmp_path)
     _samples(tmp_path / "samples", [{"prompt": "p", "effusion": "left"}])
     planted = "--config.samples.prompts=('PLANTED report of a patient',)"
     assert _evaluate(tmp_path, planted) == 0
@@ -320,7 +482,7 @@ def test_verb_keeps_the_configs_prompts_off_the_page(tmp_path, phantoms, capsys)
 
 
 def test_others_cannot_read_the_page_unless_its_folder_was_opened(tmp_path):
-    (tmp_path / "real").mkdir()
+    _real(tmp_path)
     _samples(tmp_path / "samples", [{"prompt": "Report of a patient."}])
     assert _evaluate(tmp_path) == 0
     assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == 0o700
@@ -331,10 +493,10 @@ def test_others_cannot_read_the_page_unless_its_folder_was_opened(tmp_path):
 
 
 def test_verb_follows_no_link_to_where_the_page_would_be(tmp_path):
-    (tmp_path / "real").mkdir()
+    _real(tmp_path)
     (tmp_path / "mine").write_text("keep")
     (tmp_path / "out").mkdir()
-    for name in ("index.html", ".index.html.partial", "evaluation.json"):
+    for name in ("index.html", ".index.html.partial", "evaluation.json", "evaluation.csv", "evaluation.tex"):
         (tmp_path / "out" / name).symlink_to(tmp_path / "mine")
     _samples(tmp_path / "samples", [{"prompt": "p"}])
     assert _evaluate(tmp_path) == 0
@@ -355,13 +517,13 @@ def test_a_manifest_names_no_file_outside_of_its_folder(tmp_path, capsys, name):
 
 
 def test_verb_refuses_a_size_that_cannot_be(tmp_path, capsys):
-    assert _evaluate(tmp_path, "--config.data.size=0") == 2
-    assert "--config.data.size=0: may be from 1" in capsys.readouterr().err
+    assert _evaluate(tmp_path, "--config.data.size=9000") == 2
+    assert "--config.data.size=9000: may be from 0" in capsys.readouterr().err
 
 
 def test_verb_tells_what_is_missing(tmp_path, capsys):
     assert _evaluate(tmp_path) == 2
-    assert "manifest.jsonl" in capsys.readouterr().err
+    assert "samples: no such folder" in capsys.readouterr().err
     _samples(tmp_path / "samples", [{"prompt": "p"}])
     assert _evaluate(tmp_path) == 2
     assert "real: no such folder" in capsys.readouterr().err

@@ -5,8 +5,9 @@ import json
 import pytest
 from hypothesis import given, settings
 
-from jaxcxr.evaluation import pictures
 from jaxcxr.evaluation.curves import loss_svg, read_run, speed_svg
+from jaxcxr.evaluation.pictures import Picture, read_pictures
+from jaxcxr.evaluation.sets import open_set, phantom_seed
 from jaxcxr.phantoms.tree import SETTINGS, TRUTH, read_settings, write_tree
 from tests.hostile.mutations import byte_variants, json_variants, one_line_or_fine
 
@@ -28,14 +29,19 @@ def tree(tmp_path_factory):
     return write_tree(tmp_path_factory.mktemp("phantoms") / "tree", patients=4, size=64, seed=3).out
 
 
+def read_phantoms(tree) -> list[Picture]:
+    images = open_set(tree)
+    return read_pictures(images, 64, images.items[:10])
+
+
 def read_tree(tree, name, data):
     before = (tree / name).read_bytes()
     (tree / name).write_bytes(data)
     one_line_or_fine(read_settings, tree)
     one_line_or_fine(write_tree, tree, patients=4, size=64, seed=3)
-    seed = one_line_or_fine(pictures.phantom_seed, tree)
+    seed = one_line_or_fine(phantom_seed, tree)
     assert isinstance(seed, Exception) or seed >= 0
-    found = one_line_or_fine(pictures.read_phantoms, tree, 64, 10)
+    found = one_line_or_fine(read_phantoms, tree)
     assert isinstance(found, Exception) or all(picture.asked is not None for picture in found)
     (tree / name).write_bytes(before)
 

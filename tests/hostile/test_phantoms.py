@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from safetensors.numpy import save_file
 
 from jaxcxr import parsing
-from jaxcxr.evaluation import pictures
+from jaxcxr.evaluation import sets
 from jaxcxr.phantoms import prompts
 from jaxcxr.phantoms.classifier import _MARK, Classifier, read, see, to_bytes
 from jaxcxr.phantoms.prompts import Asked
@@ -48,7 +48,7 @@ def test_damaged_classifiers_are_read_or_refused_in_one_line(file, data):
 
 def asked_for(row):
     where = "manifest.jsonl: image 1"
-    return pictures._asked(parsing.convert(row, pictures._Generated, where), where)
+    return sets._asked(parsing.convert(row, sets._Generated, where), where)
 
 
 @given(json_variants(ROW))

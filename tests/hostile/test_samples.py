@@ -9,7 +9,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
-from jaxcxr.evaluation.pictures import read_generated
+from jaxcxr.evaluation.pictures import read_pictures
+from jaxcxr.evaluation.sets import open_set
 from jaxcxr.manifest import Settings
 from jaxcxr.phantoms.generator import KINDS
 from jaxcxr.requests import check_files, conditions, read_embeds
@@ -70,6 +71,10 @@ def test_mutated_bytes_of_json_lines(tmp_path, data):
     read_prompts_of(tmp_path, "p.jsonl", data)
 
 
+def read_generated(folder):
+    return read_pictures(open_set(folder), 16)
+
+
 def read_manifest(tmp_path, data):
     (tmp_path / "manifest.jsonl").write_bytes(data)
     if not (tmp_path / "00001.png").exists():
@@ -77,7 +82,7 @@ def read_manifest(tmp_path, data):
             Image.fromarray(np.zeros((16, 16), np.uint8)).save(tmp_path / row["file_name"])
     done = one_line_or_fine(SETTINGS.already_done, tmp_path, PROMPTS)
     assert done is True or isinstance(done, Exception)
-    found = one_line_or_fine(read_generated, tmp_path, 16)
+    found = one_line_or_fine(read_generated, tmp_path)
     if isinstance(found, list):
         assert all(picture.asked is None or picture.asked.kinds <= set(KINDS) for picture in found)
 

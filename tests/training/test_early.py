@@ -32,8 +32,21 @@ def test_it_stops_when_the_value_has_not_fallen_for_so_many_evaluations(tmp_path
     ):
         early.see(step, {"validation_loss": value})
         assert (early.best, early.over) == (best, over)
-    with pytest.raises(UserError, match=r"config\.stopping\.metric='validation_loss': evaluations give fid"):
-        early.see(60, {"fid": 3.0})
+    early.check()
+    other = Early(STOPPING, tmp_path, 0)
+    other.see(60, np.zeros((2, 2)))  # a picture
+    other.check()
+    other.see(60, {"fd/x": 3.0})
+    with pytest.raises(UserError, match=r"config\.stopping\.metric='validation_loss': evaluations give fd/x"):
+        other.check()
+
+
+def test_it_stops_when_a_value_that_should_rise_has_not_risen(tmp_path):
+    early = Early(ConfigDict({"metric": "recall/x", "patience": 1}), tmp_path, 0)
+    for step, value, best, over in ((10, 0.1, 10, False), (20, 0.3, 20, False), (30, 0.2, 20, True)):
+        early.see(step, {"recall/x": value})
+        assert (early.best, early.over) == (best, over)
+    assert "recall/x has not risen for an evaluation; the best is step 20" in early.said()
 
 
 def losses(monkeypatch, values):
@@ -82,7 +95,7 @@ def test_a_run_resumed_knows_what_came_before(tmp_path, monkeypatch):
 
 
 def test_patience_wants_evaluations():
-    with pytest.raises(UserError, match=r"config\.stopping\.patience=1: wants config\.eval_every above 0"):
+    with pytest.raises(UserError, match=r"config\.stopping\.patience=1: wants config\.eval_every or"):
         ranges.check(runs.autoencoder(**{"stopping.patience": 1, "eval_every": 0}))
 
 
