@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
     config.epochs = 0.0  # in place of steps: how often each image is seen; 0: steps decide
     config.batch_size = 32  # of all devices together
     config.dtype = "float32"  # compute dtype, float32 or bfloat16; weights are float32
-    config.method = "diffusion"  # or autoencoder, projection
+    config.method = "diffusion"  # or autoencoder, projection, classifier
     config.trainable = r"unet\..*"  # which parameters learn: a regular expression for the whole name
     config.ema_decay = 0.9999
     config.attention = "auto"  # or xla, cudnn, splash, sliced: a kernel for wherever it can serve
@@ -52,6 +52,8 @@ def get_config() -> ConfigDict:
     config.model.vae = ConfigDict()  # an architecture, in the words of diffusers' config.json: learnt from scratch
     config.model.unet = ConfigDict()
     config.model.text_encoder = ConfigDict()  # of transformers' config.json, less what the tokenizer decides
+    # A classifier of images by itself: {"architecture": …, "classes": (…), "image_size": …, "pretrained": FILE}.
+    config.model.classifier = ConfigDict()
     config.model.scheduler = ConfigDict()  # what differs from the base's: {'prediction_type': 'v_prediction'}
     config.model.measure_scaling_factor = False  # for an autoencoder of one's own: scale latents to variance 1
 
@@ -77,6 +79,8 @@ def get_config() -> ConfigDict:
     config.objective.timestep_bias_portion = 0.25
     config.objective.kl_weight = 1e-6
     config.objective.perceptual = ConfigDict()  # weights of further terms, by name
+    config.objective.uncertain = "negative"  # or positive, ignore: what a classifier makes of labels that are neither
+    config.objective.class_weights = "none"  # or balanced: a class's positives weigh as much as its negatives
 
     config.lora = ConfigDict()  # adapters beside layers that are frozen; `trainable` may be empty then
     config.lora.rank = 0  # 4 to 64; 0: none
@@ -119,9 +123,9 @@ def get_config() -> ConfigDict:
     config.checkpoint_every = 1000
     config.keep = 2  # checkpoints, the last ones; 1 or more
 
-    config.stopping = ConfigDict()  # before the last step, when a value of the evaluations does not fall any more
-    config.stopping.metric = "validation_loss"
-    config.stopping.patience = 0  # evaluations without a lower value; the best checkpoint is kept; 0: never
+    config.stopping = ConfigDict()  # before the last step, when a value of the evaluations does not get better any more
+    config.stopping.metric = "validation_loss"  # or of a classifier validation_auroc, validation_average_precision
+    config.stopping.patience = 0  # evaluations without a better value; the best checkpoint is kept; 0: never
 
     config.evaluation = evaluation.defaults()  # what `jaxcxr evaluate` computes; the keys are told there
 

@@ -29,6 +29,7 @@ VERBS = {
     "convert": "convert checkpoints between Orbax and diffusers",
     "evaluate": "evaluate generated images and write a page to look at",
     "reconstruct": "say what an autoencoder loses",
+    "study": "say whether a classifier learns more with generated images",
 }
 
 

@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 from jaxcxr.data.prompts import check_templates
 from jaxcxr.data.records import Candidate, Rejected, Where, check_ids, joined_below
 from jaxcxr.data.source import Source
-from jaxcxr.data.tables import find_table, in_words, positive, read_rows
+from jaxcxr.data.tables import find_table, in_words, positive, read_rows, uncertain
 
 FIELDS = ("labels", "view", "age", "sex")
 """What a prompt may ask for."""
@@ -63,6 +63,7 @@ class CheXpert(Source):
             view=view,
             labels=labels,
             image=str(image),
+            uncertain=uncertain(values, _COLUMNS),
             known={
                 "labels": in_words(labels),
                 "view": view,

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, SupportsIndex
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
 
@@ -14,6 +14,9 @@ from jaxcxr.data.mixture import Order, Part
 from jaxcxr.data.records import FIELDS, LISTS, EmptySplit
 from jaxcxr.data.summary import Summary
 from jaxcxr.errors import UserError
+
+if TYPE_CHECKING:
+    from jaxcxr.data.classes import Classes
 
 _READERS = 16  # threads
 _REMEMBERED = 400_000  # prompts, each of some 500 bytes with its ids
@@ -52,8 +55,8 @@ class Records(Sequence[dict[str, Any]]):
 def open_split(path: str | Path, split: str, size: int | None = None) -> Sequence[dict[str, Any]]:
     """Opens one split of a folder that `jaxcxr prepare` wrote, for random access.
 
-    Records are dicts with `image` (encoded PNG, bytes), `prompts`, `id`, `patient`, `view` (bytes, UTF-8) and
-    `labels`; `Batches` decodes them.
+    Records are dicts with `image` (encoded PNG, bytes), `prompts`, `id`, `patient`, `view` (bytes, UTF-8),
+    `labels` and `uncertain` ones; `Batches` decodes them.
 
     Raises:
       UserError: `path` is not a prepared folder, its images are not of `size` pixels, or it has nothing in
@@ -91,6 +94,7 @@ class Batches:
         weights: Mapping[str, float] | None = None,
         reads: Collection[str] = ("image", "input_ids"),
         teacher: Any = None,
+        classes: "Classes | None" = None,
     ):
         """Opens them.
 
@@ -105,7 +109,9 @@ class Batches:
           weights: those of the examples in the loss, by record id.
           reads: the fields that a batch is to have: image, input_ids, teacher_ids.
           teacher: the tokenizer of `teacher_ids`.
+          classes: what makes `labels` and `label_weights` of a record's labels.
         """
+        self._classes = classes
         self._weights, self._reads = weights, reads
         self._source, self._seed = source, seed
         self._order = Order(parts or [Part(range(len(source)), 1.0)], seed, shuffle)
@@ -145,8 +151,9 @@ class Batches:
     def batch(self, step: int) -> dict[str, np.ndarray]:
         """Returns `image`, (rows, S, S, 1) uint8, `input_ids` and `teacher_ids`, (rows, length) int32: what it reads.
 
-        With weights there is `weight`, (rows,) float32. From a cache it is `moments`, (rows, h, w, 2 * latent_channels)
-        in place of `image`, and if it has them `states`, (rows, length, hidden size), in place of `input_ids`.
+        With weights there is `weight`, (rows,) float32; with classes `labels` and `label_weights`, (rows, K) float32.
+        From a cache it is `moments`, (rows, h, w, 2 * latent_channels) in place of `image`, and if it has them
+        `states`, (rows, length, hidden size), in place of `input_ids`.
 
         Raises:
           UserError: a record has no weight.
@@ -180,7 +187,8 @@ class Batches:
         for field, coded in self._coded.items():
             if field in self._reads and field not in batch and "states" not in batch:
                 batch[field] = coded([as_text(text) for text in of_prompts("prompts")])
-        return {field: np.stack(rows) for field, rows in batch.items()}
+        labels = self._classes.fields(records) if self._classes else {}
+        return {field: np.stack(rows) for field, rows in batch.items()} | labels
 
     def _choose(self, index: int, record: dict[str, Any]) -> int:
         """The number of one of a record's prompts, decided by the seed and its place in the order."""

@@ -15,7 +15,7 @@ from jaxcxr.data.mimic_iv import TABLES, Patients
 from jaxcxr.data.prompts import check_templates
 from jaxcxr.data.records import Candidate, NotSelected, Rejected, Where, check_ids, joined_below
 from jaxcxr.data.source import Source
-from jaxcxr.data.tables import find_table, header, in_words, positive, read_rows, read_table
+from jaxcxr.data.tables import find_table, header, in_words, positive, read_rows, read_table, uncertain
 from jaxcxr.errors import UserError
 
 # The tables keep "2.0.0" in their names in release 2.1.0, all but the one that came with it.
@@ -199,15 +199,18 @@ class MimicCxr(Source):
         return splits
 
     @functools.cached_property
-    def _labels(self) -> dict[str, tuple[str, ...]]:
-        """The positive labels by study."""
+    def _labels(self) -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
+        """The positive and the uncertain labels by study."""
         kind, tables = self.settings.label_table, self._tree.tables
         if kind not in tables:
             raise UserError(f"{self._tree.root}: no {_OPTIONAL[kind]}.csv.gz, which data.label_table={kind!r} asks for")
         ids = ("subject_id", "study_id")
         return {
             # The radiologists' table calls Airspace Opacity what the others call Lung Opacity.
-            row["study_id"]: tuple(name.replace("Airspace", "Lung") for name in positive(row, ids))
+            row["study_id"]: (
+                tuple(name.replace("Airspace", "Lung") for name in positive(row, ids)),
+                tuple(name.replace("Airspace", "Lung") for name in uncertain(row, ids)),
+            )
             for row in read_table(tables[kind], COLUMNS.get(kind, ("study_id",)))
         }
 
@@ -236,7 +239,7 @@ class MimicCxr(Source):
         image = joined_below(folder, _image(row) + suffix)
         check_ids(r"[0-9a-f-]{1,64}", dicom)
         check_ids(r"\d{8}", subject, study)
-        labels = self._labels.get(study, ())
+        labels, unsure = self._labels.get(study, ((), ()))
         about = self._patients.at(subject, row.get("StudyDate", "")) if self._patients else {}
         if self.settings.report_tables:
             about["report"] = self._texts.of(dicom, study)
@@ -247,6 +250,7 @@ class MimicCxr(Source):
             study=study,
             view=row["ViewPosition"],
             labels=labels,
+            uncertain=unsure,
             image=str(image),
             known={"labels": in_words(labels), "view": row["ViewPosition"], **about},
         )

@@ -14,7 +14,7 @@ from jaxcxr.data.settings import Settings
 from jaxcxr.errors import UserError
 
 SPLITS = ("train", "validate", "test")
-LISTS = ("prompts", "labels")  # fields of a record with any number of texts
+LISTS = ("prompts", "labels", "uncertain")  # fields of a record with any number of texts; older ones lack the last
 FIELDS = ("image", "id", "patient", "view", *LISTS)
 # By the field of a prompt that a row lacks, where the reason for leaving it out is not `no FIELD`.
 _ABSENT = dict.fromkeys(("report", "impression", "findings"), "no usable section")
@@ -60,12 +60,13 @@ class Candidate(NamedTuple):
     image: str  # its path
     known: Mapping[str, str]  # values for prompts; empty where unknown
     where: Where = Where("", 0)
+    uncertain: tuple[str, ...] = ()  # labels that may be there or not, as the tables say
 
     def check_words(self) -> None:
         """Raises Rejected if view or labels, which summaries count by name, are no names: text of a shifted row."""
         if self.view and not _NAME.fullmatch(self.view):
             raise Rejected("view_is_no_name")
-        if not all(_NAME.fullmatch(label) for label in self.labels):
+        if not all(_NAME.fullmatch(label) for label in (*self.labels, *self.uncertain)):
             raise Rejected("label_is_no_name")
 
 
@@ -116,6 +117,7 @@ def features(size: int) -> Any:
             "patient": tfds.features.Text(),
             "view": tfds.features.Text(),
             "labels": tfds.features.Sequence(tfds.features.Text()),
+            "uncertain": tfds.features.Sequence(tfds.features.Text()),
         }
     )
 
@@ -139,6 +141,7 @@ def make_record(candidate: Candidate, fields: Mapping[str, str], settings: Setti
         "patient": candidate.patient,
         "view": candidate.view,
         "labels": list(candidate.labels),
+        "uncertain": list(candidate.uncertain),
     }
     known = tuple(name for name, value in fields.items() if value)
     return Made(record, known, hashlib.blake2b(image, digest_size=12).hexdigest())

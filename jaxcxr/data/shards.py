@@ -54,7 +54,7 @@ def cut(candidates: Iterable[Candidate]) -> list[Shard]:
     return shards
 
 
-VERSION = 2  # of the accounts: an interrupted job of another one is not resumed
+VERSION = 3  # of the accounts: an interrupted job of another one is not resumed
 
 
 class Account(NamedTuple):

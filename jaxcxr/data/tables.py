@@ -19,7 +19,16 @@ MOST_CHARACTERS = 2**20  # of a line; a field of a csv has at most csv.field_siz
 
 def positive(row: Mapping[str, str], others: Container[str]) -> tuple[str, ...]:
     """The labels of a row marked 1.0, its columns but `others`; 0.0, -1.0 (uncertain) and empty are not positive."""
-    return tuple(name for name, value in row.items() if name not in others and value in ("1", "1.0"))
+    return _marked(row, others, ("1", "1.0"))
+
+
+def uncertain(row: Mapping[str, str], others: Container[str]) -> tuple[str, ...]:
+    """The labels of a row marked −1.0, its columns but `others`."""
+    return _marked(row, others, ("-1", "-1.0"))
+
+
+def _marked(row: Mapping[str, str], others: Container[str], values: Container[str]) -> tuple[str, ...]:
+    return tuple(name for name, value in row.items() if name not in others and value in values)
 
 
 def in_words(labels: Iterable[str]) -> str:

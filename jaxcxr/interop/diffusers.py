@@ -10,16 +10,25 @@ from jaxcxr.errors import UserError
 from jaxcxr.files import new_folder
 from jaxcxr.interop import refused
 from jaxcxr.interop.checkpoint import TOGETHER, Checkpoint
-from jaxcxr.interop.folder import CARRIED, has_file, read_carried
+from jaxcxr.interop.folder import CARRIED, OWN, has_file, read_carried
 from jaxcxr.interop.layout import from_torch, to_torch
 from jaxcxr.interop.pickled import open_pickled
-from jaxcxr.interop.pipeline import NETWORKS, model_index, network_class, parse_index, parse_object, write_files
+from jaxcxr.interop.pipeline import (
+    CLASSIFIER,
+    NETWORKS,
+    model_index,
+    network_class,
+    parse_index,
+    parse_object,
+    write_files,
+)
 from jaxcxr.interop.tensors import Tensor, open_safetensors, open_sharded, write_safetensors
 
 WEIGHTS = {
     "unet": "diffusion_pytorch_model.safetensors",
     "vae": "diffusion_pytorch_model.safetensors",
     "text_encoder": "model.safetensors",
+    CLASSIFIER: "model.safetensors",
 }
 # What old transformers versions saved beside the parameters: 0 … 76, and the heads BERT was trained with.
 _STRAYS = ("text_model.embeddings.position_ids", "embeddings.position_ids", "cls.", "lm_head.")
@@ -39,9 +48,9 @@ def read(path: Path, only: Iterable[str] | None = None) -> Checkpoint:
     Raises:
       UserError: a file is absent or broken, or a tensor is of no layer that a network of ours has.
     """
-    files = read_files(path)
+    files = read_files(path, CARRIED | OWN)
     tensors: dict[str, Tensor] = {}
-    wanted = [name for name in NETWORKS if only is None or name in only]
+    wanted = [name for name in (*NETWORKS, CLASSIFIER) if only is None or name in only]
     for network in [name for name in wanted if f"{name}/config.json" in files]:
         tensors |= _read_network(network, path / network, path, files)
     if wanted and not tensors:

@@ -19,7 +19,10 @@ CARRIED: dict[str, tuple[str, ...]] = {
 }
 """The files of a diffusers folder that are read and carried, besides weights, by subfolder; nothing else is opened."""
 
-OF_A_RUN: dict[str, tuple[str, ...]] = {"teacher": ("config.json",), "teacher_tokenizer": tokens.FILES}
+OWN: dict[str, tuple[str, ...]] = {"classifier": ("config.json",)}
+"""What a checkpoint of this package may have besides: a network that is no part of a diffusers pipeline."""
+
+OF_A_RUN: dict[str, tuple[str, ...]] = {**OWN, "teacher": ("config.json",), "teacher_tokenizer": tokens.FILES}
 """What the `model/` of a workdir may have besides."""
 
 

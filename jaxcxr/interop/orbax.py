@@ -24,7 +24,7 @@ from jaxcxr.files import new_folder, replace_file
 from jaxcxr.interop import checksums
 from jaxcxr.interop.checkpoint import Checkpoint
 from jaxcxr.interop.diffusers import read_files
-from jaxcxr.interop.folder import has_file
+from jaxcxr.interop.folder import CARRIED, OWN, has_file
 from jaxcxr.interop.pipeline import TEACHER, write_files
 from jaxcxr.interop.tensors import Tensor, cast_all, contiguous
 
@@ -137,9 +137,9 @@ def read_learnt(path: Path, *, ema: bool = True) -> tuple[dict[str, bytes], dict
 
 
 def _read_model(folder: Path) -> dict[str, bytes]:
-    """The files of `model/`: a diffusers folder's, and what a run has learnt beside the networks."""
-    parts = folder / adaptation.ADAPTATION
-    return read_files(folder) | ({parts.name: parsing.read_bytes(parts)} if has_file(parts, folder) else {})
+    """The files of `model/`: a diffusers folder's or a classifier's, and what a run has learnt beside the networks."""
+    files, parts = read_files(folder, CARRIED | OWN), folder / adaptation.ADAPTATION
+    return files | ({parts.name: parsing.read_bytes(parts)} if has_file(parts, folder) else {})
 
 
 def adaptation_of(path: Path) -> dict[str, Any]:

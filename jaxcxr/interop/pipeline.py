@@ -19,6 +19,7 @@ from jaxcxr.diffusion.schedule import Schedule
 from jaxcxr.errors import UserError
 from jaxcxr.models import config as configs
 from jaxcxr.models.bert import BertModel
+from jaxcxr.models.classifier import ARCHITECTURES, Classifier, architecture_class
 from jaxcxr.models.clip import CLIPTextModel
 from jaxcxr.models.compute import specialize
 from jaxcxr.models.named import abstract, initial_parameters, named_parameters, with_parameters
@@ -30,6 +31,9 @@ NETWORKS = ("unet", "vae", "text_encoder")
 
 TEACHER, TEACHER_TOKENIZER = "teacher", "teacher_tokenizer"
 """The text encoder that another one learns from, and its tokenizer; a run has them, a published pipeline does not."""
+
+CLASSIFIER = "classifier"
+"""A classifier of images, which is by itself."""
 
 _CLASSES: dict[str, type[nnx.Module]] = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}
 _TEXT_ENCODERS: dict[str, tuple[type[nnx.Module], str, str]] = {
@@ -45,6 +49,7 @@ _CONFIGS: dict[Any, Any] = {
     AutoencoderKL: configs.AutoencoderKLConfig,
     CLIPTextModel: configs.CLIPTextConfig,
     BertModel: configs.BertConfig,
+    **dict.fromkeys(ARCHITECTURES.values(), configs.ClassifierConfig),
 }
 _DIFFUSERS = "0.35.0"  # the version whose configs are written
 _LIBRARIES = ("diffusers", "transformers", "maxdiffusion")
@@ -83,6 +88,11 @@ class StableDiffusion:
     def teacher(self) -> CLIPTextModel | BertModel:
         """The text encoder that another one learns from; a UserError says so if there is none."""
         return self._network(TEACHER)
+
+    @property
+    def classifier(self) -> Classifier:
+        """The classifier of images; a UserError says so if there is none."""
+        return self._network(CLASSIFIER)
 
     @functools.cached_property
     def schedule(self) -> Schedule:
@@ -178,7 +188,7 @@ def from_files(
 ) -> StableDiffusion:
     """The pipeline that a folder's config files describe, its parameters shapes only (no memory)."""
     networks = {}
-    for name in (*NETWORKS, TEACHER):
+    for name in (*NETWORKS, TEACHER, CLASSIFIER):
         file = files.get(f"{name}/config.json")
         if file is not None and (only is None or name in only):
             networks[name] = _shapes(name, file, dtype)
@@ -221,7 +231,7 @@ def initialize(
     """
     parameters: dict[str, jax.Array] = {}
     for name, module in pipeline.networks.items():
-        own_key = jax.random.fold_in(key, NETWORKS.index(name))
+        own_key = jax.random.fold_in(key, (*NETWORKS, CLASSIFIER).index(name))
         own = None if wanted is None else functools.partial(_under_name, wanted, name)
         fresh = initial_parameters(type(module), module.config, own_key, own)
         parameters |= {f"{name}.{leaf}": value for leaf, value in fresh.items()}
@@ -243,6 +253,8 @@ def network_class(name: str, config: Mapping[str, Any]) -> type[nnx.Module]:
         if not isinstance(family, str) or family not in _TEXT_ENCODERS:
             raise UserError(f"{name}: model_type {family!r:.100} is not supported (only {', '.join(_TEXT_ENCODERS)})")
         return _TEXT_ENCODERS[family][0]
+    if name == CLASSIFIER:
+        return architecture_class(config.get("architecture"))
     written = config.get("_class_name", _CLASSES[name].__name__)
     if written != _CLASSES[name].__name__:
         raise UserError(f"{name}: _class_name {written!r:.100} is not supported (only {_CLASSES[name].__name__})")
@@ -251,6 +263,8 @@ def network_class(name: str, config: Mapping[str, Any]) -> type[nnx.Module]:
 
 def network_config(name: str, architecture: Mapping[str, Any]) -> bytes:
     """The `config.json` of a network that a run config describes."""
+    if name == CLASSIFIER:
+        return parsing.to_json(configs.ClassifierConfig.from_dict(architecture).to_dict())
     if name != "text_encoder":
         return parsing.to_json(
             {"_class_name": _CLASSES[name].__name__, "_diffusers_version": _DIFFUSERS, **architecture}

@@ -2,15 +2,31 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 Loss = Callable[[Mapping[str, jax.Array], Mapping[str, jax.Array], jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
 """(parameters by full name, batch, a key for each example (B,)) -> (an error for each example (B,), means to log).
 
 An example's randomness is of its own key, so that a batch in parts is the batch as a whole.
 """
+
+STATISTICS = "statistics"
+"""Among the means to log: parameters by full name, of those that learn, which an update sets to these values."""
+
+
+class Validation(NamedTuple):
+    """How a method is judged on images that it does not learn from.
+
+    Attributes:
+      loss: as `Loss`, but with arrays (B, …) by name in place of the means.
+      measure: what is made of those arrays of N images in all; values by name.
+    """
+
+    loss: Loss
+    measure: Callable[[Mapping[str, np.ndarray]], dict[str, float]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +41,7 @@ class Method:
       make_sheet: (pipeline, config, mesh, images) -> a function of parameters that draws a sheet, uint8 (H, W).
       of_images: whether its sheet shows validation images, uint8 (N, S, S, 1); prompts otherwise.
       cached: whether a cache may stand in for images.
+      make_validation: (pipeline, config) -> how it is judged, where that is not by its loss alone.
     """
 
     networks: tuple[str, ...]
@@ -34,3 +51,4 @@ class Method:
     make_sheet: Callable[..., Callable[[Mapping[str, jax.Array]], Any]]
     of_images: bool
     cached: bool
+    make_validation: Callable[[Any, Any], Validation] | None = None

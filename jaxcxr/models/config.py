@@ -403,3 +403,27 @@ class BertConfig(_Config):
     def longest(self) -> int:
         """The most tokens a text may have; RoBERTa spends the table's first rows on padding."""
         return self.max_position_embeddings - (self.pad_token_id + 1 if self.model_type == "roberta" else 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassifierConfig(_Config):
+    """A classifier of images: an architecture, its classes in order, and what it takes an image as.
+
+    Images are resized to `image_size` pixels a side. With three `in_channels` they are normalized as ImageNet's are.
+    """
+
+    architecture: str = "densenet121"
+    classes: Annotated[tuple[Annotated[str, Meta(min_length=1, max_length=64)], ...], Meta(max_length=4096)] = ()
+    image_size: _Width = 224
+    in_channels: Annotated[int, Meta(ge=1, le=3)] = 1
+
+    def __post_init__(self) -> None:
+        if not self.classes or len(set(self.classes)) < len(self.classes):
+            self._refuse("classes", "has to name each class once")
+        if self.in_channels == 2:
+            self._refuse("in_channels", "may be 1 or 3")
+
+    @property
+    def blocks(self) -> int:
+        """None is counted: the names of its blocks are other than those of the other networks."""
+        return 0

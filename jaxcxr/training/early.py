@@ -1,5 +1,6 @@
 """Early stopping by a value of the evaluations."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ class Early:
             )
 
     def _add(self, step: int, value: float) -> None:
-        if step == 0 or step in self._seen:
+        if step == 0 or step in self._seen or math.isnan(value):  # which is on record as None
             return
         self._seen[step] = -value if self._rises else value
         self.best = min(self._seen, key=self._seen.__getitem__)

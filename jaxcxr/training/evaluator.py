@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from jaxcxr import methods
 from jaxcxr.data.loader import Batches
 from jaxcxr.interop.pipeline import StableDiffusion
-from jaxcxr.methods.method import Loss
+from jaxcxr.methods.method import Loss, Validation
 from jaxcxr.models.compute import compiler_options
 from jaxcxr.parallel import mesh as meshes
 from jaxcxr.training.feed import open_batches
@@ -40,13 +40,19 @@ class Evaluator:
         """Without `validation`, this process's rows of the split in its own order, only prompts can be drawn."""
         self._config, self._mesh = config, mesh
         self._batches = [validation.batch(step) for step in range(config.eval_batches)] if validation else []
+        self._images = validation.images if validation else 0
+        method, images = methods.method(config), None
+        if method.make_validation:
+            judged = method.make_validation(pipeline, config)
+        else:
+            judged = Validation(lambda *given: (loss(*given)[0], {}), lambda shown: {})
 
-        @functools.partial(jax.jit, compiler_options=compiler_options(mesh))
+        @functools.partial(jax.jit, out_shardings=meshes.replicated(mesh), compiler_options=compiler_options(mesh))
         def mean_loss(parameters, batch, key):
-            errors, _ = loss(parameters, batch, example_keys(key, batch))
-            return weighted_mean(errors, with_mean_weight(batch))
+            errors, shown = judged.loss(parameters, batch, example_keys(key, batch))
+            return weighted_mean(errors, with_mean_weight(batch)), shown
 
-        self._loss, method, images = mean_loss, methods.method(config), None
+        self._loss, self._measure = mean_loss, judged.measure
         if method.of_images and validation:
             rows = np.arange(min(8, config.batch_size))  # the same on all processes
             images = open_batches(config, "validate", tokenizer, rows=rows, shuffle=False).batch(0)["image"]
@@ -56,13 +62,20 @@ class Evaluator:
             self._generated = Generated(pipeline, config, mesh)
 
     def validate(self, parameters: Mapping[str, jax.Array]) -> dict[str, float]:
-        """The mean loss over the validation batches, each under its own fixed key."""
+        """The mean loss over the validation batches, each under its own fixed key, and what the method measures.
+
+        A method measures an image once, also where the batches have more rows than the split has images.
+        """
         key = jax.random.key(self._config.seed)
-        losses = []
+        losses, shown = [], []
         for index, own_rows in enumerate(self._batches):
             batch = meshes.to_global(own_rows, self._mesh, self._config.batch_size)
-            losses.append(self._loss(parameters, batch, jax.random.fold_in(key, index)))
-        return {"validation_loss": float(np.mean([np.asarray(loss) for loss in losses], dtype=np.float32))}
+            loss, arrays = self._loss(parameters, batch, jax.random.fold_in(key, index))
+            losses.append(loss)
+            shown.append(arrays)
+        whole = {name: np.concatenate([np.asarray(part[name]) for part in shown])[: self._images] for name in shown[0]}
+        mean = float(np.mean([np.asarray(loss) for loss in losses], dtype=np.float32))
+        return {"validation_loss": mean, **self._measure(whole)}
 
     def compare(self, parameters: Mapping[str, jax.Array]) -> dict[str, float]:
         """The metrics of `config.evaluation`, of generated images against validation images."""

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from jaxcxr.adaptation import textual_inversion
 from jaxcxr.data import tokens, weights
+from jaxcxr.data.classes import Classes
 from jaxcxr.data.loader import Batches, open_split
 from jaxcxr.data.mixture import Joined, Part, by_rarest_label, weighted
 from jaxcxr.data.moments import Card, Moments, Origin
@@ -34,13 +35,14 @@ def open_batches(
     tokenizer: Any,
     *,
     teacher: Any = None,
+    classes: Classes | None = None,
     rows: np.ndarray | None = None,
     shuffle: bool = True,
 ) -> Batches:
     """Opens the batches of a split of `config.data`, or some `rows` of each: of one folder, or of a mixture of several.
 
     Of a mixture, folders without a split `validate` or `test` are left out of it. `teacher` is the tokenizer of the
-    text encoder that the run's own learns from, where its method has one.
+    text encoder that the run's own learns from, where its method has one; `classes` are those of a classifier.
 
     Raises:
       EmptySplit: nothing is in this split, or for `train` nothing of one folder.
@@ -75,6 +77,7 @@ def open_batches(
         weights=weights.read(config.data.weights) if config.data.weights and split == "train" else None,
         reads=method(config).reads,
         teacher=teacher,
+        classes=classes,
     )
 
 

@@ -16,6 +16,7 @@ from jaxcxr.data import tokens
 from jaxcxr.diffusion import samplers
 from jaxcxr.errors import UserError
 from jaxcxr.interop.pipeline import (
+    CLASSIFIER,
     SCHEDULER_CONFIG,
     TEACHER,
     TEACHER_TOKENIZER,
@@ -28,7 +29,7 @@ from jaxcxr.interop.pipeline import (
 )
 from jaxcxr.methods import method
 from jaxcxr.parsing import to_json
-from jaxcxr.training import text_fit
+from jaxcxr.training import labels, text_fit
 from jaxcxr.training.feed import tokenizer_folder
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -62,7 +63,7 @@ def make_model(config: ConfigDict, key: jax.Array) -> tuple[StableDiffusion, dic
     if config.model.text_encoder_fit:
         unet = StableDiffusion({"unet": pipeline.networks["unet"]}, {})
         fresh |= initialize(unet, key, functools.partial(text_fit.is_fresh, config))
-    parameters = fresh | kept
+    parameters = fresh | kept | (_pretrained(config) if CLASSIFIER in described else {})
     if config.textual_inversion.tokens:
         parameters = textual_inversion.with_rows(config, pipeline.tokenizer, parameters, key)
     return pipeline, parameters
@@ -118,6 +119,8 @@ def assemble(config: ConfigDict, base: Mapping[str, bytes], tokenizer: Callable[
             files |= {f"tokenizer/{file.name}": file.read_bytes() for file in found}
         else:
             files |= {name: data for name, data in base.items() if name.startswith("tokenizer/")}
+    if CLASSIFIER in described:
+        described[CLASSIFIER] = _classifier(config)
     files |= {f"{name}/config.json": network_config(name, text) for name, text in described.items()}
     files = text_fit.with_fit(config, textual_inversion.with_words(config, files))
     files["model_index.json"] = model_index(files)
@@ -198,6 +201,34 @@ def _with_sample_size(pipeline: StableDiffusion, side: int, dtype: Any) -> Stabl
         return pipeline
     text = to_json(config | {"sample_size": latent})
     return from_files(pipeline.files | {"unet/config.json": text}, dtype)
+
+
+def _classifier(config: ConfigDict) -> dict[str, Any]:
+    """The `config.json` that `config.model.classifier` describes, with what it leaves to the data."""
+    given = config.model.classifier.to_dict()
+    channels = 3 if given.pop("pretrained", "") else 1
+    own = {"in_channels": channels, **given, "image_size": given.get("image_size") or config.data.size}
+    return own | {"classes": given.get("classes") or labels.all_labels(config)}
+
+
+def _pretrained(config: ConfigDict) -> dict[str, jax.Array]:
+    """The weights of the file that `config.model.classifier` names, of another head; none where it names none."""
+    chosen = config.model.classifier
+    if not (file := chosen.get("pretrained", "")):
+        return {}
+    from jaxcxr.evaluation.extractors import torchvision_nets
+
+    readers = {
+        "densenet121": torchvision_nets.DENSENET_121,
+        "resnet18": torchvision_nets.RESNET_18,
+        "resnet50": torchvision_nets.RESNET_50,
+    }
+    if (own := chosen.get("architecture")) not in readers:
+        raise UserError(
+            f"config.model.classifier.pretrained={file!r}: no file is of architecture {own!r}; leave it empty"
+        )
+    weights = readers[own].read(Path(file))
+    return {f"{CLASSIFIER}.{name}": jnp.asarray(value) for name, value in weights.items()}
 
 
 def _vocabulary(tokenizer: Any) -> dict[str, int]:

@@ -164,14 +164,14 @@ def batch_shapes(
     A cache that is not here is taken to be in bfloat16, with the text encoder's states where that does not learn.
     """
     sharding, side, rows = meshes.batch_sharding(mesh), config.data.size, config.batch_size
-    length = tokens.length(pipeline.tokenizer)
-    batch: dict[str, Any] = {}
-    if "image" in method(config).reads:
-        batch["image"] = ((rows, side, side, 1), jnp.uint8)
-    if "input_ids" in method(config).reads:
-        batch["input_ids"] = ((rows, length), jnp.int32)
-    if "teacher_ids" in method(config).reads:
-        batch["teacher_ids"] = ((rows, tokens.length(pipeline.teacher_tokenizer)), jnp.int32)
+    fields: dict[str, Callable[[], Any]] = {
+        "image": lambda: ((rows, side, side, 1), jnp.uint8),
+        "input_ids": lambda: ((rows, tokens.length(pipeline.tokenizer)), jnp.int32),
+        "teacher_ids": lambda: ((rows, tokens.length(pipeline.teacher_tokenizer)), jnp.int32),
+        "labels": lambda: ((rows, len(pipeline.classifier.config.classes)), jnp.float32),
+    }
+    fields["label_weights"] = fields["labels"]
+    batch = {name: fields[name]() for name in method(config).reads}
     if config.data.cache:
         vae, text = pipeline.vae.config, pipeline.text_encoder.config
         latent = side // vae.vae_scale_factor
@@ -180,7 +180,7 @@ def batch_shapes(
         del batch["image"]
         batch["moments"] = ((rows, latent, latent, 2 * vae.latent_channels), dtype)
         if card.origin.text if card else not any(name.startswith("text_encoder.") for name in learns):
-            del batch["input_ids"]
+            (_, length), _ = batch.pop("input_ids")
             batch["states"] = ((rows, length, text.hidden_size), dtype)
     if config.data.weights:
         batch["weight"] = ((rows,), jnp.float32)

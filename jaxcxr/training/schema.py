@@ -48,6 +48,7 @@ class Model:
     vae: dict[str, Any] = dataclasses.field(default_factory=dict)
     unet: dict[str, Any] = dataclasses.field(default_factory=dict)
     text_encoder: dict[str, Any] = dataclasses.field(default_factory=dict)
+    classifier: dict[str, Any] = dataclasses.field(default_factory=dict)
     scheduler: dict[str, Any] = dataclasses.field(default_factory=dict)
     measure_scaling_factor: bool = False
 
@@ -75,6 +76,8 @@ class Objective:
     timestep_bias_portion: float = 0.25
     kl_weight: float = 1e-6
     perceptual: dict[str, float] = dataclasses.field(default_factory=dict)
+    uncertain: Word = "negative"
+    class_weights: Word = "none"
 
 
 @dataclasses.dataclass(frozen=True)

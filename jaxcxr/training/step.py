@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxcxr.adaptation import union
-from jaxcxr.methods.method import Loss
+from jaxcxr.methods.method import STATISTICS, Loss
 from jaxcxr.training import ema
 from jaxcxr.training.augment import Batch
 from jaxcxr.training.optimizer import schedule_free_average
@@ -50,7 +50,8 @@ def make_step(
     """The update: a pure function of (state, frozen, batch), its randomness that of (`seed`, step, row) alone.
 
     The loss is of `expand(learnt, frozen)`, the networks' parameters, and of what `augment` makes of the batch. It is
-    averaged over the batch as `weighted_mean` does. After the update `project` brings what learns within its bounds.
+    averaged over the batch as `weighted_mean` does. After the update `project` brings what learns within its bounds;
+    the parameters that the loss gives as `STATISTICS` are set to its values, whatever the optimizer makes of them.
     With `accumulation` the batch is gone through in as many parts, and the update is that of the whole. With
     `skip_nonfinite` a loss or gradient that is not finite changes nothing but `step` and `nonfinite`. `gather` makes
     of parameters what is used, and `scatter` brings gradients back: see `parallel.gather`.
@@ -70,11 +71,16 @@ def make_step(
         keys = example_keys(jax.random.fold_in(jax.random.key(seed), state["step"]), batch)
         parts = mean_over_parts(gradient, gather(learnt), with_mean_weight(batch), keys, accumulation)
         (value, metrics), gradients = parts
+        metrics = dict(metrics)
+        followed = metrics.pop(STATISTICS, {})
         updates, opt_state = tx.update(gradients, state["opt_state"], learnt)
-        learnt = project(optax.apply_updates(learnt, updates))
+        updates = updates | {name: jnp.zeros_like(updates[name]) for name in followed}  # or weights would decay
+        learnt = project(optax.apply_updates(learnt, updates)) | followed
         average = schedule_free_average(opt_state, learnt)
         if average is None:
             average = ema.update(state["average"], learnt, state["step"], ema_decay)
+        else:
+            average = average | followed
         norms = {"grad_norm": optax.global_norm(gradients), **_norms("grad_norm", gradients)}
         updated = {"learnt": learnt, "opt_state": opt_state, "average": average}
         finite = jnp.isfinite(value) & jnp.isfinite(norms["grad_norm"])

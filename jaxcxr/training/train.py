@@ -18,11 +18,11 @@ from jaxcxr.data.tokens import load as load_tokenizer
 from jaxcxr.interop.diffusers import read_files, unknown_to_diffusers
 from jaxcxr.interop.folder import CARRIED, OF_A_RUN
 from jaxcxr.interop.orbax import MODEL
-from jaxcxr.interop.pipeline import TEACHER, StableDiffusion, from_files
+from jaxcxr.interop.pipeline import CLASSIFIER, TEACHER, StableDiffusion, from_files
 from jaxcxr.methods.diffusion import measure_scaling_factor
 from jaxcxr.parallel import mesh as meshes
 from jaxcxr.parallel.processes import least, on_first
-from jaxcxr.training import flops, prepared, ranges
+from jaxcxr.training import flops, labels, prepared, ranges
 from jaxcxr.training.actions import Action, is_ahead, is_due
 from jaxcxr.training.checkpoint import Checkpoints, claim, newest_whole, opened, read_frozen
 from jaxcxr.training.early import Early
@@ -233,7 +233,9 @@ def _open(config: ConfigDict, workdir: Path) -> tuple[_Run, Mapping[str, Any] | 
             _, parameters = make_model(config, key)
     tokenizer = pipeline.tokenizer if "text_encoder" in pipeline.networks else tokenizer
     teacher = pipeline.teacher_tokenizer if TEACHER in pipeline.networks else None
-    batches_of = functools.partial(open_batches, config, tokenizer=tokenizer, teacher=teacher)
+    classifies = CLASSIFIER in pipeline.networks
+    classes = labels.classes_of(config, pipeline.classifier.config.classes, data) if classifies else None
+    batches_of = functools.partial(open_batches, config, tokenizer=tokenizer, teacher=teacher, classes=classes)
     batches = batches_of("train", rows=rows)
     if first_time:
         check_words(config, batches, data)

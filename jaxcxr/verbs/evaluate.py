@@ -53,8 +53,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--classifier",
         default="first",
-        metavar="NAME",
-        help="first, or second where the first has selected the pictures, or a file; default: %(default)s",
+        metavar="WHICH",
+        help="of phantoms: first, or second where the first has selected the pictures, or a file; of radiographs: the"
+        " workdir of one trained with configs/classifier.py, or xrv=FILE; default: %(default)s",
     )
     parser.add_argument("--title", default="Synthetic chest X-rays", help="of the page; default: %(default)s")
     parser.add_argument(
@@ -64,6 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Evaluates; raises UserError on a user's mistake."""
+    from jaxcxr.evaluation.asked import is_judge, judged, open_judge
     from jaxcxr.evaluation.curves import read_run
     from jaxcxr.evaluation.evaluate import evaluate
     from jaxcxr.evaluation.sets import open_set
@@ -81,7 +83,11 @@ def run(args: argparse.Namespace) -> None:
         result = evaluate(real, generated, settings, size, args.out / "features", config.seed)
 
         def finish() -> None:
-            classified = _classified(args, real, generated, size, result) if real.kind == "phantoms" else {}
+            if is_judge(args.classifier):
+                rows, left_out = judged(real, generated, open_judge(args.classifier), size, config.seed)
+                result.rows, result.left_out = result.rows + rows, result.left_out + left_out
+            phantoms = real.kind == "phantoms" and not is_judge(args.classifier)
+            classified = _classified(args, real, generated, size, result) if phantoms else {}
             _write(args, config, size, real, generated, result, classified, runs)
             _say(args, result, classified)
 

@@ -45,6 +45,9 @@ def test_labels_view_age_and_sex_become_prompts(tmp_path):
     assert found["train/patient00000/study1/view_frontal.jpg"] == "40 year old male, PA. edema, pleural effusion."
     assert found["train/patient00001/study1/view_frontal.jpg"] == "41 year old female, AP. no finding."
     assert found["train/patient00006/study1/view_frontal.jpg"] == "46 year old male, PA. edema."
+    unsure = {r["id"].decode(): r["uncertain"] for r in open_split(tmp_path / "out", "train")}
+    assert unsure["train/patient00006/study1/view_frontal.jpg"] == [b"Pleural Effusion"]
+    assert unsure["train/patient00000/study1/view_frontal.jpg"] == []
     assert "Stanford" in (tmp_path / "out" / "README.md").read_text()
 
 

@@ -22,7 +22,7 @@ from trees import (
     write_table,
 )
 
-from jaxcxr.data import images, records
+from jaxcxr.data import images, records, shards
 from jaxcxr.data.loader import open_split
 from jaxcxr.data.prepare import prepare
 from jaxcxr.data.summary import Summary
@@ -53,6 +53,7 @@ def test_mimic_tree_becomes_records(tmp_path):
     assert record["patient"] == members[5].subject.encode()
     assert [label.decode() for label in record["labels"]] == []
     assert [label.decode() for label in train[members[4].dicom]["labels"]] == ["Cardiomegaly"]
+    assert [label.decode() for label in train[members[4].dicom]["uncertain"]] == [LABELS[1]]
     image = images.decode_png(record["image"])
     expected = picture(5).reshape(16, 5, 12, 5).mean((1, 3))
     assert image.shape == (16, 16, 1)
@@ -309,6 +310,24 @@ def test_patients_are_split_by_hash(tmp_path):
     assert sum(summary.splits.values()) == 80
     assert summary.splits["train"] > 60
     assert all(count % 2 == 0 for count in summary.splits.values()), "a patient's two images are together"
+
+
+def test_records_of_before_uncertain_labels_are_read(tmp_path, monkeypatch):
+    whole = records.features(16)
+    older = type(whole)({name: feature for name, feature in whole.items() if name != "uncertain"})
+    monkeypatch.setattr(shards, "features", lambda size: older)
+    made = records.make_record
+
+    def make_older(*given):
+        found = made(*given)
+        del found.record["uncertain"]
+        return found
+
+    monkeypatch.setattr(shards, "make_record", make_older)
+    members = rows()
+    prepare(small_config(), mimic_tree(tmp_path / "raw", members), tmp_path / "out", workers=1)
+    record = everything(tmp_path / "out", "train")[members[4].dicom]
+    assert (record["labels"], record["uncertain"]) == ([b"Cardiomegaly"], [])
 
 
 def test_labels_are_listed_with_their_places(tmp_path):

@@ -57,7 +57,9 @@ BETTER: dict[str, str] = {
     "median_rank": "low",
     **dict.fromkeys(("shows_what_was_asked", "sensitivity", "specificity", "grade", "findings_kept"), "high"),
     **dict.fromkeys(("auroc", "average_precision", "accuracy", "f1", "pearson", "pearson_paired"), "high"),
-    **dict.fromkeys(("pearson_pooled", "probe_auroc", "probe_gain"), "high"),
+    **dict.fromkeys(("pearson_pooled", "probe_auroc", "probe_gain", "auroc_gain"), "high"),
+    **dict.fromkeys(("validation_auroc", "validation_average_precision"), "high"),
+    "underdiagnosis_gap": "low",
     **dict.fromkeys(("rmse", "rmse_share", "lpips_alex", "lpips_vgg"), "low"),
     **dict.fromkeys(("psnr", "ssim", "ms_ssim"), "high"),
 }

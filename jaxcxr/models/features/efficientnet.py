@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxcxr.models import initial
 from jaxcxr.models.features.batch_norm import BatchNorm
 
 SIZE, WIDTH = 224, 1280
@@ -22,9 +25,7 @@ _STAGES = (
 )
 
 
-def _conv(
-    in_channels: int, out_channels: int, kernel_size: int = 1, *, stride: int = 1, groups: int = 1, rngs: nnx.Rngs
-) -> nnx.Conv:
+def _conv(in_channels: int, out_channels: int, kernel_size: int = 1, *, stride: int = 1, rngs: nnx.Rngs) -> nnx.Conv:
     """A convolution without bias. Its padding is TensorFlow's, which for stride 2 has more at the far edges."""
     return nnx.Conv(
         in_channels,
@@ -32,10 +33,46 @@ def _conv(
         (kernel_size, kernel_size),
         strides=stride,
         padding="SAME",
-        feature_group_count=groups,
         use_bias=False,
         rngs=rngs,
     )
+
+
+class DepthwiseConv(nnx.Module):
+    """A convolution of each channel by itself, without bias, padded as `_conv`.
+
+    On CPUs it is a sum of shifted images, which is 5 to 20 times as fast as XLA's own there.
+    """
+
+    def __init__(self, channels: int, kernel_size: int, *, stride: int, rngs: nnx.Rngs):
+        self.stride = stride
+        self.kernel = nnx.Param(initial.torch_kernel()(rngs.params(), (kernel_size, kernel_size, 1, channels)))
+
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        """`(B, H, W, C) -> (B, ⌈H/stride⌉, ⌈W/stride⌉, C)`."""
+        return jax.lax.platform_dependent(inputs, self.kernel[...], cpu=self._shifted, default=self._grouped)
+
+    def _grouped(self, inputs: jax.Array, kernel: jax.Array) -> jax.Array:
+        layout = ("NHWC", "HWIO", "NHWC")
+        strides = (self.stride, self.stride)
+        return jax.lax.conv_general_dilated(
+            inputs, kernel, strides, "SAME", dimension_numbers=layout, feature_group_count=inputs.shape[-1]
+        )
+
+    def _shifted(self, inputs: jax.Array, kernel: jax.Array) -> jax.Array:
+        size, stride = len(kernel), self.stride
+        outputs = [-(-side // stride) for side in inputs.shape[1:3]]
+        missing = [
+            max((out - 1) * stride + size - side, 0) for out, side in zip(outputs, inputs.shape[1:3], strict=True)
+        ]
+        padded = jnp.pad(inputs, ((0, 0), *((each // 2, each - each // 2) for each in missing), (0, 0)))
+        rows, columns = ((out - 1) * stride + 1 for out in outputs)
+        parts = (
+            padded[:, y : y + rows : stride, x : x + columns : stride] * kernel[y, x, 0]
+            for y in range(size)
+            for x in range(size)
+        )
+        return functools.reduce(jnp.add, parts)
 
 
 class MBConvBlock(nnx.Module):
@@ -50,7 +87,7 @@ class MBConvBlock(nnx.Module):
         if self.expands:
             self._expand_conv = _conv(in_channels, inner, rngs=rngs)
             self._bn0 = BatchNorm(inner, epsilon=_EPSILON, rngs=rngs)
-        self._depthwise_conv = _conv(inner, inner, kernel_size, stride=stride, groups=inner, rngs=rngs)
+        self._depthwise_conv = DepthwiseConv(inner, kernel_size, stride=stride, rngs=rngs)
         self._bn1 = BatchNorm(inner, epsilon=_EPSILON, rngs=rngs)
         self._project_conv = _conv(inner, out_channels, rngs=rngs)
         self._bn2 = BatchNorm(out_channels, epsilon=_EPSILON, rngs=rngs)

@@ -1,0 +1,83 @@
+"""Say whether a classifier learns more with generated images: trains every arm of an augmentation study and tests it.
+
+The arms are real images; generated ones; real ones with the first 1, 2, … folders of --synthetic; and a training on all
+of those before the real ones. An image is seen as often in each; with the same number of steps as the real arm each is
+there a second time, as a longer training may otherwise pass for better data. Every arm is trained with --seeds seeds.
+Writes OUT/study.json, .csv and .tex: AUROC by label, view, sex, age and race where the data have them, the gain over
+the real arm, and the underdiagnosis gap, with intervals by patient. Runs are kept in OUT/runs: run it again to resume.
+"""
+
+import argparse
+from pathlib import Path
+
+EXAMPLE = (
+    "jaxcxr study --config configs/classifier.py --real runs/data --synthetic runs/drawn-1 runs/drawn-2"
+    " --out runs/study"
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the verb's options."""
+    parser.add_argument("--config", required=True, help="of a classifier; its length is the real arm's")
+    parser.add_argument("--real", required=True, metavar="DATA", help="prepared folder with a split to test on")
+    parser.add_argument(
+        "--synthetic", required=True, nargs="+", metavar="DATA", help="prepared folders of generated images"
+    )
+    parser.add_argument("--test", nargs="*", default=[], metavar="FOLDER", help="further real images with labels")
+    parser.add_argument("--out", required=True, type=Path, help="folder for the runs and the numbers")
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each arm; default: %(default)s")
+    parser.add_argument("--no-matched", action="store_true", help="leave out the arms of equal steps")
+    parser.add_argument("--no-pretrained", action="store_true", help="leave out the training on generated images first")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Trains and tests; raises UserError on a user's mistake."""
+    import functools
+
+    from jaxcxr import config as configs
+    from jaxcxr.errors import UserError
+    from jaxcxr.evaluation import study
+    from jaxcxr.evaluation.sets import open_set
+    from jaxcxr.training.feed import with_steps
+
+    config = configs.load(args.config, args.overrides)
+    if args.seeds < 1:
+        raise UserError(f"--seeds {args.seeds}: may be 1 or more")
+    if config.method != "classifier":
+        raise UserError(f"--config {args.config}: has config.method={config.method!r}; a study wants 'classifier'")
+    with config.unlocked():
+        config.data.path = args.real
+    steps = with_steps(config).steps
+    chosen = study.arms(
+        args.real, args.synthetic, steps, matched=not args.no_matched, pretrained=not args.no_pretrained
+    )
+    validation = open_set(f"{args.real}:validate")
+    sets = [open_set(f"{args.real}:test"), *map(open_set, args.test)]
+    size = sets[0].side()
+    workdirs: dict[str, list[Path]] = {}
+    for seed in range(args.seeds):  # all arms once first, so that a study that is stopped has something to show
+        for number, arm in enumerate(chosen, 1):
+            print(f"arm {number} of {len(chosen)}, seed {seed + 1} of {args.seeds}: {arm.name}")
+            workdirs.setdefault(arm.name, []).append(study.train_arm(arm, config, args.out / "runs", seed))
+    predict = functools.partial(study.predict, size=size)
+    rows = [row for each in sets for row in study.rows(study.predictions(each, validation, workdirs, predict))]
+    _write(args, rows)
+
+
+def _write(args: argparse.Namespace, rows: list) -> None:
+    from jaxcxr.errors import UserError
+    from jaxcxr.evaluation.tables import in_words, to_csv, to_latex, to_values
+    from jaxcxr.files import replace_file
+    from jaxcxr.parsing import to_json
+
+    settings = {"config": args.config, "real": args.real, "synthetic": args.synthetic, "seeds": args.seeds}
+    files = {"study.json": to_json({"rows": to_values(rows), "settings": settings})}
+    files |= {"study.csv": to_csv(rows).encode(), "study.tex": to_latex(rows).encode()}
+    try:
+        for name, data in files.items():
+            replace_file(args.out / name, data)
+    except OSError as error:
+        raise UserError(f"{args.out}: cannot be written ({error.strerror}); name another folder") from error
+    for row in (row for row in rows if not row.group):
+        print(f"{row.set}: {row.metric} {in_words(row.value, row.low, row.high)}, n = {row.n}, {row.extractor}")
+    print(f"numbers: {args.out / 'study.json'}")
