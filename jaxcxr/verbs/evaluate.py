@@ -81,11 +81,11 @@ def run(args: argparse.Namespace) -> None:
     with processes.joined():
         processes.on_first(lambda: _make_out(args.out))
         result = evaluate(real, generated, settings, size, args.out / "features", config.seed)
+        if is_judge(args.classifier):  # by all processes, as it is spread over their devices
+            rows, left_out = judged(real, generated, open_judge(args.classifier), size, config.seed)
+            result.rows, result.left_out = result.rows + rows, result.left_out + left_out
 
         def finish() -> None:
-            if is_judge(args.classifier):
-                rows, left_out = judged(real, generated, open_judge(args.classifier), size, config.seed)
-                result.rows, result.left_out = result.rows + rows, result.left_out + left_out
             phantoms = real.kind == "phantoms" and not is_judge(args.classifier)
             classified = _classified(args, real, generated, size, result) if phantoms else {}
             _write(args, config, size, real, generated, result, classified, runs)
