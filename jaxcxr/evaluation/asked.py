@@ -1,8 +1,9 @@
 """Whether generated images show the labels that they were asked for, as a classifier of real radiographs sees them."""
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -10,16 +11,19 @@ from flax import nnx
 from PIL import Image
 
 from jaxcxr.errors import UserError
-from jaxcxr.evaluation.batches import in_batches
+from jaxcxr.evaluation.batches import InBatches
 from jaxcxr.evaluation.comparison import Row
 from jaxcxr.evaluation.extractors import xrv
 from jaxcxr.evaluation.faithfulness import Judged, faithfulness, judge, thresholds
-from jaxcxr.evaluation.pictures import read_pictures
+from jaxcxr.evaluation.metrics.classification import confusion
+from jaxcxr.evaluation.pictures import read_pictures, readable
 from jaxcxr.evaluation.sets import ImageSet, Item
 from jaxcxr.models.named import with_parameters
 
 _AT_ONCE = 256  # images in memory
 _XRV = "xrv="
+CONFUSION = "confusion"
+"""The metric whose groups are `asked=…,seen=…`."""
 
 
 class Judge(NamedTuple):
@@ -65,9 +69,10 @@ def _torchxrayvision(file: Path) -> Callable[[np.ndarray], np.ndarray]:
         with jax.default_matmul_precision("highest"):  # accelerators round float32 products otherwise
             return xrv.scores(model.logits(model(batch)))
 
+    compiled = InBatches(compute, weights)
+
     def scores(images: np.ndarray) -> np.ndarray:
-        inputs = np.stack([prepare(Image.fromarray(image)) for image in images])
-        return np.concatenate([*in_batches(compute, weights, (inputs,))])
+        return np.concatenate([*compiled(np.stack([prepare(Image.fromarray(image)) for image in images]))])
 
     return scores
 
@@ -91,57 +96,67 @@ def judged(
     """
     rows: list[Row] = []
     left_out: list[str] = []
-    kept, names, scores = _scored(real, by, size)
-    if not names:
+    truth, lines = _seen(real, by, size, lambda item: item.patient)
+    if truth is None:
         raise UserError(f"{real.name}: none of its images has a label; {by.name} needs some to be compared with")
-    patients = np.array([item.patient for item in kept])
-    truth = _truth(kept, names)
-    unique = np.unique(patients)
-    first = np.isin(patients, np.random.default_rng(seed).permutation(unique)[: len(unique) // 2])
+    left_out += lines
+    units = np.unique(truth.units)
+    if len(units) < 2:
+        raise UserError(f"{real.name}: has labels of one patient; {by.name} needs two patients or more")
+    first = np.isin(truth.units, np.random.default_rng(seed).permutation(units)[: len(units) // 2])
     for images in generated:
-        drawn, asked, theirs = _scored(images, by, size)
-        if not asked:
+        shown, lines = _seen(images, by, size, lambda item: item.text or item.stamp)
+        left_out += lines
+        if shown is None:
             left_out.append(f"{images.name}: {by.name} has nothing to compare; no image says what it was asked for")
             continue
-        both = [name for name in names if name in asked] or names
-        one, found = judge(_truth(drawn, both), both, theirs, by.outputs, [item.text or item.stamp for item in drawn])
-        halves = [_part(truth, names, both, scores, by, patients, mask) for mask in (first, ~first)]
-        own, more = faithfulness(
-            one, halves[1], of=images.name, classifier=by.name, cuts=thresholds(halves[0]), seed=seed
-        )
-        rows += own
+        both = [name for name in shown.names if name in truth.names]
+        if not both:
+            raise UserError(f"{images.name}: was asked for {', '.join(shown.names)}; no real image has such a label")
+        if absent := sorted({*shown.names} - {*both}):
+            left_out.append(f"{images.name}: no real image has the label {', '.join(absent)}")
+        chosen, floor = (_part(truth, both, mask) for mask in (first, ~first))
+        one, cuts = _part(shown, both, slice(None)), thresholds(chosen)
+        own, more = faithfulness(one, floor, of=images.name, classifier=by.name, cuts=cuts, seed=seed)
+        rows += own + _confusion(one, cuts, images.name, by.name)
         left_out += more
-        if found.asked_alone:
-            left_out.append(f"{images.name}: {by.name} has no output for {', '.join(found.asked_alone)}")
     return rows, left_out
 
 
-def _part(
-    truth: np.ndarray,
-    names: Sequence[str],
-    both: Sequence[str],
-    scores: np.ndarray,
-    by: Judge,
-    patients: np.ndarray,
-    mask: np.ndarray,
-) -> Judged:
-    columns = [list(names).index(name) for name in both]
-    return judge(truth[mask][:, columns], both, scores[mask], by.outputs, patients[mask].tolist())[0]
+def _confusion(one: Judged, cuts: Mapping[str, float], of: str, classifier: str) -> list[Row]:
+    """What is seen in images that were asked for one finding and not for another, as shares."""
+    shares = confusion(one.truth, one.scores >= np.array([cuts[name] for name in one.names]))
+    none = (None, None, None, None, None)
+    return [
+        Row(of, CONFUSION, classifier, f"asked={asked},seen={seen}", float(shares[i, j]), *none, len(one.units))
+        for i, asked in enumerate(one.names)
+        for j, seen in enumerate(one.names)
+        if np.isfinite(shares[i, j])
+    ]
 
 
-def _truth(items: Sequence[Item], names: Sequence[str]) -> np.ndarray:
-    """Which labels each image has, bool (N, len(names))."""
-    return np.array([[name in item.groups.get("label", ()) for name in names] for item in items], bool)
+def _part(whole: Judged, names: Sequence[str], rows: Any) -> Judged:
+    """Some images and findings of what a classifier has seen."""
+    columns = [whole.names.index(name) for name in names]
+    return Judged(tuple(names), whole.truth[rows][:, columns], whole.scores[rows][:, columns], whole.units[rows])
 
 
-def _scored(images: ImageSet, by: Judge, size: int) -> tuple[list[Item], list[str], np.ndarray]:
-    """The images that have a label, the labels there are, and the classifier's scores, (N, K)."""
-    items = [item for item in images.items if item.groups.get("label")]
-    names = sorted({name for item in items for name in item.groups["label"]} - {"no finding", "No Finding"})
-    found = [by.scores(batch) for batch in _batches(images, items, size)] if names else []
-    return items, names, np.concatenate(found) if found else np.zeros((0, len(by.outputs)), np.float32)
+def _seen(images: ImageSet, by: Judge, size: int, unit: Callable[[Item], str]) -> tuple[Judged | None, list[str]]:
+    """What the classifier sees in the images that say what they show, by its own names, and what is left out of it."""
+    named = [item for item in images.items if item.groups.get("label")]
+    kept, broken = readable(dataclasses.replace(images, items=named), size)
+    lines = [f"{images.name}: {broken} images cannot be read"] if broken else []
+    labels = sorted({label for item in kept.items for label in item.groups["label"]} - {"no finding", "No Finding"})
+    if not labels:
+        return None, lines
+    there = np.array([[label in item.groups["label"] for label in labels] for item in kept.items], bool)
+    scores = np.concatenate([by.scores(batch) for batch in _batches(kept, size)])
+    found, matched = judge(there, labels, scores, by.outputs, [unit(item) for item in kept.items])
+    if matched.asked_alone:
+        lines.append(f"{images.name}: {by.name} has no output for {', '.join(matched.asked_alone)}")
+    return found, lines
 
 
-def _batches(images: ImageSet, items: Sequence[Item], size: int) -> Iterator[np.ndarray]:
-    for start in range(0, len(items), _AT_ONCE):
-        yield np.stack([one.pixels for one in read_pictures(images, size, items[start : start + _AT_ONCE])])
+def _batches(images: ImageSet, size: int) -> Iterator[np.ndarray]:
+    for start in range(0, len(images.items), _AT_ONCE):
+        yield np.stack([one.pixels for one in read_pictures(images, size, images.items[start : start + _AT_ONCE])])

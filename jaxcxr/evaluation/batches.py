@@ -1,7 +1,6 @@
 """Arrays of many images through a network, a batch at a time on all devices."""
 
-import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -12,31 +11,41 @@ from jaxcxr.models.compute import compiler_options
 from jaxcxr.parallel import mesh as meshes
 
 
-def in_batches(
-    compute: Callable[..., jax.Array],
-    weights: Mapping[str, Any],
-    arrays: Sequence[np.ndarray],
-    batch_size: int = 16,
-    mesh: Mesh | None = None,
-) -> Iterator[np.ndarray]:
-    """Yields what a function makes of N rows, batch by batch, in order.
+class InBatches:
+    """A function of weights and rows that is compiled once and serves any number of rows, a batch at a time.
 
-    Every batch has one shape, so that one program serves all; the last one is filled up with its last row.
-
-    Args:
-      compute: (weights, rows of each array (B, …)) -> (B, …); it is compiled.
-      weights: by name; every device gets a copy.
-      arrays: of N rows each. Every process has them whole, and gets every result.
-      batch_size: rows at once, of all devices together; it is rounded up to a multiple of their number.
-      mesh: the devices; all there are if None.
+    Every batch has one shape; the last one is filled up with its last row.
     """
-    mesh = mesh or meshes.make_mesh({"data": -1, "fsdp": 1, "tensor": 1})
-    whole, parts = meshes.replicated(mesh), meshes.batch_sharding(mesh)
-    run: Any = functools.partial(jax.jit, out_shardings=whole, compiler_options=compiler_options(mesh))(compute)
-    placed = jax.device_put({name: np.asarray(value) for name, value in weights.items()}, whole)
-    count = len(arrays[0])
-    size = -(-min(batch_size, count) // mesh.size) * mesh.size
-    for start in range(0, count, max(size, 1)):
-        rows = np.minimum(np.arange(start, start + size), count - 1)
-        found = run(placed, *(meshes.split(array[rows], parts) for array in arrays))
-        yield np.asarray(found)[: count - start]
+
+    def __init__(
+        self,
+        compute: Callable[..., jax.Array],
+        weights: Mapping[str, Any],
+        batch_size: int = 16,
+        mesh: Mesh | None = None,
+    ):
+        """Places the weights.
+
+        Args:
+          compute: (weights, rows of each array (B, …)) -> (B, …).
+          weights: by name; every device gets a copy.
+          batch_size: rows at once, of all devices together; it is rounded up to a multiple of their number.
+          mesh: the devices; all there are if None.
+        """
+        mesh = mesh or meshes.make_mesh({"data": -1, "fsdp": 1, "tensor": 1})
+        whole, self._parts = meshes.replicated(mesh), meshes.batch_sharding(mesh)
+        self._run: Any = jax.jit(compute, out_shardings=whole, compiler_options=compiler_options(mesh))
+        self._weights = jax.device_put({name: np.asarray(value) for name, value in weights.items()}, whole)
+        self._size, self._devices = batch_size, mesh.size
+
+    def __call__(self, *arrays: np.ndarray) -> Iterator[np.ndarray]:
+        """Yields what the function makes of N rows of each array, batch by batch, in order.
+
+        Every process has the arrays whole, and gets every result.
+        """
+        count = len(arrays[0])
+        size = -(-min(self._size, count) // self._devices) * self._devices
+        for start in range(0, count, max(size, 1)):
+            rows = np.minimum(np.arange(start, start + size), count - 1)
+            found = self._run(self._weights, *(meshes.split(array[rows], self._parts) for array in arrays))
+            yield np.asarray(found)[: count - start]

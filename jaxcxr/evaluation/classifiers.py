@@ -1,6 +1,7 @@
 """Classifiers that were trained with this package, as functions of images."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from jax.sharding import Mesh
 
 from jaxcxr import interop
 from jaxcxr.errors import UserError
-from jaxcxr.evaluation.batches import in_batches
+from jaxcxr.evaluation.batches import InBatches
 from jaxcxr.interop.pipeline import CLASSIFIER, StableDiffusion, from_files
 
 
@@ -44,8 +45,12 @@ class TrainedClassifier:
         if images.dtype != np.uint8 or images.ndim != 3 or images.shape[1] != images.shape[2]:
             raise UserError(f"images: are {images.dtype} of shape {images.shape}; a classifier takes uint8 (N, S, S)")
         found = [np.zeros((0, len(self.names)), np.float32)]
-        found += in_batches(self._probabilities, self.weights, [images], self.batch_size, self.mesh)
+        found += self._compiled(images)
         return np.concatenate(found)
+
+    @functools.cached_property
+    def _compiled(self) -> InBatches:
+        return InBatches(self._probabilities, self.weights, self.batch_size, self.mesh)
 
     def _probabilities(self, weights: Mapping[str, Any], images: jax.Array) -> jax.Array:
         network = self.pipeline.with_parameters(weights).classifier

@@ -22,8 +22,9 @@ class _Objective:
 
 @dataclasses.dataclass(frozen=True)
 class _Config:
-    """What is read of a run's config."""
+    """What is read of a run's config; older ones have the method as `objective.name`."""
 
+    method: str = ""
     objective: _Objective = _Objective()
 
 
@@ -40,9 +41,14 @@ class Run:
     sheet: Path | None
 
     @property
+    def method(self) -> str:
+        """The run's method; empty where its config does not say."""
+        return self.config.get("method") or self.config.get("objective", {}).get("name", "")
+
+    @property
     def reconstructs(self) -> bool:
-        """Whether its sheets hold images of the data set above their reconstructions."""
-        return self.config.get("objective", {}).get("name") != "diffusion"
+        """Whether its sheets hold images of the data set, above what the networks make of them."""
+        return self.method not in ("diffusion", "projection")
 
 
 def read_run(workdir: Path) -> Run:

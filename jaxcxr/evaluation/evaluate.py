@@ -54,7 +54,14 @@ class Result:
 
 
 def evaluate(
-    real: ImageSet, generated: Sequence[ImageSet], settings: Settings, size: int, folder: Path, seed: int = 0
+    real: ImageSet,
+    generated: Sequence[ImageSet],
+    settings: Settings,
+    size: int,
+    folder: Path,
+    seed: int = 0,
+    *,
+    nearest: bool = False,
 ) -> Result:
     """Compares each generated set with the real one.
 
@@ -65,6 +72,7 @@ def evaluate(
       size: side in pixels that all images are brought to; 0 leaves them as they are.
       folder: where features are kept.
       seed: of what is drawn.
+      nearest: whether to look for the generated images that are nearest to a real one.
 
     Raises:
       UserError: two sets have one name, or an extractor, its weights or the images cannot be read.
@@ -72,6 +80,8 @@ def evaluate(
     names = [each.name for each in generated]
     if len(set(names)) < len(names):
         raise UserError(f"--generated: two sets are called {max(names, key=names.count)}; rename one's folder")
+    if real.name in names:
+        real = dataclasses.replace(real, name=f"{real.name} (real)")
     result = Result()
     real, generated = (some(real, settings.images, seed), [some(each, settings.images, seed) for each in generated])
     of_networks = {*settings.metrics} & {*METRICS, *OF_TEXTS}
@@ -85,7 +95,7 @@ def evaluate(
             result.counts[images.name]["equal to a real image"] = copies
             _compare(kept, part, one.name, settings, seed, result)
             _compare_texts(kept, part, one, settings, seed, result)
-            if one.name == next(iter(result.used)):
+            if nearest and one.name == next(iter(result.used)):
                 result.nearest += _nearest(kept, part)
     if WITHIN_PROMPTS in settings.metrics:
         for images in generated:
@@ -203,12 +213,17 @@ def _within_prompts(images: ImageSet, size: int, seed: int, result: Result) -> N
     order = np.random.default_rng(seed).permutation(len(groups))[:_MOST_PROMPTS]
     found, name = [], ""
     for places in (groups[number] for number in order):
-        pictures = read_pictures(images, size, [images.items[place] for place in places])
+        pictures = read_pictures(images, size, [images.items[place] for place in places], skip=True)
+        if len({picture.pixels.shape for picture in pictures}) != 1 or len(pictures) < 2:
+            continue  # of other sizes, or not to be read
         pixels = np.stack([picture.pixels for picture in pictures]) / 255
         measure = similarity.ms_ssim if min(pixels.shape[1:]) >= similarity.LEAST_SIDE + 1 else similarity.ssim
         name = f"{measure.__name__}_within"
         first, second = zip(*itertools.combinations(range(len(pixels)), 2), strict=True)
         found.append(measure(pixels[list(first)], pixels[list(second)]).mean())
+    if not found:
+        result.left_out.append(f"{images.name}: {WITHIN_PROMPTS} needs two images of one size of a prompt")
+        return
     if name == "ssim_within":
         result.left_out.append(
             f"{images.name}: MS-SSIM needs a side of more than {similarity.LEAST_SIDE} pixels; SSIM in its place"

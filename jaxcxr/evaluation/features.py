@@ -59,7 +59,9 @@ def extract(images: ImageSet, chosen: Chosen, size: int, folder: Path, batch_siz
     """
     own = folder / _identity(images, chosen, size)
     files = [own / f"{number:05}.npz" for number in range(-(-len(images.items) // PER_SHARD))]
-    if not all(file.is_file() for file in files):
+    if processes.from_first(
+        lambda: _missing(files)
+    ):  # one process decides, as file systems may tell each another thing
         with contextlib.ExitStack() as held:
             processes.on_first(lambda: _claim(own, held))
             _compute(images, chosen, size, files, batch_size)
@@ -81,8 +83,13 @@ def _identity(images: ImageSet, chosen: Chosen, size: int) -> str:
     return hashlib.blake2b(repr(whole).encode(), digest_size=16).hexdigest()
 
 
+def _missing(files: Sequence[Path]) -> list[int]:
+    """The places of the files that are not there."""
+    return [place for place, file in enumerate(files) if not file.is_file()]
+
+
 def _compute(images: ImageSet, chosen: Chosen, size: int, files: Sequence[Path], batch_size: int) -> None:
-    mine = processes.share_out(lambda: [place for place, file in enumerate(files) if not file.is_file()])
+    mine = processes.share_out(lambda: _missing(files))
     network = Network(chosen, batch_size, meshes.own_mesh())
     read, total = functools.partial(_prepared, chosen, size), len(images.items)
     left = sum(min(PER_SHARD, total - shard * PER_SHARD) for shard in mine)

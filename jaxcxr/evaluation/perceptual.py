@@ -11,7 +11,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from jaxcxr.errors import UserError
-from jaxcxr.evaluation.batches import in_batches
+from jaxcxr.evaluation.batches import InBatches
 from jaxcxr.evaluation.extractors.extractor import Weights, fitted, open_weights
 from jaxcxr.interop.tensors import Tensor
 from jaxcxr.models.features.lpips import NETS, Lpips
@@ -79,7 +79,7 @@ def distances(
     def compute(weights: Mapping[str, jax.Array], a: jax.Array, b: jax.Array) -> jax.Array:
         return with_parameters(module, weights)(normalize(a[..., None], 1), normalize(b[..., None], 1))
 
-    return np.concatenate([*in_batches(compute, weights, (first, second), batch_size, mesh)])
+    return np.concatenate([*InBatches(compute, weights, batch_size, mesh)(first, second)])
 
 
 @functools.cache

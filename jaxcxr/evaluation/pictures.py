@@ -1,5 +1,6 @@
 """Images of a set with their pixels in memory: what a classifier sees and what a page shows."""
 
+import contextlib
 import dataclasses
 from collections.abc import Iterable
 
@@ -24,6 +25,16 @@ class Picture:
     asked: Asked | None = None
 
 
+def readable(images: ImageSet, size: int) -> tuple[ImageSet, int]:
+    """The set without images that cannot be decoded, and how many these are."""
+    kept = []
+    for item in images.items:
+        with contextlib.suppress(FileNotFoundError, UnreadableImage):
+            item.load(size)
+            kept.append(item)
+    return dataclasses.replace(images, items=kept), len(images.items) - len(kept)
+
+
 def read_pictures(
     images: ImageSet, size: int, items: Iterable[Item] | None = None, *, skip: bool = False
 ) -> list[Picture]:
@@ -44,6 +55,8 @@ def read_pictures(
             found.append(Picture(item.load(size), item.text, item.asked))
         except (FileNotFoundError, UnreadableImage) as error:
             if not skip:
-                where = item.stamp.rsplit("/", 2)[0]
-                raise UserError(f"{where}: cannot be decoded ({error}); write the folder again") from error
+                name = item.stamp.rsplit("/", 3)[-3]  # not its path, which may have a patient's number
+                raise UserError(
+                    f"{images.name}: {name} cannot be decoded ({error}); remove it, or copy it again"
+                ) from error
     return found

@@ -12,11 +12,13 @@ from numpy.typing import ArrayLike
 
 from jaxcxr.errors import UserError
 from jaxcxr.evaluation import perceptual
-from jaxcxr.evaluation.batches import in_batches
+from jaxcxr.evaluation.asked import Judge
+from jaxcxr.evaluation.batches import InBatches
 from jaxcxr.evaluation.bootstrap import bootstrap
 from jaxcxr.evaluation.comparison import Row
 from jaxcxr.evaluation.extractors.extractor import Weights
 from jaxcxr.evaluation.metrics import BETTER, pairs
+from jaxcxr.evaluation.metrics.classification import pearson
 from jaxcxr.evaluation.metrics.similarity import LEAST_SIDE, ms_ssim, ssim
 from jaxcxr.generate import to_gray
 from jaxcxr.interop.pipeline import StableDiffusion
@@ -76,7 +78,7 @@ def reconstruct(
         return jnp.where(jnp.isfinite(decoded), jnp.clip(decoded / 2 + 0.5, 0, 1), jnp.nan)
 
     found: list[np.ndarray] = []
-    for part in in_batches(compute, alone.parameters(), (images,), batch_size, mesh):
+    for part in InBatches(compute, alone.parameters(), batch_size, mesh)(images):
         if bad := np.flatnonzero(~np.isfinite(part).all(axis=(1, 2, 3))).tolist():
             place = sum(map(len, found)) + bad[0]
             raise UserError(f"vae: its reconstruction of image {place} is not finite; compute in float32")
@@ -176,6 +178,26 @@ def measure(
         parts += [(f"phantom-classifier/{classifier.name}", group, values) for group, values in kept]
     rows = [row for seen_by, group, values in parts for row in _rows((of, seen_by, group), values, names, seed)]
     return Measured(rows, {name: _worst(values, BETTER[name], worst) for name, values in errors.items()}, left_out)
+
+
+def scores_kept(before: np.ndarray, after: np.ndarray, by: Judge, patients: np.ndarray, of: str) -> Iterator[Row]:
+    """Yields how well a classifier's scores of images agree with those of their reconstructions: Pearson's correlation
+    by class, `pearson_kept`, with an interval by patient; a class whose scores are all alike has none.
+
+    Args:
+      before: scores of the images, (N, K).
+      after: those of the reconstructions.
+      by: the classifier.
+      patients: (N,).
+      of: what the rows are of.
+    """
+    for place, name in enumerate(by.outputs):
+        pair = np.stack([before[:, place], after[:, place]], axis=1)
+        value = pearson(pair[:, 0], pair[:, 1])
+        if np.isfinite(value):
+            low, high = bootstrap(pair, patients, lambda drawn: pearson(drawn[:, 0], drawn[:, 1]))
+            number = (float(value), float(low), float(high), None, None, None, len(pair))
+            yield Row(of, "pearson_kept", by.name, f"finding={name}", *number)
 
 
 def _require_images(images: np.ndarray) -> None:

@@ -20,7 +20,7 @@ from jaxcxr.data.summary import Summary
 from jaxcxr.data.tables import read_rows
 from jaxcxr.errors import UserError
 from jaxcxr.evaluation.settings import GROUPS
-from jaxcxr.files import inside
+from jaxcxr.files import check_local, inside
 from jaxcxr.manifest import MANIFEST, METADATA, MOST_BYTES
 from jaxcxr.phantoms.generator import KINDS, Finding
 from jaxcxr.phantoms.prompts import EFFUSIONS, Asked, asked_effusion
@@ -96,11 +96,15 @@ def open_set(place: str | Path) -> ImageSet:
     Raises:
       UserError: there is no such folder, it has no images, or its tables are damaged.
     """
+    check_local(place)
     folder, split = _split_of(str(place))
+    if not str(place):
+        raise UserError("a folder of images has an empty name; is a variable of your script unset?")
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; give real images or a tree that `jaxcxr phantoms` wrote")
+        raise UserError(f"{folder}: no such folder; give images, or a prepared folder with one of its splits")
+    name = folder.resolve().name
     if (folder / "summary.json").is_file():
-        return ImageSet(folder.name, "prepared", _Records(folder, split))
+        return ImageSet(name, "prepared", _Records(folder, split))
     if split:
         raise UserError(f"{folder}:{split}: only a prepared folder has splits; leave out :{split}")
     if phantom_seed(folder) is not None:
@@ -109,7 +113,7 @@ def open_set(place: str | Path) -> ImageSet:
         kind, items = "samples", _samples(folder)
     else:
         kind, items = "folder", _listed(folder) if _table(folder) else _found(folder)
-    return ImageSet(folder.name, kind, items)
+    return ImageSet(name, kind, items)
 
 
 def _split_of(place: str) -> tuple[Path, str]:
@@ -129,7 +133,7 @@ class _Records(Sequence[Item]):
             raise UserError(
                 f"{folder}: has no images in the split {chosen}; name another, as {folder}:train"
             ) from error
-        self.stamp = f"{summary.fingerprint}/{chosen}"
+        self.stamp = f"{summary.fingerprint}/{chosen}/{stamp_of_records(folder)}"
 
     def __len__(self) -> int:
         return len(self._records)
@@ -146,6 +150,13 @@ class _Records(Sequence[Item]):
 
     def _load(self, index: int, side: int) -> np.ndarray:
         return _from_bytes(self._records[index]["image"], side)
+
+
+def stamp_of_records(folder: str | Path) -> str:
+    """A digest of the states of a prepared folder's record files, whose pixels its fingerprint does not cover."""
+    records = Path(folder) / Summary.require(Path(folder)).records
+    stamps = sorted(map(_stamp, (file for file in records.iterdir() if file.is_file())))
+    return hashlib.blake2b("\n".join(stamps).encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
 
 
 def _from_bytes(data: bytes, side: int) -> np.ndarray:
@@ -166,7 +177,7 @@ def _found(folder: Path) -> list[Item]:
     """The pictures of a folder and those below it, in the order of their names."""
     files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
     if not files:
-        raise UserError(f"{folder}: has no JPEG or PNG files; give a folder of real images")
+        raise UserError(f"{folder}: has no JPEG or PNG files; give a folder of images")
     return [Item(functools.partial(_from_file, file), _stamp(file), str(file)) for file in files]
 
 
@@ -212,7 +223,7 @@ def _row_item(folder: Path, table: Path, number: int, row: Mapping[str, Any]) ->
 
 def _decade(age: str) -> str:
     """An age in years as a group of twenty: 43 is in 40-59."""
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError, OverflowError):
         first = int(float(age)) // 20 * 20
         return f"{first}-{first + 19}" if first < 80 else "80 and more"
     return ""
@@ -227,7 +238,7 @@ class _Generated:
     asked: tuple[Finding, ...] | None = None
     denied: tuple[str, ...] = ()
     effusion: str | None = None
-    labels: tuple[str, ...] | None = None
+    labels: tuple[str, ...] | str | None = None
     view: str | None = None
 
 
@@ -241,7 +252,9 @@ def _samples(folder: Path) -> list[Item]:
         if row.file_name is None:
             raise UserError(f"{where} has no file_name; sample again")
         file, asked = inside(folder, row.file_name), _asked(row, where)
-        groups = {"view": (row.view,) if row.view else (), "label": row.labels or _labels(asked)}
+        labels = (row.labels,) if isinstance(row.labels, str) else row.labels
+        said = _labels(asked) if labels is None else labels or (_NO_LABEL,)
+        groups = {"view": (row.view,) if row.view else (), "label": said}
         items.append(Item(functools.partial(_from_file, file), _stamp(file), str(file), row.prompt, groups, asked))
     if not items:
         raise UserError(f"{manifest}: lists no images; sample again")

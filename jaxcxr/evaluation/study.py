@@ -1,6 +1,7 @@
 """An augmentation study: whether a classifier learns more with generated images beside or before its real ones."""
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -15,13 +16,15 @@ from jaxcxr.evaluation.classifiers import load_classifier
 from jaxcxr.evaluation.comparison import Row
 from jaxcxr.evaluation.metrics.classification import auroc, best_f1_threshold, underdiagnosis
 from jaxcxr.evaluation.pictures import read_pictures
-from jaxcxr.evaluation.sets import GROUPS, ImageSet
+from jaxcxr.evaluation.sets import GROUPS, ImageSet, stamp_of_records
 from jaxcxr.training.train import train
 
 REAL = "real"
 _GROUPED = ("view", "sex", "age", "race")
 _PERSON = ("sex", "age", "race")
 _AT_ONCE = 256  # images in memory
+_LEAST_SICK = 20  # images of a group; a rate of few is 0 or 1 by chance, and widens the gap
+_NO_SICKNESS = ("no finding", "support devices")
 Predict = Callable[[Path, ImageSet], tuple[tuple[str, ...], np.ndarray]]
 """(workdir of a classifier, images) -> names of its classes, probabilities (N, K)."""
 
@@ -60,7 +63,7 @@ def arms(
       UserError: a folder is not prepared or has no training images, or two are the same.
     """
     counts = {folder: _training_images(folder) for folder in (real, *synthetic)}
-    if len(counts) < 1 + len(synthetic):
+    if len({Path(folder).resolve() for folder in counts}) < 1 + len(synthetic):
         raise UserError("--synthetic: names a folder twice; give each once")
 
     def stage(folders: Sequence[str], length: float) -> Stage:
@@ -94,8 +97,24 @@ def _training_images(folder: str) -> int:
     return count
 
 
-def train_arm(arm: Arm, config: ConfigDict, folder: Path, seed: int) -> Path:
-    """Trains an arm, or what is left of it; the workdir of its last stage.
+def common_classes(real: str, synthetic: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
+    """The labels that training records of every folder have, and the others.
+
+    Raises:
+      UserError: there is none.
+    """
+    found = [Summary.require(Path(folder)).labels.get("train", {}).keys() for folder in (real, *synthetic)]
+    shared = set.intersection(*map(set, found))
+    if not shared:
+        raise UserError(f"{real}: shares no label with the generated folders; give these the labels of the real images")
+    return tuple(sorted(shared)), sorted(set.union(*map(set, found)) - shared)
+
+
+def train_arm(arm: Arm, config: ConfigDict, folder: Path, seed: int) -> Path | None:
+    """Trains an arm, or what is left of it; the workdir of its last stage, or None where it was asked to stop.
+
+    It has exactly the steps of its stages: a validation set of other images in each arm is no fair judge of when to
+    stop, so there is no early stopping, and the weights are the last ones.
 
     Args:
       arm: what is trained.
@@ -110,13 +129,22 @@ def train_arm(arm: Arm, config: ConfigDict, folder: Path, seed: int) -> Path:
     for number, stage in enumerate(arm.stages):
         own = ConfigDict(config.to_dict())
         own.seed, own.steps, own.epochs = seed, stage.steps, 0.0
+        own.stopping.patience, own.eval_every = 0, 0
         own.data.path, own.data.mixture = stage.folders[0][0], tuple(stage.folders[1:])
         if base:
             own.model.base, own.model.classifier = base, ConfigDict()
-        workdir = folder / arm.name.replace(" ", "-").replace(",", "") / f"seed-{seed}-stage-{number + 1}"
-        train(own.lock(), workdir)
+        workdir = folder / _name(arm) / f"seed-{seed}-stage-{number + 1}"
+        if not train(own.lock(), workdir):
+            return None
         base = str(workdir)
     return workdir
+
+
+def _name(arm: Arm) -> str:
+    """The folder of an arm's runs; of other records it is another, so that new images are not taken for learnt."""
+    stamps = [stamp_of_records(folder) for stage in arm.stages for folder, _ in stage.folders]
+    digest = hashlib.blake2b("/".join(stamps).encode(), digest_size=4).hexdigest()
+    return f"{arm.name.replace(' ', '-').replace(',', '')}-{digest}"
 
 
 def predict(workdir: Path, images: ImageSet, size: int) -> tuple[tuple[str, ...], np.ndarray]:
@@ -168,7 +196,10 @@ def predictions(
     for arm, runs in workdirs.items():
         said, chosen = [], []
         for workdir in runs:
-            names, found = predict(workdir, images)
+            own_names, found = predict(workdir, images)
+            if names and own_names != names:
+                raise UserError(f"{workdir}: tells other classes than {REAL!r} does; name another --out")
+            names = own_names
             _, own = predict(workdir, validation)
             said.append(found)
             truth = _truth(validation, names)
@@ -193,7 +224,8 @@ def rows(found: Predictions, resamples: int = 1000, seed: int = 0) -> Iterator[R
     """Yields AUROC by arm, its gain over the real arm, and how unequal the arms are.
 
     A value is the mean of the seeds' runs; without a group it is the mean over classes too. Intervals are bootstraps by
-    patient, of a gain by the same resamples on both sides. `underdiagnosis_gap` is the largest less the smallest share
+    patient, of a gain by the same resamples on both sides; they do not hold how much runs of other seeds differ.
+    `underdiagnosis_gap` is the largest less the smallest share
     of the sick, by sex, age and race, who are found healthy (Seyyed-Kalantari et al. 2021).
     """
     everyone = np.ones(len(found.patients), bool)
@@ -206,7 +238,7 @@ def rows(found: Predictions, resamples: int = 1000, seed: int = 0) -> Iterator[R
         for label, places in [("", usable), *columns]:
             shown = group or (f"label={label}" if label else "")
             yield from _of_classes(found, mask, places, shown, resamples, seed)
-    yield from _gaps(found)
+    yield from _gaps(found, resamples, seed)
 
 
 def _of_classes(
@@ -223,7 +255,7 @@ def _of_classes(
     def statistic(drawn: np.ndarray) -> np.ndarray:
         truth = drawn[:, :width] > 0
         each = [
-            np.nanmean([auroc(truth[:, place], drawn[:, width * run + place]) for place in range(width)])
+            _mean([auroc(truth[:, place], drawn[:, width * run + place]) for place in range(width)])
             for run in range(1, 1 + sum(seeds))
         ]
         return np.array([part.mean() for part in np.split(np.array(each), np.cumsum(seeds)[:-1])])
@@ -242,28 +274,33 @@ def _of_classes(
         yield Row(name, metric, f"classifier/{found.name}", group, *number, None, None, None, int(mask.sum()))
 
 
-def _gaps(found: Predictions) -> Iterator[Row]:
+def _mean(values: Sequence[float]) -> float:
+    """The mean of those that are known; NaN of none."""
+    known = [value for value in values if not np.isnan(value)]
+    return float(np.mean(known)) if known else np.nan
+
+
+def _gaps(found: Predictions, resamples: int, seed: int) -> Iterator[Row]:
+    """The underdiagnosis gap of every arm, between groups of 20 sick images or more."""
+    sickness = [place for place, name in enumerate(found.names) if name.lower().replace("_", " ") not in _NO_SICKNESS]
     known = found.persons != ""
-    sick = found.truth[known].any(axis=1)
-    if not sick.any() or len(np.unique(found.persons[known][sick])) < 2:
+    persons, patients = found.persons[known], found.patients[known]
+    sick = found.truth[known][:, sickness].any(axis=1)
+    counts = dict(zip(*np.unique(persons[sick], return_counts=True), strict=True))
+    if sum(count >= _LEAST_SICK for count in counts.values()) < 2:
         return
+    groups = np.unique(persons, return_inverse=True)
     for name, runs in found.scores.items():
-        gaps = [
-            underdiagnosis(~(run[known] >= cut).any(axis=1), sick, found.persons[known].tolist()).gap
-            for run, cut in zip(runs, found.cuts[name], strict=True)
-        ]
-        low, high = (float(np.min(gaps)), float(np.max(gaps))) if len(gaps) > 1 else (None, None)
-        gap = float(np.mean(gaps))
-        yield Row(
-            name,
-            "underdiagnosis_gap",
-            f"classifier/{found.name}",
-            "",
-            gap,
-            low,
-            high,
-            None,
-            None,
-            None,
-            int(known.sum()),
-        )
+        pairs = zip(runs, found.cuts[name], strict=True)
+        healthy = np.stack([~(run[known][:, sickness] >= cut[sickness]).any(axis=1) for run, cut in pairs])
+        table = np.concatenate([groups[1][:, None], sick[:, None], healthy.T], axis=1)
+
+        def statistic(drawn: np.ndarray) -> float:
+            names = groups[0][drawn[:, 0].astype(int)].tolist()
+            ill = drawn[:, 1] > 0
+            gaps = [underdiagnosis(column > 0, ill, names, _LEAST_SICK).gap for column in drawn[:, 2:].T]
+            return float(np.mean(gaps))
+
+        low, high = bootstrap(table, patients, statistic, resamples, seed)
+        number = (statistic(table), float(low), float(high), None, None, None, int(known.sum()))
+        yield Row(name, "underdiagnosis_gap", f"classifier/{found.name}", "", *number)

@@ -5,13 +5,34 @@ import dataclasses
 import io
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from jaxcxr.errors import UserError
 from jaxcxr.evaluation.comparison import Row
 
 FIELDS = tuple(field.name for field in dataclasses.fields(Row))
+_ESCAPED = {**{letter: "\\" + letter for letter in "&%$#_{}"}, "\\": r"\textbackslash{}"}
+_ESCAPED |= {"^": r"\textasciicircum{}", "~": r"\textasciitilde{}"}
 FLOOR = "real images"
 """What a table calls the set that the floors are of."""
+
+
+def check_own(out: Path, file: str) -> None:
+    """Sees to it that a folder may be written: it is new, empty, or was written before.
+
+    Args:
+      out: the folder.
+      file: what such a folder has once it is written.
+
+    Raises:
+      UserError: it is a file, or holds something else.
+    """
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out}: is a file; name a folder")
+    begun = any((out / name).exists() for name in (file, "features", "runs"))
+    if out.is_dir() and not begun and any(out.iterdir()):
+        raise UserError(f"{out}: is not empty and has no {file}; name another --out")
 
 
 def to_values(rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -28,13 +49,13 @@ def to_csv(rows: Sequence[Row]) -> str:
     out = io.StringIO()
     table = csv.writer(out, lineterminator="\n")
     table.writerow(FIELDS)
-    table.writerows(["" if value is None else value for value in dataclasses.astuple(row)] for row in rows)
+    table.writerows(["" if value is None else value for value in row.values()] for row in to_values(rows))
     return out.getvalue()
 
 
 def to_latex(rows: Sequence[Row]) -> str:
     """Tables for LaTeX with booktabs, one for each extractor and group: a line a set, and one of real images."""
-    kinds = dict.fromkeys((row.extractor, row.group) for row in rows)
+    kinds = dict.fromkeys((row.extractor, row.group) for row in rows if "," not in row.group)
     return "\n".join(_table([row for row in rows if (row.extractor, row.group) == kind], *kind) for kind in kinds)
 
 
@@ -67,4 +88,4 @@ def _sizes(rows: Sequence[Row]) -> set[str]:
 
 
 def _escaped(text: str) -> str:
-    return "".join("\\" + letter if letter in "&%$#_{}" else letter for letter in text)
+    return "".join(_ESCAPED.get(letter, letter) for letter in text)

@@ -17,29 +17,25 @@ _Interval = tuple[float | None, float | None, float | None]
 
 
 class WithTexts:
-    """The images of a set that have a text, with the features of both; those of the texts are computed when needed."""
+    """The images of a set that have a text, with the features of both."""
 
     def __init__(self, items: Sequence[Item], features: np.ndarray, chosen: Chosen):
         rows = [place for place, item in enumerate(items) if item.text]
-        self.items, self.images = [items[row] for row in rows], features[rows]
-        self._chosen, self._texts = chosen, np.empty((0, 0), np.float32)
+        self.items, self.images, self._chosen = [items[row] for row in rows], features[rows], chosen
 
     def __len__(self) -> int:
         return len(self.items)
 
-    @property
-    def texts(self) -> np.ndarray:
-        """Features of the texts, (N, D)."""
-        if len(self._texts) != len(self):
-            assert self._chosen.extractor.text is not None
-            unique = list(dict.fromkeys(item.text for item in self.items))
-            found = dict(zip(unique, self._chosen.extractor.text(self._chosen.file, unique), strict=True))
-            self._texts = np.stack([found[item.text] for item in self.items])
-        return self._texts
+    def texts(self, rows: np.ndarray) -> np.ndarray:
+        """Features of the texts of some images, (len(rows), D)."""
+        assert self._chosen.extractor.text is not None
+        unique = list(dict.fromkeys(self.items[row].text for row in rows))
+        found = dict(zip(unique, self._chosen.extractor.text(self._chosen.file, unique), strict=True))
+        return np.stack([found[self.items[row].text] for row in rows])
 
     def values(self, metrics: Sequence[str], rows: np.ndarray) -> dict[str, tuple[np.ndarray, Callable[..., Any]]]:
         """By name: a value for each image or text, and what makes a number of them."""
-        images, texts = self.images[rows], self.texts[rows]
+        images, texts = self.images[rows], self.texts(rows)
         found: dict[str, tuple[np.ndarray, Callable[..., Any]]] = {}
         for name, of in ((CLIP_SCORE, clip_scores), (ALIGNMENT, cosines)):
             if name in metrics:
@@ -61,7 +57,7 @@ def compare_texts(
     """Yields the metrics of generated images and their prompts.
 
     The floor is that of as many real images and reports, so that galleries are of one size. Intervals are bootstraps
-    by patient of the values of each image; those of ranks leave the gallery as it is.
+    by prompt, or by patient of real images, of the values of each image; those of ranks leave the gallery as it is.
 
     Args:
       real: real images with texts; none gives no floor.
@@ -77,15 +73,15 @@ def compare_texts(
     ours = generated.values(metrics, places[0])
     floors = real.values(metrics, places[1]) if len(real) > 1 else {}
     for name, value in ours.items():
-        number = _summary(*value, n, generated, places[0], seed)
-        floor: _Interval = _summary(*floors[name], n, real, places[1], seed) if name in floors else (None, None, None)
+        drawn_as = [generated.items[place].text for place in places[0]]
+        number = _summary(*value, drawn_as, seed)
+        patients = [real.items[place].patient for place in places[1]]
+        floor: _Interval = _summary(*floors[name], patients, seed) if name in floors else (None, None, None)
         yield Row(of, name, extractor, "", *number, *floor, n)
 
 
-def _summary(
-    values: np.ndarray, statistic: Callable[..., Any], n: int, part: WithTexts, places: np.ndarray, seed: int
-) -> _Interval:
+def _summary(values: np.ndarray, statistic: Callable[..., Any], units: Sequence[str], seed: int) -> _Interval:
     # Ranks of texts are fewer than images; a text is drawn by itself then.
-    patients = [part.items[place].patient for place in places] if len(values) == n else range(len(values))
-    low, high = bootstrap(np.asarray(values, np.float64), np.array(patients), statistic, seed=seed)
+    drawn = units if len(values) == len(units) else [str(number) for number in range(len(values))]
+    low, high = bootstrap(np.asarray(values, np.float64), np.array(drawn), statistic, seed=seed)
     return float(statistic(values)), float(low), float(high)

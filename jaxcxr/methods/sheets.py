@@ -62,20 +62,20 @@ def make_pictures(pipeline: StableDiffusion, config: ConfigDict, mesh: Mesh) -> 
     generate = make_generate(pipeline, sampler, mesh, config.attention)
 
     @functools.partial(jax.jit, out_shardings=meshes.replicated(mesh), compiler_options=compiler_options(mesh))
-    def drawn(parameters, batch, keys):
+    def pictures(parameters, batch, keys):
         first = unconditional_states(pipeline, parameters) if means.shares_first else None
         return generate(parameters, batch, keys, first)
 
     means = requests.conditions(requests.Request("any"), samples.guidance)  # of one prompt
 
-    def pictures(parameters: Mapping[str, jax.Array], texts: Sequence[str], noise: np.ndarray) -> np.ndarray:
+    def draw(parameters: Mapping[str, jax.Array], texts: Sequence[str], noise: np.ndarray) -> np.ndarray:
         ids = tokens.encode(pipeline.tokenizer, texts, tokens.length(pipeline.tokenizer))
         batch = {"ids": ids[:, None], "weights": np.tile(means.weights, (len(texts), 1)), "noise": noise}
         if len(texts) % mesh.size == 0:
             batch = jax.device_put(batch, meshes.batch_sharding(mesh))
-        return to_gray(drawn(parameters, batch, jax.random.split(jax.random.key(0), len(texts))))
+        return to_gray(pictures(parameters, batch, jax.random.split(jax.random.key(0), len(texts))))
 
-    return pictures
+    return draw
 
 
 def reconstructed(pipeline: StableDiffusion, config: ConfigDict, mesh: Mesh, images: np.ndarray) -> Draw:

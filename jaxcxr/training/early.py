@@ -28,7 +28,13 @@ class Early:
         self.best: int | None = None
         self.over = False
         self._metric, self._patience = config.metric, config.patience
-        self._rises = BETTER.get(config.metric.partition("/")[0]) == "high"
+        better = BETTER.get(config.metric.partition("/")[0], "low")
+        if self._patience and better == "real":
+            raise UserError(
+                f"config.stopping.metric={config.metric!r}: is best near real images', neither low nor high;"
+                " watch another, such as fd or coverage"
+            )
+        self._rises = better == "high"
         self._seen: dict[int, float] = {}
         self._given: set[str] = set()
         for row in read_metrics(workdir) if self._patience else ():

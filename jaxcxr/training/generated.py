@@ -40,6 +40,11 @@ class Generated:
         chosen = settings.read(config.evaluation)
         images, self._texts = _validation(config, chosen.images, chosen.generated)
         self._metrics = [name for name in chosen.metrics if name in METRICS]
+        if not (self._metrics and chosen.extractors):
+            raise UserError(
+                "config.evaluation.every: needs an extractor, and a metric of sets of features; these are"
+                f" {', '.join(METRICS)}"
+            )
         for name in self._metrics:
             if METRICS[name].least > min(len(images), len(self._texts)):
                 raise UserError(

@@ -58,7 +58,7 @@ _NO_VALIDATION = (
 _NEEDS_VALIDATION = {"eval": "validation losses", "sample": "pictures of reconstructions"}
 
 
-def train(config: ConfigDict, workdir: Path, stop_at: int | None = None, command: Command | None = None) -> None:
+def train(config: ConfigDict, workdir: Path, stop_at: int | None = None, command: Command | None = None) -> bool:
     """Trains in `workdir`, or resumes where it stopped, to `config.steps`.
 
     Args:
@@ -68,6 +68,9 @@ def train(config: ConfigDict, workdir: Path, stop_at: int | None = None, command
       stop_at: saves and returns at this step, as SIGTERM and Ctrl-C do at theirs.
       command: where the config is from; on record from the first start on.
 
+    Returns:
+      Whether the run is done: at its last step, or stopped early by its evaluations. Otherwise it was asked to stop.
+
     Raises:
       UserError: config, data, base checkpoint or workdir will not do; nothing is overwritten.
       FloatingPointError: a loss or gradient is not finite, more often than `config.skip_nonfinite` allows.
@@ -76,15 +79,16 @@ def train(config: ConfigDict, workdir: Path, stop_at: int | None = None, command
     config = with_prior(with_steps(with_size(config)))
     with Stopping() as stopping, opened(workdir, config):
         try:
-            _train(config, workdir, stop_at, stopping, command)
+            return _train(config, workdir, stop_at, stopping, command)
         except Stopped:
             if jax.process_index() == 0:
                 print(f"{workdir}: stopped before its first step; run again to resume")
+            return False
 
 
 def _train(
     config: ConfigDict, workdir: Path, stop_at: int | None, stopping: Stopping, command: Command | None = None
-) -> None:
+) -> bool:
     began = time.perf_counter()
     run, parameters = _open(config, workdir)
     stop_at = min(config.steps, stop_at if stop_at is not None else config.steps)
@@ -92,7 +96,7 @@ def _train(
     if run.start >= stop_at or early.over:
         if jax.process_index() == 0:
             print(f"{workdir}: already trained to step {run.start}" + (f"; {early.said()}" if early.over else ""))
-        return
+        return early.over or run.start >= config.steps
     trace = Trace(workdir / "tensorboard", config.profile.after, config.profile.steps)
     every = _intervals(config, run.validation is not None)
     evaluator = None
@@ -144,7 +148,8 @@ def _train(
                 if due := is_due(action.every, run.start, config.steps):
                     _record(metrics, progress, run.start, action.name, found)
                 early.see(run.start if due else 0, found)
-        early.check()
+        if all(is_ahead(each.every, run.start, stop_at, config.steps) for each in evaluations if each.every):
+            early.check()  # where all have spoken
         checkpoints.keep_best(early.best)
         progress.doing("compiling the step")
         stream = run.batches.iterate(run.start)
@@ -181,6 +186,7 @@ def _train(
     if jax.process_index() == 0:
         rest = f"; {early.said()}" if early.over else "; run again to resume" if step < config.steps else ""
         print(f"{workdir}: at step {step} of {config.steps}{rest}")
+    return early.over or step >= config.steps
 
 
 class _Run(NamedTuple):

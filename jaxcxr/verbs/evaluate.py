@@ -65,28 +65,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Evaluates; raises UserError on a user's mistake."""
+    from jaxcxr.errors import UserError
     from jaxcxr.evaluation.asked import is_judge, judged, open_judge
     from jaxcxr.evaluation.curves import read_run
     from jaxcxr.evaluation.evaluate import evaluate
+    from jaxcxr.evaluation.pictures import readable
     from jaxcxr.evaluation.sets import open_set
+    from jaxcxr.evaluation.tables import check_own
     from jaxcxr.parallel import processes
 
     config = _config(args)
-    settings = _settings(args, config)
-    if args.out.exists() and not args.out.is_dir():
-        raise _unwritable(args.out, "it is a file")
+    settings, left_out = _settings(args, config)
+    check_own(args.out, "evaluation.json")
     runs = [read_run(workdir) for workdir in args.runs]
     generated, real = [open_set(each) for each in args.generated], open_set(args.real)
     size = config.data.size or generated[0].side()
+    phantoms = real.kind == "phantoms" and not is_judge(args.classifier)
+    if not phantoms and not is_judge(args.classifier) and args.classifier != "first":
+        raise UserError(
+            f"--classifier {args.classifier}: no such folder; give the workdir of a classifier, or xrv=FILE; others are"
+            " of phantoms, for a tree of `jaxcxr phantoms` as --real"
+        )
+    if phantoms:  # a classifier sees all of these
+        real, generated = readable(real, size)[0], [readable(images, size)[0] for images in generated]
     with processes.joined():
         processes.on_first(lambda: _make_out(args.out))
-        result = evaluate(real, generated, settings, size, args.out / "features", config.seed)
+        result = evaluate(real, generated, settings, size, args.out / "features", config.seed, nearest=args.show_real)
+        result.left_out = left_out + result.left_out
         if is_judge(args.classifier):  # by all processes, as it is spread over their devices
-            rows, left_out = judged(real, generated, open_judge(args.classifier), size, config.seed)
-            result.rows, result.left_out = result.rows + rows, result.left_out + left_out
+            rows, lines = judged(real, generated, open_judge(args.classifier), size, config.seed)
+            result.rows, result.left_out = result.rows + rows, result.left_out + lines
 
         def finish() -> None:
-            phantoms = real.kind == "phantoms" and not is_judge(args.classifier)
             classified = _classified(args, real, generated, size, result) if phantoms else {}
             _write(args, config, size, real, generated, result, classified, runs)
             _say(args, result, classified)
@@ -106,28 +116,32 @@ def _config(args: argparse.Namespace) -> Any:
     else:
         plain = {"seed": 0, "data": {"size": 0}, "evaluation": defaults().to_dict()}
         config = configs.changed(ConfigDict(plain), args.overrides)
+    if not 0 <= config.seed < 2**32:
+        raise UserError(f"--config.seed={config.seed}: may be from 0 to 2^32 - 1")
     if not 0 <= config.data.size <= 8192:
         raise UserError(f"--config.data.size={config.data.size}: may be from 0, which is that of the images, to 8192")
     return config
 
 
-def _settings(args: argparse.Namespace, config: Any) -> Any:
-    """What to compute; without weights of the default extractor, what is possible without it."""
+def _settings(args: argparse.Namespace, config: Any) -> tuple[Any, list[str]]:
+    """What to compute; the default extractor is left out, with a line, where its package is not installed."""
     import dataclasses
 
+    from jaxcxr.errors import UserError
     from jaxcxr.evaluation import settings as evaluation
     from jaxcxr.evaluation.extractors import EXTRACTORS
 
     settings = evaluation.read(config.evaluation)
-    settings = dataclasses.replace(settings, weights=(*settings.weights, *args.weights))
-    if args.extractor or args.weights:
-        return dataclasses.replace(settings, extractors=tuple(args.extractor or settings.extractors))
-    there = tuple(
-        name for name in settings.extractors if name not in EXTRACTORS or EXTRACTORS[name].bundled() is not None
-    )
-    for name in sorted({*settings.extractors} - {*there}):
-        print(f"{name}: has no weights here, so its numbers are left out; {EXTRACTORS[name].source}")
-    return dataclasses.replace(settings, extractors=there)
+    chosen = tuple(args.extractor or settings.extractors)
+    settings = dataclasses.replace(settings, extractors=chosen, weights=(*settings.weights, *args.weights))
+    names = {name.partition("/")[0] for name in chosen}
+    if idle := [each for each in args.weights if each.partition("=")[0] not in names]:
+        raise UserError(f"--weights {idle[0]}: is of no extractor that is asked for; these are {', '.join(chosen)}")
+    default = evaluation.Settings().extractors
+    if chosen != default or settings.weights or EXTRACTORS[default[0]].bundled() is not None:
+        return settings, []
+    line = f"{default[0]}: has no weights here; {EXTRACTORS[default[0]].source}, or choose another with --extractor"
+    return dataclasses.replace(settings, extractors=()), [line]
 
 
 def _classified(args: argparse.Namespace, real: Any, generated: list, size: int, result: Any) -> dict[str, Any]:
@@ -255,8 +269,9 @@ def _write(
         reconstructions=args.show_real,
         neighbours=pairs,
     )
-    files = {"evaluation.json": numbers, "evaluation.csv": to_csv(result.rows).encode()}
-    files |= {"evaluation.tex": to_latex(result.rows).encode(), "index.html": render(page).encode()}
+    files = {"evaluation.json": numbers, "evaluation.csv": to_csv(result.rows).encode(errors="replace")}
+    files |= {"evaluation.tex": to_latex(result.rows).encode(errors="replace")}
+    files["index.html"] = render(page).encode(errors="replace")
     try:
         for name, data in files.items():
             replace_file(args.out / name, data)

@@ -43,7 +43,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NET=FILE",
         help="LPIPS by alex or vgg, with torchvision's file of its weights; may be repeated",
     )
-    parser.add_argument("--classifier", default="first", metavar="NAME", help="of phantoms; default: %(default)s")
+    parser.add_argument(
+        "--classifier",
+        default="first",
+        metavar="WHICH",
+        help="of phantoms: first, second or a file; of radiographs: the workdir of one trained here, or xrv=FILE;"
+        " default: %(default)s, for phantoms alone",
+    )
     parser.add_argument("--show-real", action="store_true", help="put images of patients on the page")
 
 
@@ -58,24 +64,50 @@ class _Images(NamedTuple):
 
 def run(args: argparse.Namespace) -> None:
     """Measures; raises UserError on a user's mistake."""
-    from jaxcxr import interop
     from jaxcxr.errors import UserError
-    from jaxcxr.evaluation import reconstructions
+    from jaxcxr.evaluation.tables import check_own
+    from jaxcxr.parallel import processes
 
     for option, value in (("count", args.count), ("batch-size", args.batch_size), ("phantoms", args.phantoms)):
         if value is not None and value < 1:
             raise UserError(f"--{option} {value}: may be 1 or more")
-    if args.out.exists() and not args.out.is_dir():
-        raise UserError(f"{args.out}: is a file; name a folder")
+    if not 0 <= args.size <= 8192:
+        raise UserError(f"--size {args.size}: may be from 0, which is that of the images, to 8192")
+    check_own(args.out, "reconstructions.json")
+    with processes.joined():
+        _measure(args)
+
+
+def _measure(args: argparse.Namespace) -> None:
+    from jaxcxr import interop
+    from jaxcxr.evaluation import reconstructions
+    from jaxcxr.evaluation.asked import is_judge, open_judge
+    from jaxcxr.parallel import processes
+
     lpips = _lpips(args.lpips)
+    by = open_judge(args.classifier) if is_judge(args.classifier) else None
     images = _phantoms(args) if args.phantoms else _folder(args)
     pipeline = interop.load(args.checkpoint, only=("vae",))
     made = reconstructions.reconstruct(pipeline, images.pixels, args.batch_size)
     found = reconstructions.measure(
-        images.pixels, made, images.patients, of=args.checkpoint.name, lpips=lpips, worst=_SHOWN, **images.known
+        images.pixels,
+        made,
+        images.patients,
+        of=args.checkpoint.name,
+        lpips=lpips,
+        worst=_SHOWN,
+        batch_size=args.batch_size,
+        **images.known,
     )
-    _write(args, images, made, found)
-    _say(args, found)
+    if by is not None:
+        before, after = (by.scores(pixels) for pixels in (images.pixels, made))
+        found.rows.extend(reconstructions.scores_kept(before, after, by, images.patients, args.checkpoint.name))
+
+    def finish() -> None:
+        _write(args, images, made, found)
+        _say(args, found)
+
+    processes.on_first(finish)
 
 
 def _lpips(wanted: list[str]) -> dict[str, Any]:
@@ -93,11 +125,15 @@ def _lpips(wanted: list[str]) -> dict[str, Any]:
 
 def _folder(args: argparse.Namespace) -> _Images:
     from jaxcxr.evaluation.evaluate import some
-    from jaxcxr.evaluation.pictures import read_pictures
+    from jaxcxr.evaluation.pictures import read_pictures, readable
     from jaxcxr.evaluation.sets import open_set
 
     images = some(open_set(args.real), args.count, seed=0)
-    pixels = np.stack([picture.pixels for picture in read_pictures(images, args.size or images.side())])
+    size = args.size or images.side()
+    images, broken = readable(images, size)
+    pixels = np.stack([picture.pixels for picture in read_pictures(images, size)])
+    if broken:
+        print(f"{images.name}: {broken} images cannot be read, and are left out")
     groups: dict[str, np.ndarray] = {}
     for place, item in enumerate(images.items):
         for column, values in item.groups.items():
@@ -108,6 +144,7 @@ def _folder(args: argparse.Namespace) -> _Images:
 
 
 def _phantoms(args: argparse.Namespace) -> _Images:
+    from jaxcxr.evaluation.asked import is_judge
     from jaxcxr.evaluation.reconstructions import phantom_regions
     from jaxcxr.phantoms.classifier import read
     from jaxcxr.phantoms.studies import phantom
@@ -115,7 +152,9 @@ def _phantoms(args: argparse.Namespace) -> _Images:
 
     drawn = [phantom(_SEED, number, args.size or 64) for number in range(args.phantoms)]
     there = np.stack([present(one.findings) for one in drawn])
-    known = {"regions": phantom_regions(drawn), "classifier": read(args.classifier), "there": there}
+    known: dict[str, Any] = {"regions": phantom_regions(drawn)}
+    if not is_judge(args.classifier):
+        known |= {"classifier": read(args.classifier), "there": there}
     return _Images("phantoms", np.stack([one.image for one in drawn]), np.arange(len(drawn)), known)
 
 
@@ -140,8 +179,12 @@ def _write(args: argparse.Namespace, images: _Images, made: np.ndarray, found: A
         },
     )
     numbers = {"rows": to_values(found.rows), "left_out": found.left_out, "settings": settings}
-    files = {"reconstructions.json": to_json(numbers), "reconstructions.csv": to_csv(found.rows).encode()}
-    files |= {"reconstructions.tex": to_latex(found.rows).encode(), "index.html": render(page).encode()}
+    files = {
+        "reconstructions.json": to_json(numbers),
+        "reconstructions.csv": to_csv(found.rows).encode(errors="replace"),
+    }
+    files |= {"reconstructions.tex": to_latex(found.rows).encode(errors="replace")}
+    files["index.html"] = render(page).encode(errors="replace")
     try:
         make_folder(args.out, private=True)
         for name, data in files.items():

@@ -9,6 +9,7 @@ the real arm, and the underdiagnosis gap, with intervals by patient. Runs are ke
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 EXAMPLE = (
     "jaxcxr study --config configs/classifier.py --real runs/data --synthetic runs/drawn-1 runs/drawn-2"
@@ -32,12 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Trains and tests; raises UserError on a user's mistake."""
-    import functools
-
     from jaxcxr import config as configs
     from jaxcxr.errors import UserError
     from jaxcxr.evaluation import study
-    from jaxcxr.evaluation.sets import open_set
+    from jaxcxr.evaluation.tables import check_own
+    from jaxcxr.parallel import processes
     from jaxcxr.training.feed import with_steps
 
     config = configs.load(args.config, args.overrides)
@@ -45,23 +45,67 @@ def run(args: argparse.Namespace) -> None:
         raise UserError(f"--seeds {args.seeds}: may be 1 or more")
     if config.method != "classifier":
         raise UserError(f"--config {args.config}: has config.method={config.method!r}; a study wants 'classifier'")
+    classes, others = study.common_classes(args.real, args.synthetic)
     with config.unlocked():
         config.data.path = args.real
+        config.model.classifier.classes = tuple(config.model.classifier.classes) or classes
     steps = with_steps(config).steps
     chosen = study.arms(
         args.real, args.synthetic, steps, matched=not args.no_matched, pretrained=not args.no_pretrained
     )
-    validation = open_set(f"{args.real}:validate")
-    sets = [open_set(f"{args.real}:test"), *map(open_set, args.test)]
-    size = sets[0].side()
+    check_own(args.out, "study.json")
+    with processes.joined():
+        processes.on_first(lambda: _prepare(args, others))
+        _run(args, config, chosen)
+
+
+def _prepare(args: argparse.Namespace, others: list[str]) -> None:
+    from jaxcxr.errors import UserError
+    from jaxcxr.files import make_folder
+
+    if others:
+        print(f"labels that not every folder has are left out: {', '.join(others)}")
+    try:
+        make_folder(args.out, private=True)
+    except OSError as error:
+        raise UserError(f"{args.out}: cannot be written ({error.strerror}); name another folder") from error
+
+
+def _run(args: argparse.Namespace, config: Any, chosen: list) -> None:
+    import functools
+
+    from jaxcxr.errors import UserError
+    from jaxcxr.evaluation import study
+    from jaxcxr.evaluation.pictures import readable
+    from jaxcxr.evaluation.sets import open_set
+    from jaxcxr.parallel import processes
+
+    sets = [open_set(place) for place in (f"{args.real}:validate", f"{args.real}:test", *args.test)]
+    size = sets[1].side()
+    (validation, _), *tested = [readable(each, size) for each in sets]  # before hours of training
+    for images, _ in tested:
+        if not any(item.groups.get("label") for item in images.items):
+            raise UserError(f"{images.name}: none of its images has a label to test on; give it a table with labels")
+    for images, broken in tested:
+        processes.on_first(lambda images=images, broken=broken: _say_broken(images, broken))  # type: ignore[misc]
     workdirs: dict[str, list[Path]] = {}
     for seed in range(args.seeds):  # all arms once first, so that a study that is stopped has something to show
         for number, arm in enumerate(chosen, 1):
-            print(f"arm {number} of {len(chosen)}, seed {seed + 1} of {args.seeds}: {arm.name}")
-            workdirs.setdefault(arm.name, []).append(study.train_arm(arm, config, args.out / "runs", seed))
+            said = f"arm {number} of {len(chosen)}, seed {seed + 1} of {args.seeds}: {arm.name}"
+            processes.on_first(lambda said=said: print(said))  # type: ignore[misc]
+            workdir = study.train_arm(arm, config, args.out / "runs", seed)
+            if workdir is None:
+                processes.on_first(lambda: print(f"{args.out}: stopped; run it again to resume"))
+                return
+            workdirs.setdefault(arm.name, []).append(workdir)
     predict = functools.partial(study.predict, size=size)
-    rows = [row for each in sets for row in study.rows(study.predictions(each, validation, workdirs, predict))]
-    _write(args, rows)
+    found = [study.predictions(images, validation, workdirs, predict) for images, _ in tested]
+    processes.on_first(lambda: _write(args, [row for each in found for row in study.rows(each)]))
+
+
+def _say_broken(images: Any, broken: int) -> None:
+    if broken:
+        print(f"{images.name}: {broken} images cannot be read, and are left out")
 
 
 def _write(args: argparse.Namespace, rows: list) -> None:

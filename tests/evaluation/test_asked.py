@@ -60,7 +60,12 @@ def test_rows_are_of_what_was_asked_with_cuts_and_floors_of_real_images(tmp_path
         cut = best_f1_threshold(theirs[first, place], seen[first, place])
         wanted = accuracy_at(truth[:, place], scores[:, place], cut)
         assert found["accuracy", f"finding={name}"].value == pytest.approx(wanted)
-    assert {group for _, group in found} == {"", "finding=Edema", "finding=Effusion"}
+    cut = best_f1_threshold(theirs[first, 0], seen[first, 0])
+    other = truth[:, 1] & ~truth[:, 0]
+    wanted = (scores[other, 0] >= cut).mean()
+    assert found["confusion", "asked=Effusion,seen=Edema"].value == pytest.approx(wanted)
+    plain = {group for metric, group in found if metric != "confusion"}
+    assert plain == {"", "finding=Edema", "finding=Effusion"}
 
 
 def test_sets_that_do_not_say_what_they_were_asked_for(tmp_path):
@@ -81,7 +86,7 @@ def test_labels_that_the_classifier_does_not_know(tmp_path):
         judged(real, [drawn], other, 20, 0)
     some = Judge("some", ("Edema",), lambda images: bands(images)[:, :1])
     rows, left_out = judged(real, [drawn], some, 20, 0)
-    assert {row.group for row in rows} == {"", "finding=Edema"}
+    assert {row.group for row in rows if row.metric != "confusion"} == {"", "finding=Edema"}
     assert "drawn: some has no output for Pleural Effusion" in left_out
 
 

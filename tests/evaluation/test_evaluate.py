@@ -182,7 +182,9 @@ def _texts(images):
 def test_the_nearest_real_image_of_a_copy_is_its_original(tmp_path, sets):
     real, good, _ = sets
     shutil.copy(real / "007.png", good / "copy.png")
-    found = evaluate(open_set(real), [open_set(good)], SETTINGS, 20, tmp_path / "kept").nearest
+    both = open_set(real), [open_set(good)]
+    assert not evaluate(*both, SETTINGS, 20, tmp_path / "kept").nearest
+    found = evaluate(*both, SETTINGS, 20, tmp_path / "kept", nearest=True).nearest
     assert len(found) == 20
     assert [each.distance for each in found] == sorted(each.distance for each in found)
     first = found[0]

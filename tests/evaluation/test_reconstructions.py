@@ -76,12 +76,12 @@ def test_batches_and_other_networks_change_nothing(images, reconstructed):
 def test_a_batch_lies_on_all_devices_and_the_last_is_filled_up():
     program = """
 import jax, numpy as np
-from jaxcxr.evaluation.batches import in_batches
+from jaxcxr.evaluation.batches import InBatches
 def compute(weights, rows, others):
     assert rows.shape == (4, 2), rows.shape
     return rows * weights["scale"] + others.sum(axis=-1, keepdims=True)
 rows, others = np.arange(18.0).reshape(9, 2), np.arange(27.0).reshape(9, 3)
-parts = list(in_batches(compute, {"scale": np.float32(3)}, (rows, others), 3))
+parts = list(InBatches(compute, {"scale": np.float32(3)}, 3)(rows, others))
 assert len(jax.devices()) == 4 and [len(part) for part in parts] == [4, 4, 1], [len(part) for part in parts]
 np.testing.assert_array_equal(np.concatenate(parts), rows * 3 + others.sum(axis=-1, keepdims=True))
 """

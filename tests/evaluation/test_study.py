@@ -39,12 +39,15 @@ def test_an_image_is_seen_as_often_in_every_arm_and_equal_steps_are_beside_it(co
 
 def test_the_second_stage_goes_on_from_the_first(tmp_path, monkeypatch):
     trained = []
-    monkeypatch.setattr(study, "train", lambda config, workdir: trained.append((config, workdir)))
+    monkeypatch.setattr(study, "stamp_of_records", lambda folder: folder)
+    monkeypatch.setattr(study, "train", lambda config, workdir: trained.append((config, workdir)) or True)
     config = ConfigDict(
         {
             "seed": 0,
             "steps": 0,
             "epochs": 5.0,
+            "eval_every": 9,
+            "stopping": {"patience": 3},
             "data": {"path": "", "mixture": ()},
             "model": {"base": "", "classifier": {"a": 1}},
         }
@@ -52,12 +55,16 @@ def test_the_second_stage_goes_on_from_the_first(tmp_path, monkeypatch):
     arm = Arm("synthetic, then real", (Stage((("one", 1.0), ("two", 0.5)), 30), Stage((("real", 1.0),), 20)))
     last = study.train_arm(arm, config, tmp_path, 2)
     (first, begun), (second, ended) = trained
-    assert (begun, ended) == (tmp_path / "synthetic-then-real" / "seed-2-stage-1", last)
+    assert begun.name == "seed-2-stage-1"
+    assert begun.parent.name.startswith("synthetic-then-real-")
+    assert (ended, ended.parent) == (last, begun.parent)
     assert (first.data.path, first.data.mixture, first.steps, first.seed) == ("one", (("two", 0.5),), 30, 2)
     assert (second.data.path, second.data.mixture, second.steps) == ("real", (), 20)
     assert (first.model.base, second.model.base) == ("", str(begun))
     assert not second.model.classifier
-    assert not first.epochs
+    assert (first.epochs, first.stopping.patience, first.eval_every) == (0.0, 0, 0)
+    monkeypatch.setattr(study, "train", lambda config, workdir: False)
+    assert study.train_arm(arm, config, tmp_path, 2) is None, "it was asked to stop"
 
 
 def answers(count=400, seeds=2):
@@ -115,6 +122,7 @@ def test_rows_are_means_over_seeds_and_classes_with_gains_over_the_real_arm():
         (["--seeds", "0"], "--seeds 0: may be 1 or more"),
         (["--config.method=diffusion"], "has config.method='diffusion'; a study wants 'classifier'"),
         (["--synthetic", "{real}"], "--synthetic: names a folder twice"),
+        (["--synthetic", "{real}/"], "--synthetic: names a folder twice"),
         (["--synthetic", "nowhere"], "nowhere: not a prepared folder"),
     ],
 )

@@ -55,9 +55,11 @@ BETTER: dict[str, str] = {
     **dict.fromkeys(("ssim_within", "ms_ssim_within"), "real"),
     **dict.fromkeys(("clip_score", "alignment", "recall_at_1", "recall_at_5", "recall_at_10"), "high"),
     "median_rank": "low",
-    **dict.fromkeys(("shows_what_was_asked", "sensitivity", "specificity", "grade", "findings_kept"), "high"),
+    **dict.fromkeys(
+        ("shows_what_was_asked", "sensitivity", "specificity", "grade", "findings_kept", "pearson_kept"), "high"
+    ),
     **dict.fromkeys(("auroc", "average_precision", "accuracy", "f1", "pearson", "pearson_paired"), "high"),
-    **dict.fromkeys(("pearson_pooled", "probe_auroc", "probe_gain", "auroc_gain"), "high"),
+    **dict.fromkeys(("pearson_pooled", "probe_auroc", "probe_gain", "auroc_gain", "pearson_kept"), "high"),
     **dict.fromkeys(("validation_auroc", "validation_average_precision"), "high"),
     "underdiagnosis_gap": "low",
     **dict.fromkeys(("rmse", "rmse_share", "lpips_alex", "lpips_vgg"), "low"),

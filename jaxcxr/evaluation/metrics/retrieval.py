@@ -1,7 +1,7 @@
 """Whether images and texts find each other: cosines of pairs, and ranks in a gallery."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -135,15 +135,21 @@ def retrieval(
         )
     first, text = _numbered(texts)
     unique = every[first]
-    owned = text[:, None] == np.arange(len(unique))
-    plain = _ranks(images, unique, owned), _ranks(unique, images, owned.T)
+    numbers = np.arange(len(unique))
+    plain = (
+        _ranks(images, unique, lambda rows: text[rows, None] == numbers),
+        _ranks(unique, images, lambda rows: numbers[rows, None] == text),
+    )
     if labels is None:
         return Retrieval(*plain)
     kinds, label = _numbered(labels)
     has = np.zeros((len(unique), len(kinds)), bool)  # which labels the images of a text have
     has[text, label] = True
-    equal = has.T[label]
-    return Retrieval(*plain, _ranks(images, unique, equal), _ranks(unique, images, equal.T))
+    equal = (
+        _ranks(images, unique, lambda rows: has[:, label[rows]].T),
+        _ranks(unique, images, lambda rows: has[rows][:, label]),
+    )
+    return Retrieval(*plain, *equal)
 
 
 def _mean(values: np.ndarray, patients: Sequence[str] | None, seed: int) -> Alignment:
@@ -169,13 +175,12 @@ def _numbered(names: Sequence[object]) -> tuple[np.ndarray, np.ndarray]:
     return np.unique(places, return_index=True)[1], places
 
 
-def _ranks(queries: np.ndarray, gallery: np.ndarray, right: np.ndarray) -> Ranks:
-    """Ranks of queries (Q, D) in a gallery (G, D), where `right`, bool (Q, G), are the answers."""
-    return Ranks(np.concatenate([*_blocks(queries, gallery, right)]), len(gallery), float(right.mean(axis=1).mean()))
-
-
-def _blocks(queries: np.ndarray, gallery: np.ndarray, right: np.ndarray) -> Iterator[np.ndarray]:
+def _ranks(queries: np.ndarray, gallery: np.ndarray, right: Callable[[slice], np.ndarray]) -> Ranks:
+    """Ranks of queries (Q, D) in a gallery (G, D); `right` of a slice of them, bool (rows, G), are the answers."""
+    ranks, share = [], 0.0
     for rows in pieces(len(queries), 8 * len(gallery)):
-        scores, mine = queries[rows] @ gallery.T, right[rows]
+        scores, mine = queries[rows] @ gallery.T, right(rows)
         best = np.max(scores, axis=1, where=mine, initial=-np.inf)
-        yield 1 + np.sum((scores >= best[:, None]) & ~mine, axis=1)
+        ranks.append(1 + np.sum((scores >= best[:, None]) & ~mine, axis=1))
+        share += float(mine.mean(axis=1).sum())
+    return Ranks(np.concatenate(ranks), len(gallery), share / len(queries))

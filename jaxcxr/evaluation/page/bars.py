@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from html import escape
 
+from jaxcxr.evaluation.asked import CONFUSION
 from jaxcxr.evaluation.comparison import Row
 from jaxcxr.evaluation.page.contents import Page
 from jaxcxr.evaluation.page.drawings import Mark, Scale, bar, breakable, known, legend, marks, said
@@ -17,7 +18,7 @@ REAL_SIGN = "┃"
 
 def by_group(page: Page) -> Iterator[str]:
     """A section for each column that the numbers are split by: a chart a metric."""
-    columns = dict.fromkeys(row.group.partition("=")[0] for row in page.rows if row.group)
+    columns = dict.fromkeys(row.group.partition("=")[0] for row in page.rows if row.group and row.metric != CONFUSION)
     for column in sorted(columns, key=lambda name: name != "finding"):
         rows = [row for row in page.rows if row.group.partition("=")[0] == column]
         yield f"<section>\n<h2>{escape(_HEADS.get(column, f'By {column}'))}</h2>\n"

@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 
+from jaxcxr import html
+from jaxcxr.evaluation.asked import CONFUSION
 from jaxcxr.evaluation.comparison import Row
 from jaxcxr.evaluation.metrics import BETTER
 from jaxcxr.evaluation.page.contents import Page
@@ -25,7 +27,8 @@ def numbers(page: Page) -> Iterator[str]:
     yield "<section>\n<h2>Numbers</h2>\n"
     if page.rows:
         yield from _explanation(page)
-    whole, parts = [row for row in page.rows if not row.group], [row for row in page.rows if row.group]
+    whole = [row for row in page.rows if not row.group]
+    parts = [row for row in page.rows if row.group and row.metric != CONFUSION]
     if whole:
         yield from _table(page, whole, "Numbers of all images", grouped=False)
     if parts:
@@ -33,8 +36,24 @@ def numbers(page: Page) -> Iterator[str]:
         yield f"<details{opened}>\n<summary>By group: {len(parts)} numbers</summary>\n"
         yield from _table(page, parts, "Numbers by group", grouped=True)
         yield "</details>\n"
+    yield from _confusions(page)
     yield from _not_there(page)
     yield "</section>\n"
+
+
+def _confusions(page: Page) -> Iterator[str]:
+    """A table a set of what a classifier sees in images that were asked for one finding and not for another."""
+    rows = [row for row in page.rows if row.metric == CONFUSION]
+    for name, by in dict.fromkeys((row.set, row.extractor) for row in rows):
+        cells = {row.group: in_words(row.value) for row in rows if (row.set, row.extractor) == (name, by)}
+        names = list(dict.fromkeys(group.partition(",seen=")[0].removeprefix("asked=") for group in cells))
+        yield f"<h3>Asked for and seen: {breakable(name)} <small>{escape(by)}</small></h3>\n"
+        yield (
+            '<p class="soft">A row is of the images that were asked for its finding, and not for that of the column; '
+            "a cell is the share in which that is seen. On the diagonal are the findings that were asked for.</p>\n"
+        )
+        lines = [[one, *(cells.get(f"asked={one},seen={other}", "–") for other in names)] for one in names]
+        yield html.table([["asked for", *names], *lines])
 
 
 def better(metric: str) -> str:
