@@ -44,6 +44,8 @@ TINY = {
     "prompts": ["--count", "2"],
     "convert": [],
     "evaluate": [],
+    "reconstruct": ["--phantoms", "2"],
+    "study": [],
 }
 
 
