@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from jaxcxr.interop.pickled import PARAMETERS, Global, Program, View, open_views, rebuild_view, require, views_of
+from jaxcxr.interop.pickle_program import PARAMETERS, Global, Program, View, rebuild_view, require
+from jaxcxr.interop.pickled import open_views, views_of
 from jaxcxr.interop.tensors import Tensor, require_name
 
 _PARTS = ("_parameters", "_buffers", "_modules")

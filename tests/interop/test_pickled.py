@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from jaxcxr.errors import UserError
-from jaxcxr.interop import pickled
+from jaxcxr.interop import pickle_program
 from jaxcxr.interop.pickled import open_pickled
 
 torch = pytest.importorskip("torch")
@@ -322,7 +322,7 @@ def test_what_is_no_checkpoint_is_told(tmp_path):
 
 
 def test_a_flood_or_an_unknown_opcode_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(pickled, "_MOST_OPCODES", 400_000)
+    monkeypatch.setattr(pickle_program, "_MOST_OPCODES", 400_000)
     copies = b"](" + b"(NNt" * 1000 + b"eq\x00" + b"ccollections\nOrderedDict\nh\x00\x85R" * 1000
     floods = [
         ("holds no dictionary of tensors", b"})" + b"\x85" * 200_000 + b"Ns"),  # a key that cannot be hashed
