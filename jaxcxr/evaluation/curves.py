@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxcxr import html, parsing
 from jaxcxr.errors import UserError
+from jaxcxr.evaluation.metrics import BETTER
 from jaxcxr.files import inside
 from jaxcxr.workdir import CONFIG, METRICS, read_metrics
 
@@ -96,6 +97,13 @@ def speed_svg(run: Run) -> str:
     """Images a second; empty where the run has none."""
     lines = [(*run.series["images_per_second"], html.BLUE, 1.4, "")] if "images_per_second" in run.series else []
     return _svg(f"{run.name}-speed", "images a second", lines, from_zero=True)
+
+
+def evaluation_svgs(run: Run) -> list[str]:
+    """A plot of each metric of the run's evaluations, such as `fd/inception/clean-fid`."""
+    names = [name for name in run.series if name.partition("/")[0] in BETTER]
+    drawn = (_svg(f"{run.name}-{name}", name, [(*run.series[name], html.ORANGE, 1.8, "")], False) for name in names)
+    return [svg for svg in drawn if svg]
 
 
 def _svg(name: str, label: str, lines: Sequence[tuple], from_zero: bool) -> str:

@@ -88,6 +88,7 @@ def workdir(tmp_path):
     (folder / "samples").mkdir(parents=True)
     rows = [{"step": step, "loss": 1 / step, "images_per_second": 40.0} for step in range(10, 400, 10)]
     rows += [{"step": 200, "validation_loss": 0.02}, {"step": 390, "validation_loss": 0.01}]
+    rows += [{"step": step, "fd/x/y": 100.0 - step / 10} for step in (200, 390)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 4')
     (folder / "config.json").write_text(json.dumps({"objective": {"name": "diffusion"}}))
     for step in (100, 390):
@@ -267,6 +268,15 @@ def test_real_patients_are_announced_wherever_they_are_shown(evaluated):
     assert said not in render(dataclasses.replace(alone, runs=[run]))
 
 
+def test_page_has_the_curves_of_a_runs_evaluations(evaluated):
+    page = render(evaluated)
+    assert page.count("fd/x/y by step") == 1
+    assert "loss/timesteps" not in page
+    for method, caption in (("diffusion", "Samples, a row a prompt"), ("classifier", "what their answers depend on")):
+        run = dataclasses.replace(evaluated.runs[0], config={"method": method})
+        assert caption in render(dataclasses.replace(evaluated, runs=[run], reconstructions=True))
+
+
 def test_page_marks_what_is_wrong(evaluated):
     page = render(evaluated)
     assert page.count('class="wrong"') == 1
@@ -304,7 +314,7 @@ def test_page_shows_no_reconstructions_unless_asked(evaluated):
 
 def test_curves_are_svg_in_the_pages_colours(evaluated):
     page = render(evaluated)
-    assert page.count("<svg") == 2
+    assert page.count("<svg") == 3
     assert "#0101" not in page
     assert "var(--blue)" in page.split("</style>")[1]
 

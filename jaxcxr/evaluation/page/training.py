@@ -8,22 +8,27 @@ from PIL import Image
 
 from jaxcxr.data.images import encode_png, open_picture
 from jaxcxr.errors import UserError
-from jaxcxr.evaluation.curves import Run, loss_svg, speed_svg
+from jaxcxr.evaluation.curves import Run, evaluation_svgs, loss_svg, speed_svg
 from jaxcxr.evaluation.page.contents import Page
 from jaxcxr.evaluation.page.pictures import image
 
 _SHEET_SIDE, _SHEET_PIXELS = 1024, 2**27
+_CAPTIONS = {
+    **dict.fromkeys(("diffusion", "projection"), "Samples, a row a prompt"),
+    "autoencoder": "Validation images above their reconstructions",
+    "classifier": "Validation images above what their answers depend on",
+}
 
 
 def training(page: Page) -> Iterator[str]:
     """A section a run."""
     for run in page.runs:
         yield f"<section>\n<h2>Training: {escape(run.name)}</h2>\n"
-        curves = [svg for svg in (loss_svg(run), speed_svg(run)) if svg]
+        curves = [svg for svg in (loss_svg(run), *evaluation_svgs(run), speed_svg(run)) if svg]
         yield '<div class="curves">' + "".join(f"<div>{svg}</div>" for svg in curves) + "</div>\n"
         if run.sheet and (page.reconstructions or not run.reconstructs):
             step = int(run.sheet.stem) if run.sheet.stem.isdigit() else run.sheet.stem
-            what = "Validation images above their reconstructions" if run.reconstructs else "Samples, a row a prompt"
+            what = _CAPTIONS.get(run.method, _CAPTIONS["autoencoder"])
             caption = f"<figcaption>{what}, step {escape(str(step))}</figcaption>"
             yield f'<figure class="sheet">{image(_sheet(run), what)}{caption}</figure>\n'
         yield "</section>\n"
