@@ -42,7 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--extractor",
         action="append",
         metavar="NAME[/PREPROCESSING]",
-        help="network whose features are compared, in place of config.evaluation.extractors; may be repeated",
+        help="network whose features are compared, or the workdir of a trained classifier, in place of"
+        " config.evaluation.extractors; may be repeated",
     )
     parser.add_argument(
         "--weights", action="append", default=[], metavar="NAME=FILE", help="weights of an extractor; may be repeated"

@@ -53,7 +53,7 @@ class Chosen(NamedTuple):
 
 
 def choose_all(wanted: Sequence[str], weights: Sequence[str] = ()) -> list[Chosen]:
-    """Reads the extractors that texts like NAME or NAME/PREPROCESSING name.
+    """Reads the extractors that texts like NAME or NAME/PREPROCESSING name, or the workdir of a trained classifier.
 
     Args:
       wanted: the texts.
@@ -69,9 +69,15 @@ def choose_all(wanted: Sequence[str], weights: Sequence[str] = ()) -> list[Chose
 
 
 def _choose(named: str, files: Mapping[str, str]) -> Chosen:
+    if Path(named).is_dir():
+        from jaxcxr.evaluation.extractors.trained import PREPROCESSING, open_trained
+
+        own, weights = open_trained(Path(named))
+        return Chosen(Path(named).resolve().name, own, PREPROCESSING, Path(named), weights, digest(weights))
     name, _, preprocessing = named.partition("/")
     if name not in EXTRACTORS:
-        raise UserError(f"extractor {name!r}: may be {', '.join(EXTRACTORS)}")
+        known = ", ".join(EXTRACTORS)
+        raise UserError(f"extractor {name!r}: may be {known}, or the workdir of a classifier that was trained here")
     extractor = EXTRACTORS[name]
     preprocessing = preprocessing or next(iter(extractor.preprocessings))
     if preprocessing not in extractor.preprocessings:
