@@ -56,7 +56,7 @@ def open_split(path: str | Path, split: str, size: int | None = None) -> Sequenc
     """Opens one split of a folder that `jaxcxr prepare` wrote, for random access.
 
     Records are dicts with `image` (encoded PNG, bytes), `prompts`, `id`, `patient`, `view` (bytes, UTF-8),
-    `labels` and `uncertain` ones; `Batches` decodes them.
+    `labels`, `uncertain` ones, and of the `person` what is known of sex, age and race; `Batches` decodes them.
 
     Raises:
       UserError: `path` is not a prepared folder, its images are not of `size` pixels, or it has nothing in

@@ -14,7 +14,10 @@ from jaxcxr.data.settings import Settings
 from jaxcxr.errors import UserError
 
 SPLITS = ("train", "validate", "test")
-LISTS = ("prompts", "labels", "uncertain")  # fields of a record with any number of texts; older ones lack the last
+# Fields of a record with any number of texts; older ones lack the last two.
+LISTS = ("prompts", "labels", "uncertain", "person")
+PERSON = ("sex", "age", "race")
+"""What a source may know of a patient; a record's `person` has them as `sex=female`."""
 FIELDS = ("image", "id", "patient", "view", *LISTS)
 # By the field of a prompt that a row lacks, where the reason for leaving it out is not `no FIELD`.
 _ABSENT = dict.fromkeys(("report", "impression", "findings"), "no usable section")
@@ -118,6 +121,7 @@ def features(size: int) -> Any:
             "view": tfds.features.Text(),
             "labels": tfds.features.Sequence(tfds.features.Text()),
             "uncertain": tfds.features.Sequence(tfds.features.Text()),
+            "person": tfds.features.Sequence(tfds.features.Text()),
         }
     )
 
@@ -142,6 +146,7 @@ def make_record(candidate: Candidate, fields: Mapping[str, str], settings: Setti
         "view": candidate.view,
         "labels": list(candidate.labels),
         "uncertain": list(candidate.uncertain),
+        "person": [f"{key}={fields[key]}" for key in PERSON if fields.get(key)],
     }
     known = tuple(name for name, value in fields.items() if value)
     return Made(record, known, hashlib.blake2b(image, digest_size=12).hexdigest())

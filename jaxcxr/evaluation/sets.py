@@ -15,7 +15,7 @@ from PIL import Image
 from jaxcxr import parsing
 from jaxcxr.data import images
 from jaxcxr.data.loader import as_text, open_split
-from jaxcxr.data.records import SPLITS, EmptySplit
+from jaxcxr.data.records import PERSON, SPLITS, EmptySplit
 from jaxcxr.data.summary import Summary
 from jaxcxr.data.tables import read_rows
 from jaxcxr.errors import UserError
@@ -144,6 +144,7 @@ class _Records(Sequence[Item]):
         record = self._records[index]
         labels = tuple(map(as_text, record["labels"])) or (_NO_LABEL,)
         groups = {"label": labels, "view": (as_text(record["view"]),) if record["view"] else ()}
+        groups |= _person(dict(as_text(said).partition("=")[::2] for said in record.get("person", ())))
         text = as_text(record["prompts"][0]) if record["prompts"] else ""
         load = functools.partial(self._load, index)
         return Item(load, f"{self.stamp}/{index}", as_text(record["patient"]), text, groups)
@@ -214,11 +215,17 @@ def _row_item(folder: Path, table: Path, number: int, row: Mapping[str, Any]) ->
         raise UserError(f"{table}: row {number} has labels that are no list of texts")
     file = inside(folder, name)
     said = {key: str(row[key]) for key in (*GROUPS[1:], "patient", "text", "prompt") if row.get(key) not in (None, "")}
-    groups: dict[str, tuple[str, ...]] = {key: (said[key],) if key in said else () for key in GROUPS[1:]}
-    groups["label"] = tuple(labels) or ((_NO_LABEL,) if "labels" in row else ())
-    groups["age"] = tuple(filter(None, map(_decade, groups["age"])))
+    groups = {"label": tuple(labels) or ((_NO_LABEL,) if "labels" in row else ()), **_person(said)}
+    groups["view"] = (said["view"],) if "view" in said else ()
     text = said.get("text", said.get("prompt", ""))
     return Item(functools.partial(_from_file, file), _stamp(file), said.get("patient", str(file)), text, groups)
+
+
+def _person(said: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+    """The groups of what is known of a patient."""
+    known = {key: said.get(key, "") for key in PERSON}
+    known["age"] = _decade(known["age"])
+    return {key: (value,) if value else () for key, value in known.items()}
 
 
 def _decade(age: str) -> str:
@@ -240,6 +247,9 @@ class _Generated:
     effusion: str | None = None
     labels: tuple[str, ...] | str | None = None
     view: str | None = None
+    sex: str | None = None
+    age: str | float | int | None = None
+    race: str | None = None
 
 
 def _samples(folder: Path) -> list[Item]:
@@ -254,7 +264,8 @@ def _samples(folder: Path) -> list[Item]:
         file, asked = inside(folder, row.file_name), _asked(row, where)
         labels = (row.labels,) if isinstance(row.labels, str) else row.labels
         said = _labels(asked) if labels is None else labels or (_NO_LABEL,)
-        groups = {"view": (row.view,) if row.view else (), "label": said}
+        known = {key: str(value) for key in PERSON if (value := getattr(row, key)) is not None}
+        groups = {"view": (row.view,) if row.view else (), "label": said, **_person(known)}
         items.append(Item(functools.partial(_from_file, file), _stamp(file), str(file), row.prompt, groups, asked))
     if not items:
         raise UserError(f"{manifest}: lists no images; sample again")

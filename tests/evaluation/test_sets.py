@@ -136,4 +136,39 @@ def test_a_prepared_folder_is_its_test_split_or_the_one_that_is_named(prepared):
     assert one.load(16).shape == (16, 16)
     assert one.text
     assert one.groups["label"]
+    assert one.groups.keys() == {"label", "view", "sex", "age", "race"}
     np.testing.assert_array_equal(named["train"].items[:2][1].load(0), named["train"].items[1].load(0))
+
+
+def test_what_is_known_of_a_patient_is_kept_by_prepare_and_read_again(tmp_path):
+    folder = small.write_images(tmp_path / "images", 4, seed=1)
+    rows = [
+        {
+            "file_name": f"{number:03}.png",
+            "text": "No finding is seen.",
+            "sex": "female",
+            "age": 30 + number,
+            "race": "",
+        }
+        for number in range(4)
+    ]
+    write_rows(folder, rows)
+    config = configs.load("configs/base.py").data
+    config.size, config.views, config.tokenizer_vocab, config.min_words = 16, (), 600, 0
+    prepare(config, folder, tmp_path / "data")
+    found = open_set(f"{tmp_path / 'data'}:train").items
+    assert {item.groups["sex"] for item in found} == {("female",)}
+    assert {item.groups["age"] for item in found} == {("20-39",)}
+    assert {item.groups["race"] for item in found} == {()}
+
+
+def test_what_a_manifest_says_of_patients(tmp_path):
+    folder = small.write_images(tmp_path / "images", 2, seed=1)
+    rows = [
+        {"file_name": "000.png", "prompt": "p", "sex": "male", "age": 64, "labels": []},
+        {"file_name": "001.png", "prompt": "p", "labels": "Edema", "view": "PA"},
+    ]
+    (folder / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    one, two = open_set(folder).items
+    assert (one.groups["sex"], one.groups["age"], one.groups["label"]) == (("male",), ("60-79",), ("no finding",))
+    assert (two.groups["label"], two.groups["view"], two.groups["sex"]) == (("Edema",), ("PA",), ())
