@@ -184,7 +184,7 @@ def _require(train: Texts, test: Texts, findings: Sequence[str]) -> None:
                 f"give bool {shape}, and a state for each patient"
             )
     if shared := {*train.patients.tolist()} & {*test.patients.tolist()}:
-        raise UserError(f"probe: patient {min(map(str, shared))} is in train and in test; split by patient")
+        raise UserError(f"probe: {len(shared)} patients are in train and in test; split by patient")
 
 
 def _tail(patients: np.ndarray, seed: int) -> np.ndarray:

@@ -46,6 +46,7 @@ TINY = {
     "evaluate": [],
     "reconstruct": ["--phantoms", "2"],
     "study": [],
+    "probe": [],
 }
 
 

@@ -61,6 +61,7 @@ BETTER: dict[str, str] = {
     **dict.fromkeys(("auroc", "average_precision", "accuracy", "f1", "pearson", "pearson_paired"), "high"),
     **dict.fromkeys(("pearson_pooled", "probe_auroc", "probe_gain", "auroc_gain", "pearson_kept"), "high"),
     **dict.fromkeys(("validation_auroc", "validation_average_precision"), "high"),
+    **dict.fromkeys(("vocabulary_cosine", "vocabulary_cosine_centred"), "high"),
     "underdiagnosis_gap": "low",
     **dict.fromkeys(("rmse", "rmse_share", "lpips_alex", "lpips_vgg"), "low"),
     **dict.fromkeys(("psnr", "ssim", "ms_ssim"), "high"),
