@@ -1,5 +1,8 @@
 """Metrics of sets of features and pairs of images: against the packages that defined them, and against definitions."""
 
+import sys
+from unittest.mock import MagicMock
+
 import numpy as np
 import pytest
 import scipy.linalg
@@ -29,6 +32,19 @@ def test_frechet_is_that_of_means_and_covariances(n, m, width):
     wanted = means + np.trace(one) + np.trace(other) - 2 * product
     assert frechet.frechet(real, generated) == pytest.approx(wanted, rel=1e-6)
     assert frechet.frechet(real, real) == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize(("n", "m", "width"), [(300, 200, 16), (60, 40, 30)])
+def test_frechet_is_clean_fids(n, m, width, monkeypatch):
+    pytest.importorskip("cleanfid", reason="clean-fid is not installed")
+    for name in ("torchvision", "torchvision.transforms", "requests"):
+        monkeypatch.setitem(sys.modules, name, MagicMock())  # which this function of it does not need
+    from cleanfid.fid import frechet_distance
+
+    real, generated = sets(n, m, width)
+    moments = [(each.mean(axis=0), np.cov(each, rowvar=False)) for each in (real, generated)]
+    theirs = frechet_distance(*moments[0], *moments[1])
+    assert frechet.frechet(real, generated) == pytest.approx(theirs, rel=1e-6)
 
 
 def test_frechet_of_endless_images_is_less_than_of_few():
@@ -132,6 +148,12 @@ def test_vendi_counts_what_differs():
     shares = shares[shares > 1e-12]
     assert diversity.vendi(rows) == pytest.approx(np.exp(-(shares * np.log(shares)).sum()), rel=1e-9)
     assert diversity.vendi(rows[:5]) == pytest.approx(diversity.vendi(rows[:5] * 3), rel=1e-9)
+
+
+def test_vendi_is_that_of_its_authors():
+    vendi = pytest.importorskip("vendi_score.vendi", reason="vendi-score is not installed")
+    for rows in (RNG.standard_normal((40, 9)), RNG.standard_normal((90, 30))):
+        assert diversity.vendi(rows) == pytest.approx(vendi.score_dual(rows), rel=1e-6)
 
 
 def pictures(side: int) -> tuple[np.ndarray, np.ndarray]:
