@@ -36,6 +36,8 @@ def read(net: str, backbone: Path, heads: Path | None = None) -> Weights:
       UserError: there is no such net, or a file is absent, cannot be read, or is of another network.
     """
     build = _builder(net)
+    if not backbone.is_file():
+        raise UserError(f"{backbone}: no such file; LPIPS ({net}) needs torchvision's {BACKBONES[net]}")
     heads = heads or bundled(net)
     if heads is None:
         raise UserError(f"LPIPS ({net}): has no file of its heads; install the package {PACKAGE} with pip, or name one")

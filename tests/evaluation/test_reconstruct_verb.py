@@ -78,7 +78,10 @@ def test_phantoms_by_region_and_finding(tmp_path):
         (["--phantoms", "0"], "--phantoms 0: may be 1 or more"),
         (["--phantoms", "2", "--batch-size", "0"], "--batch-size 0: may be 1 or more"),
         (["--phantoms", "2", "--lpips", "alex"], "--lpips alex: give NET=FILE, where NET is alex or vgg"),
-        (["--phantoms", "2", "--lpips", "alex=nowhere"], "LPIPS"),
+        (
+            ["--phantoms", "2", "--lpips", "alex=nowhere"],
+            "nowhere: no such file; LPIPS (alex) needs torchvision's alexnet",
+        ),
         (["--phantoms", "2", "--size", "70"], "this autoencoder wants multiples of 4"),
         (["--real", "nowhere"], "nowhere: no such folder"),
         ([], "one of the arguments --real --phantoms is required"),
