@@ -127,7 +127,7 @@ def get_config() -> ConfigDict:
     config.stopping.metric = "validation_loss"  # or of a classifier validation_auroc, validation_average_precision
     config.stopping.patience = 0  # evaluations without a better value; the best checkpoint is kept; 0: never
 
-    config.evaluation = evaluation.defaults()  # what `jaxcxr evaluate` computes; the keys are told there
+    config.evaluation = evaluation.defaults()  # jaxcxr/evaluation/settings.py explains the keys
 
     config.profile = ConfigDict()  # a trace into the workdir's tensorboard/
     config.profile.steps = 0  # that are traced; 0: none

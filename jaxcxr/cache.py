@@ -19,7 +19,7 @@ from jaxcxr.data.moments import PER_SHARD, Card, Origin, pack, write_shard
 from jaxcxr.data.records import SPLITS
 from jaxcxr.data.summary import Summary
 from jaxcxr.errors import UserError
-from jaxcxr.files import locked_folder, remove_unfinished
+from jaxcxr.files import locked_folder, missing, remove_unfinished
 from jaxcxr.interop.pipeline import StableDiffusion
 from jaxcxr.methods import method
 from jaxcxr.models.compute import compiler_options
@@ -65,18 +65,13 @@ def cache(config: ConfigDict, out: Path, dtype: str = "bfloat16", *, text: bool 
         for split in splits:
             source = open_split(config.data.path, split, config.data.size)
             files = list(card.shards(out, split))
-            own = processes.share_out(functools.partial(_missing, files))
+            own = processes.share_out(functools.partial(missing, files))
             for index in tqdm(own, desc=f"cache {split}", unit="shard", disable=jax.process_index() > 0):
                 places = range(index * PER_SHARD, min((index + 1) * PER_SHARD, len(source)))
                 write_shard(files[index], encoder.records(source, places, text))
         # A process that ends waits for the others for five minutes, and then JAX aborts them all.
         processes.on_first(lambda: None)
     print(f"{out}: {sum(splits.values())} records of {' × '.join(map(str, card.shape))}, {dtype}")
-
-
-def _missing(files: Sequence[Path]) -> list[int]:
-    """The places of the files that are not there."""
-    return [place for place, file in enumerate(files) if not file.is_file()]
 
 
 def _frozen(config: ConfigDict, text: bool) -> StableDiffusion:

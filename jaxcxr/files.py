@@ -18,7 +18,7 @@ import stat
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -209,6 +209,11 @@ def remove_unfinished(folder: Path, name: str | None = None, *, living: bool = F
                 _remove_unlocked(path)
             elif stat.S_ISREG(mode):  # of an older version, which wrote files under these names
                 path.unlink()
+
+
+def missing(files: Sequence[Path]) -> list[int]:
+    """The places of the files that are not there."""
+    return [place for place, file in enumerate(files) if not file.is_file()]
 
 
 def inside(folder: Path, name: str) -> Path:

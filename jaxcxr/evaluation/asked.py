@@ -14,10 +14,10 @@ from jaxcxr.errors import UserError
 from jaxcxr.evaluation.batches import InBatches
 from jaxcxr.evaluation.comparison import Row
 from jaxcxr.evaluation.extractors import xrv
-from jaxcxr.evaluation.faithfulness import Judged, faithfulness, judge, thresholds
+from jaxcxr.evaluation.faithfulness import Scored, faithfulness, scored, thresholds
 from jaxcxr.evaluation.metrics.classification import confusion
 from jaxcxr.evaluation.pictures import read_pictures, readable
-from jaxcxr.evaluation.sets import ImageSet, Item
+from jaxcxr.evaluation.sets import ImageSet, Item, labelled
 from jaxcxr.models.named import with_parameters
 
 _AT_ONCE = 256  # images in memory
@@ -26,7 +26,7 @@ CONFUSION = "confusion"
 """The metric whose groups are `asked=…,seen=…`."""
 
 
-class Judge(NamedTuple):
+class Scorer(NamedTuple):
     """A classifier of radiographs.
 
     Attributes:
@@ -40,23 +40,23 @@ class Judge(NamedTuple):
     scores: Callable[[np.ndarray], np.ndarray]
 
 
-def is_judge(text: str) -> bool:
+def is_scorer(text: str) -> bool:
     """Whether a text names a classifier of radiographs: the folder of one, or xrv=FILE."""
     return text.startswith(_XRV) or Path(text).is_dir()
 
 
-def open_judge(text: str) -> Judge:
+def open_scorer(text: str) -> Scorer:
     """Reads the classifier that a text names: the workdir of one that was trained here, or torchxrayvision's, xrv=FILE.
 
     Raises:
       UserError: there is none, or it cannot be read.
     """
     if text.startswith(_XRV):
-        return Judge("xrv", xrv.PATHOLOGIES, _torchxrayvision(Path(text.removeprefix(_XRV))))
+        return Scorer("xrv", xrv.PATHOLOGIES, _torchxrayvision(Path(text.removeprefix(_XRV))))
     from jaxcxr.evaluation.classifiers import load_classifier
 
     found = load_classifier(text)
-    return Judge(Path(text).name, found.names, found)
+    return Scorer(Path(text).name, found.names, found)
 
 
 def _torchxrayvision(file: Path) -> Callable[[np.ndarray], np.ndarray]:
@@ -77,8 +77,8 @@ def _torchxrayvision(file: Path) -> Callable[[np.ndarray], np.ndarray]:
     return scores
 
 
-def judged(
-    real: ImageSet, generated: Sequence[ImageSet], by: Judge, size: int, seed: int
+def evaluate_asked(
+    real: ImageSet, generated: Sequence[ImageSet], by: Scorer, size: int, seed: int
 ) -> tuple[list[Row], list[str]]:
     """Rows of AUROC, accuracy, F1 and correlations by finding for each set, and what was left out, a line each.
 
@@ -123,7 +123,7 @@ def judged(
     return rows, left_out
 
 
-def _confusion(one: Judged, cuts: Mapping[str, float], of: str, classifier: str) -> list[Row]:
+def _confusion(one: Scored, cuts: Mapping[str, float], of: str, classifier: str) -> list[Row]:
     """What is seen in images that were asked for one finding and not for another, as shares."""
     shares = confusion(one.truth, one.scores >= np.array([cuts[name] for name in one.names]))
     none = (None, None, None, None, None)
@@ -135,13 +135,13 @@ def _confusion(one: Judged, cuts: Mapping[str, float], of: str, classifier: str)
     ]
 
 
-def _part(whole: Judged, names: Sequence[str], rows: Any) -> Judged:
+def _part(whole: Scored, names: Sequence[str], rows: Any) -> Scored:
     """Some images and findings of what a classifier has seen."""
     columns = [whole.names.index(name) for name in names]
-    return Judged(tuple(names), whole.truth[rows][:, columns], whole.scores[rows][:, columns], whole.units[rows])
+    return Scored(tuple(names), whole.truth[rows][:, columns], whole.scores[rows][:, columns], whole.units[rows])
 
 
-def _seen(images: ImageSet, by: Judge, size: int, unit: Callable[[Item], str]) -> tuple[Judged | None, list[str]]:
+def _seen(images: ImageSet, by: Scorer, size: int, unit: Callable[[Item], str]) -> tuple[Scored | None, list[str]]:
     """What the classifier sees in the images that say what they show, by its own names, and what is left out of it."""
     named = [item for item in images.items if item.groups.get("label")]
     kept, broken = readable(dataclasses.replace(images, items=named), size)
@@ -149,9 +149,9 @@ def _seen(images: ImageSet, by: Judge, size: int, unit: Callable[[Item], str]) -
     labels = sorted({label for item in kept.items for label in item.groups["label"]} - {"no finding", "No Finding"})
     if not labels:
         return None, lines
-    there = np.array([[label in item.groups["label"] for label in labels] for item in kept.items], bool)
+    there = labelled(kept.items, labels)
     scores = np.concatenate([by.scores(batch) for batch in _batches(kept, size)])
-    found, matched = judge(there, labels, scores, by.outputs, [unit(item) for item in kept.items])
+    found, matched = scored(there, labels, scores, by.outputs, [unit(item) for item in kept.items])
     if matched.asked_alone:
         lines.append(f"{images.name}: {by.name} has no output for {', '.join(matched.asked_alone)}")
     return found, lines

@@ -17,7 +17,7 @@ from jaxcxr.evaluation.features import Extracted, extract
 from jaxcxr.evaluation.metrics import METRICS, similarity
 from jaxcxr.evaluation.metrics.features import blocks
 from jaxcxr.evaluation.pictures import read_pictures
-from jaxcxr.evaluation.sets import ImageSet, Item
+from jaxcxr.evaluation.sets import ImageSet, Item, by_group
 from jaxcxr.evaluation.settings import OF_TEXTS, WITHIN_PROMPTS, Settings
 
 _MOST_PROMPTS = 200  # whose images are compared with each other
@@ -187,18 +187,10 @@ def _groups(real: Part, generated: Part, columns: Sequence[str]) -> Iterator[tup
     """Yields all images, then those of each group that both sets have: its name, and the places of its images."""
     yield "", np.arange(len(real[0].items)), np.arange(len(generated[0].items))
     for column in columns:
-        ours, theirs = (_by_value(part[0], column) for part in (real, generated))
-        shared = sorted(ours.keys() & theirs.keys())
+        ours, theirs = (by_group(part[0].items, (column,)) for part in (real, generated))
         if len(ours.keys() | theirs.keys()) > 1:
-            yield from ((f"{column}={value}", np.array(ours[value]), np.array(theirs[value])) for value in shared)
-
-
-def _by_value(images: ImageSet, column: str) -> dict[str, list[int]]:
-    places: dict[str, list[int]] = {}
-    for place, item in enumerate(images.items):
-        for value in item.groups.get(column, ()):
-            places.setdefault(value, []).append(place)
-    return places
+            for name in sorted(ours.keys() & theirs.keys()):
+                yield name, np.flatnonzero(ours[name]), np.flatnonzero(theirs[name])
 
 
 def _within_prompts(images: ImageSet, size: int, seed: int, result: Result) -> None:

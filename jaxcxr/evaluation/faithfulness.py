@@ -63,7 +63,7 @@ class Matched(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Judged:
+class Scored:
     """Images of which a classifier has said its part.
 
     Attributes:
@@ -125,9 +125,9 @@ def match(asked: Sequence[str], outputs: Sequence[str]) -> Matched:
     )
 
 
-def judge(
+def scored(
     truth: np.ndarray, names: Sequence[str], scores: np.ndarray, outputs: Sequence[str], units: Sequence[str]
-) -> tuple[Judged, Matched]:
+) -> tuple[Scored, Matched]:
     """The findings that both sides have, in the classifier's order, and which those are.
 
     Args:
@@ -135,7 +135,7 @@ def judge(
       names: of its columns, (A,).
       scores: (N, C).
       outputs: names of their columns, (C,).
-      units: (N,), as of `Judged`.
+      units: (N,), as of `Scored`.
 
     Raises:
       UserError: the shapes differ, or no finding is matched.
@@ -148,10 +148,10 @@ def judge(
     if not found.names:
         sees, wanted = (", ".join(which)[:200] for which in (outputs, names))
         raise UserError(f"findings: the classifier sees none of {wanted}; its outputs are {sees}")
-    return Judged(found.names, truth[:, found.asked], scores[:, found.outputs], np.asarray(units)), found
+    return Scored(found.names, truth[:, found.asked], scores[:, found.outputs], np.asarray(units)), found
 
 
-def thresholds(validation: Judged) -> dict[str, float]:
+def thresholds(validation: Scored) -> dict[str, float]:
     """The score of the best F1 by finding, on real images for validation; NaN where none has the finding."""
     return {
         name: best_f1_threshold(validation.truth[:, place], validation.scores[:, place])
@@ -160,8 +160,8 @@ def thresholds(validation: Judged) -> dict[str, float]:
 
 
 def faithfulness(
-    generated: Judged,
-    real: Judged | None,
+    generated: Scored,
+    real: Scored | None,
     *,
     of: str,
     classifier: str,
@@ -213,15 +213,15 @@ def faithfulness(
 class _Counted:
     """The metrics of a set by finding of `names`; they are NaN where the set has no such finding."""
 
-    def __init__(self, judged: Judged, names: Sequence[str], limits: np.ndarray, paired: np.ndarray | None):
-        columns = [judged.names.index(name) if name in judged.names else None for name in names]
-        nothing = np.zeros(len(judged.units))
-        parts = (judged.truth, judged.scores, judged.scores if paired is None else paired)
+    def __init__(self, scored: Scored, names: Sequence[str], limits: np.ndarray, paired: np.ndarray | None):
+        columns = [scored.names.index(name) if name in scored.names else None for name in names]
+        nothing = np.zeros(len(scored.units))
+        parts = (scored.truth, scored.scores, scored.scores if paired is None else paired)
         self._rows = np.column_stack(
             [nothing if column is None else part[:, column] for part in parts for column in columns]
         )
         self._limits = np.where([column is None for column in columns], np.nan, limits)
-        self._paired, self._units = paired is not None, judged.units
+        self._paired, self._units = paired is not None, scored.units
 
     def known(self) -> np.ndarray:
         """Which metrics there are, bool (5, K)."""
@@ -281,7 +281,7 @@ def _plain(name: str) -> str:
     return _MEANS.get(words, words)
 
 
-def _left_out(of: str, generated: Judged, floors: _Counted | None) -> Iterator[str]:
+def _left_out(of: str, generated: Scored, floors: _Counted | None) -> Iterator[str]:
     """Yields a line for each finding whose AUROC, or that of real images, is not known."""
     for place, name in enumerate(generated.names):
         asked, total = int(generated.truth[:, place].sum()), len(generated.units)

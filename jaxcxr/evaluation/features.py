@@ -19,7 +19,7 @@ from jaxcxr.errors import UserError
 from jaxcxr.evaluation.extractors import Chosen
 from jaxcxr.evaluation.extractors.extractor import abstract_network
 from jaxcxr.evaluation.sets import ImageSet, Item
-from jaxcxr.files import locked_folder, remove_unfinished, replace_file
+from jaxcxr.files import locked_folder, missing, remove_unfinished, replace_file
 from jaxcxr.models.compute import compiler_options
 from jaxcxr.models.named import with_parameters
 from jaxcxr.parallel import mesh as meshes
@@ -59,9 +59,7 @@ def extract(images: ImageSet, chosen: Chosen, size: int, folder: Path, batch_siz
     """
     own = folder / _identity(images, chosen, size)
     files = [own / f"{number:05}.npz" for number in range(-(-len(images.items) // PER_SHARD))]
-    if processes.from_first(
-        lambda: _missing(files)
-    ):  # one process decides, as file systems may tell each another thing
+    if processes.from_first(lambda: missing(files)):  # one process decides, as file systems may tell each another thing
         with contextlib.ExitStack() as held:
             processes.on_first(lambda: _claim(own, held))
             _compute(images, chosen, size, files, batch_size)
@@ -83,13 +81,8 @@ def _identity(images: ImageSet, chosen: Chosen, size: int) -> str:
     return hashlib.blake2b(repr(whole).encode(), digest_size=16).hexdigest()
 
 
-def _missing(files: Sequence[Path]) -> list[int]:
-    """The places of the files that are not there."""
-    return [place for place, file in enumerate(files) if not file.is_file()]
-
-
 def _compute(images: ImageSet, chosen: Chosen, size: int, files: Sequence[Path], batch_size: int) -> None:
-    mine = processes.share_out(lambda: _missing(files))
+    mine = processes.share_out(lambda: missing(files))
     network = Network(chosen, batch_size, meshes.own_mesh())
     read, total = functools.partial(_prepared, chosen, size), len(images.items)
     left = sum(min(PER_SHARD, total - shard * PER_SHARD) for shard in mine)

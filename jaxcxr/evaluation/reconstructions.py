@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 
 from jaxcxr.errors import UserError
 from jaxcxr.evaluation import perceptual
-from jaxcxr.evaluation.asked import Judge
+from jaxcxr.evaluation.asked import Scorer
 from jaxcxr.evaluation.batches import InBatches
 from jaxcxr.evaluation.bootstrap import bootstrap
 from jaxcxr.evaluation.comparison import Row
@@ -22,7 +22,7 @@ from jaxcxr.evaluation.metrics.classification import pearson
 from jaxcxr.evaluation.metrics.similarity import LEAST_SIDE, ms_ssim, ssim
 from jaxcxr.generate import to_gray
 from jaxcxr.interop.pipeline import StableDiffusion
-from jaxcxr.models.vae import normalize, split_moments
+from jaxcxr.models.vae import reconstruction
 from jaxcxr.phantoms.anatomy import Chest, Pose
 from jaxcxr.phantoms.classifier import Classifier, see
 from jaxcxr.phantoms.studies import Phantom
@@ -71,9 +71,7 @@ def reconstruct(
         )
 
     def compute(weights: Mapping[str, jax.Array], batch: jax.Array) -> jax.Array:
-        vae = alone.with_parameters(weights).vae
-        mean, _ = split_moments(vae.encode(normalize(batch[..., None], vae.config.in_channels)))
-        decoded = vae.decode(mean).astype(jnp.float32)
+        decoded = reconstruction(alone.with_parameters(weights).vae, batch[..., None])
         # Clipping would make black and white of what is infinite.
         return jnp.where(jnp.isfinite(decoded), jnp.clip(decoded / 2 + 0.5, 0, 1), jnp.nan)
 
@@ -180,7 +178,7 @@ def measure(
     return Measured(rows, {name: _worst(values, BETTER[name], worst) for name, values in errors.items()}, left_out)
 
 
-def scores_kept(before: np.ndarray, after: np.ndarray, by: Judge, patients: np.ndarray, of: str) -> Iterator[Row]:
+def scores_kept(before: np.ndarray, after: np.ndarray, by: Scorer, patients: np.ndarray, of: str) -> Iterator[Row]:
     """Yields how well a classifier's scores of images agree with those of their reconstructions: Pearson's correlation
     by class, `pearson_kept`, with an interval by patient; a class whose scores are all alike has none.
 

@@ -84,6 +84,22 @@ class ImageSet:
         raise UserError(f"{self.name}: none of its {len(self.items)} images can be read")
 
 
+def labelled(items: Sequence[Item], names: Sequence[str]) -> np.ndarray:
+    """Which labels each image has, bool (N, len(names))."""
+    found = [[name in item.groups.get("label", ()) for name in names] for item in items]
+    return np.array(found, bool).reshape(len(items), len(names))
+
+
+def by_group(items: Sequence[Item], columns: Sequence[str] = GROUPS) -> dict[str, np.ndarray]:
+    """Which images belong to each group, bool (N,) by name, as `label=edema`."""
+    found: dict[str, np.ndarray] = {}
+    for place, item in enumerate(items):
+        for column in columns:
+            for value in item.groups.get(column, ()):
+                found.setdefault(f"{column}={value}", np.zeros(len(items), bool))[place] = True
+    return found
+
+
 def open_set(place: str | Path) -> ImageSet:
     """Opens a prepared folder, a tree of phantoms, what `jaxcxr sample` wrote, or any folder of images.
 

@@ -16,7 +16,7 @@ from jaxcxr.evaluation.classifiers import load_classifier
 from jaxcxr.evaluation.comparison import Row
 from jaxcxr.evaluation.metrics.classification import auroc, best_f1_threshold, underdiagnosis
 from jaxcxr.evaluation.pictures import read_pictures
-from jaxcxr.evaluation.sets import GROUPS, ImageSet, stamp_of_records
+from jaxcxr.evaluation.sets import ImageSet, by_group, labelled, stamp_of_records
 from jaxcxr.training.train import train
 
 REAL = "real"
@@ -113,7 +113,7 @@ def common_classes(real: str, synthetic: Sequence[str]) -> tuple[tuple[str, ...]
 def train_arm(arm: Arm, config: ConfigDict, folder: Path, seed: int) -> Path | None:
     """Trains an arm, or what is left of it; the workdir of its last stage, or None where it was asked to stop.
 
-    It has exactly the steps of its stages: a validation set of other images in each arm is no fair judge of when to
+    It has exactly the steps of its stages: validation on other images in each arm cannot fairly say when to
     stop, so there is no early stopping, and the weights are the last ones.
 
     Args:
@@ -202,22 +202,14 @@ def predictions(
             names = own_names
             _, own = predict(workdir, validation)
             said.append(found)
-            truth = _truth(validation, names)
+            truth = labelled(validation.items, names)
             chosen.append([best_f1_threshold(truth[:, place], own[:, place]) for place in range(len(names))])
         scores[arm], cuts[arm] = np.stack(said), np.array(chosen)
     patients = np.array([item.patient for item in images.items])
-    groups: dict[str, np.ndarray] = {}
-    for place, item in enumerate(images.items):
-        for column in (column for column in GROUPS if column in _GROUPED):
-            for value in item.groups.get(column, ()):
-                groups.setdefault(f"{column}={value}", np.zeros(len(patients), bool))[place] = True
+    groups = by_group(images.items, _GROUPED)
     parts = [[item.groups.get(column, ()) for column in _PERSON] for item in images.items]
     persons = np.array(["|".join(value[0] for value in part) if all(part) else "" for part in parts])
-    return Predictions(images.name, names, _truth(images, names), patients, groups, persons, scores, cuts)
-
-
-def _truth(images: ImageSet, names: Sequence[str]) -> np.ndarray:
-    return np.array([[name in item.groups.get("label", ()) for name in names] for item in images.items], bool)
+    return Predictions(images.name, names, labelled(images.items, names), patients, groups, persons, scores, cuts)
 
 
 def rows(found: Predictions, resamples: int = 1000, seed: int = 0) -> Iterator[Row]:

@@ -4,12 +4,14 @@ import csv
 import dataclasses
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxcxr.errors import UserError
 from jaxcxr.evaluation.comparison import Row
+from jaxcxr.files import make_folder, replace_file
+from jaxcxr.parsing import to_json
 
 FIELDS = tuple(field.name for field in dataclasses.fields(Row))
 _ESCAPED = {**{letter: "\\" + letter for letter in "&%$#_{}"}, "\\": r"\textbackslash{}"}
@@ -33,6 +35,31 @@ def check_own(out: Path, file: str) -> None:
     begun = any((out / name).exists() for name in (file, "features", "runs"))
     if out.is_dir() and not begun and any(out.iterdir()):
         raise UserError(f"{out}: is not empty and has no {file}; name another --out")
+
+
+def write(out: Path, name: str, rows: Sequence[Row], about: Mapping[str, Any], page: str = "") -> None:
+    """Writes OUT/NAME.json, .csv and .tex, and the page if there is one; a new OUT cannot be read by others.
+
+    Args:
+      out: the folder.
+      name: of the files.
+      rows: the numbers.
+      about: what the JSON file has beside them.
+      page: HTML.
+
+    Raises:
+      UserError: the folder cannot be written.
+    """
+    files = {f"{name}.json": to_json({"rows": to_values(rows), **about})}
+    # A name may have bytes that are no text.
+    texts = {f"{name}.csv": to_csv(rows), f"{name}.tex": to_latex(rows)} | ({"index.html": page} if page else {})
+    files |= {file: text.encode(errors="replace") for file, text in texts.items()}
+    try:
+        make_folder(out, private=True)
+        for file, data in files.items():
+            replace_file(out / file, data)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error.strerror}); name another folder") from error
 
 
 def to_values(rows: Sequence[Row]) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ STATISTICS = "statistics"
 
 
 class Validation(NamedTuple):
-    """How a method is judged on images that it does not learn from.
+    """How a method is evaluated on images that it does not learn from.
 
     Attributes:
       loss: as `Loss`, but with arrays (B, …) by name in place of the means.
@@ -41,7 +41,7 @@ class Method:
       make_sheet: (pipeline, config, mesh, images) -> a function of parameters that draws a sheet, uint8 (H, W).
       of_images: whether its sheet shows validation images, uint8 (N, S, S, 1); prompts otherwise.
       cached: whether a cache may stand in for images.
-      make_validation: (pipeline, config) -> how it is judged, where that is not by its loss alone.
+      make_validation: (pipeline, config) -> how it is evaluated, where that is not by its loss alone.
     """
 
     networks: tuple[str, ...]

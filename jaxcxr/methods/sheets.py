@@ -15,7 +15,7 @@ from jaxcxr.diffusion.samplers import BY_CLASS
 from jaxcxr.generate import default_size, initial_noise, latent_shape, make_generate, to_gray, unconditional_states
 from jaxcxr.interop.pipeline import StableDiffusion
 from jaxcxr.models.compute import compiler_options
-from jaxcxr.models.vae import normalize, split_moments
+from jaxcxr.models.vae import reconstruction
 from jaxcxr.parallel import mesh as meshes
 
 Draw = Callable[[Mapping[str, jax.Array]], np.ndarray]
@@ -84,8 +84,7 @@ def reconstructed(pipeline: StableDiffusion, config: ConfigDict, mesh: Mesh, ima
     @functools.partial(jax.jit, out_shardings=meshes.replicated(mesh), compiler_options=compiler_options(mesh))
     def reconstruct(parameters):
         vae = pipeline.with_parameters(parameters).vae
-        mean, _ = split_moments(vae.encode(normalize(images, vae.config.in_channels)))
-        return jnp.clip(vae.decode(mean).astype(jnp.float32) / 2 + 0.5, 0, 1)
+        return jnp.clip(reconstruction(vae, images) / 2 + 0.5, 0, 1)
 
     def draw(parameters: Mapping[str, jax.Array]) -> np.ndarray:
         return tile(np.concatenate([images[..., 0], to_gray(reconstruct(parameters))]), len(images))

@@ -10,20 +10,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
 from jaxcxr.errors import UserError
 from jaxcxr.models.config import ClassifierConfig
+from jaxcxr.models.features import IMAGENET_MEAN, IMAGENET_STD
 from jaxcxr.models.features.batch_norm import BatchNorm
 from jaxcxr.models.features.densenet import DenseNet
 from jaxcxr.models.features.resnet import BasicBlock, Bottleneck, ResNet
 from jaxcxr.models.features.small import MULTIPLE, SmallNet
 from jaxcxr.models.layers import GroupNorm
-
-MEAN, STD = np.array((0.485, 0.456, 0.406), np.float32), np.array((0.229, 0.224, 0.225), np.float32)
-"""ImageNet's, of RGB in 0..1."""
 
 Described = ClassifierConfig | Mapping[str, Any]
 
@@ -116,7 +113,7 @@ def prepared(images: jax.Array, config: ClassifierConfig) -> jax.Array:
     if gray.shape[1:3] != (side, side):
         gray = jax.image.resize(gray, (len(gray), side, side, 1), "linear", antialias=True)
     if config.in_channels == 3:
-        return (gray / 255 - MEAN) / STD
+        return (gray / 255 - IMAGENET_MEAN) / IMAGENET_STD
     return gray / 127.5 - 1
 
 

@@ -200,3 +200,14 @@ def split_moments(moments: jax.Array) -> tuple[jax.Array, jax.Array]:
     """
     mean, logvar = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
     return mean, jnp.clip(logvar, -30.0, 20.0)
+
+
+def reconstruction(vae: AutoencoderKL, images: jax.Array | np.ndarray) -> jax.Array:
+    """What the autoencoder makes of the mean of images' posterior, float32 (B, H, W, C), images in [−1, 1].
+
+    Args:
+        vae: the autoencoder.
+        images: uint8 (B, H, W, 1).
+    """
+    mean, _ = split_moments(vae.encode(normalize(images, vae.config.in_channels)))
+    return vae.decode(mean).astype(jnp.float32)

@@ -43,16 +43,16 @@ class Evaluator:
         self._images = validation.images if validation else 0
         method, images = methods.method(config), None
         if method.make_validation:
-            judged = method.make_validation(pipeline, config)
+            validation_of = method.make_validation(pipeline, config)
         else:
-            judged = Validation(lambda *given: (loss(*given)[0], {}), lambda shown: {})
+            validation_of = Validation(lambda *given: (loss(*given)[0], {}), lambda shown: {})
 
         @functools.partial(jax.jit, out_shardings=meshes.replicated(mesh), compiler_options=compiler_options(mesh))
         def mean_loss(parameters, batch, key):
-            errors, shown = judged.loss(parameters, batch, example_keys(key, batch))
+            errors, shown = validation_of.loss(parameters, batch, example_keys(key, batch))
             return weighted_mean(errors, with_mean_weight(batch)), shown
 
-        self._loss, self._measure = mean_loss, judged.measure
+        self._loss, self._measure = mean_loss, validation_of.measure
         if method.of_images and validation:
             rows = np.arange(min(8, config.batch_size))  # the same on all processes
             images = open_batches(config, "validate", tokenizer, rows=rows, shuffle=False).batch(0)["image"]

@@ -67,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Evaluates; raises UserError on a user's mistake."""
     from jaxcxr.errors import UserError
-    from jaxcxr.evaluation.asked import is_judge, judged, open_judge
+    from jaxcxr.evaluation.asked import evaluate_asked, is_scorer, open_scorer
     from jaxcxr.evaluation.curves import read_run
     from jaxcxr.evaluation.evaluate import evaluate
     from jaxcxr.evaluation.pictures import readable
@@ -81,8 +81,8 @@ def run(args: argparse.Namespace) -> None:
     runs = [read_run(workdir) for workdir in args.runs]
     generated, real = [open_set(each) for each in args.generated], open_set(args.real)
     size = config.data.size or generated[0].side()
-    phantoms = real.kind == "phantoms" and not is_judge(args.classifier)
-    if not phantoms and not is_judge(args.classifier) and args.classifier != "first":
+    phantoms = real.kind == "phantoms" and not is_scorer(args.classifier)
+    if not phantoms and not is_scorer(args.classifier) and args.classifier != "first":
         raise UserError(
             f"--classifier {args.classifier}: no such folder; give the workdir of a classifier, or xrv=FILE; others are"
             " of phantoms, for a tree of `jaxcxr phantoms` as --real"
@@ -93,8 +93,8 @@ def run(args: argparse.Namespace) -> None:
         processes.on_first(lambda: _make_out(args.out))
         result = evaluate(real, generated, settings, size, args.out / "features", config.seed, nearest=args.show_real)
         result.left_out = left_out + result.left_out
-        if is_judge(args.classifier):  # by all processes, as it is spread over their devices
-            rows, lines = judged(real, generated, open_judge(args.classifier), size, config.seed)
+        if is_scorer(args.classifier):  # by all processes, as it is spread over their devices
+            rows, lines = evaluate_asked(real, generated, open_scorer(args.classifier), size, config.seed)
             result.rows, result.left_out = result.rows + rows, result.left_out + lines
 
         def finish() -> None:
@@ -177,18 +177,13 @@ def _classified(args: argparse.Namespace, real: Any, generated: list, size: int,
 
 
 def _make_out(out: Path) -> None:
+    from jaxcxr.errors import UserError
     from jaxcxr.files import make_folder
 
     try:
         make_folder(out, private=True)
     except OSError as error:
-        raise _unwritable(out, error.strerror) from error
-
-
-def _unwritable(out: Path, why: Any) -> Exception:
-    from jaxcxr.errors import UserError
-
-    return UserError(f"{out}: cannot be written ({why}); name another folder")
+        raise UserError(f"{out}: cannot be written ({error.strerror}); name another folder") from error
 
 
 def _config_text(config: Any, show_prompts: bool) -> str:
@@ -204,12 +199,9 @@ def _config_text(config: Any, show_prompts: bool) -> str:
 
 
 def _numbers(args: argparse.Namespace, size: int, result: Any, classified: dict[str, Any]) -> dict[str, Any]:
-    """What evaluation.json holds."""
-    from jaxcxr.evaluation.tables import to_values
-
+    """What evaluation.json holds beside the rows."""
     how = {"config": args.config, "real": args.real, "generated": args.generated}
     numbers: dict[str, Any] = {
-        "rows": to_values(result.rows),
         "left_out": result.left_out,
         "counts": result.counts,
         "extractors": result.used,
@@ -236,10 +228,9 @@ def _write(
     import dataclasses
     import itertools
 
+    from jaxcxr.evaluation import tables
     from jaxcxr.evaluation.page import Page, render
     from jaxcxr.evaluation.pictures import read_pictures
-    from jaxcxr.evaluation.tables import to_csv, to_latex
-    from jaxcxr.files import replace_file
     from jaxcxr.parsing import to_json
 
     drawn = real.kind == "phantoms"
@@ -255,7 +246,8 @@ def _write(
     pairs = (
         [(*read_pictures(real, size, each[1:3]), each.distance) for each in result.nearest] if args.show_real else []
     )
-    numbers = to_json(_numbers(args, size, result, classified))
+    about = _numbers(args, size, result, classified)
+    numbers = to_json({"rows": tables.to_values(result.rows), **about}).decode()
     page = Page(
         title=args.title,
         generated=pictures,
@@ -266,18 +258,14 @@ def _write(
         counts=result.counts,
         classified=classified,
         runs=runs,
-        settings={"Evaluation": numbers.decode(), "Config": _config_text(config, args.show_real)},
+        settings={
+            "Evaluation": numbers,
+            "Config": _config_text(config, args.show_real),
+        },
         reconstructions=args.show_real,
         neighbours=pairs,
     )
-    files = {"evaluation.json": numbers, "evaluation.csv": to_csv(result.rows).encode(errors="replace")}
-    files |= {"evaluation.tex": to_latex(result.rows).encode(errors="replace")}
-    files["index.html"] = render(page).encode(errors="replace")
-    try:
-        for name, data in files.items():
-            replace_file(args.out / name, data)
-    except OSError as error:
-        raise _unwritable(args.out, error.strerror) from error
+    tables.write(args.out, "evaluation", result.rows, about, render(page))
 
 
 def _say(args: argparse.Namespace, result: Any, classified: dict[str, Any]) -> None:

@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> None:
     from jaxcxr.errors import UserError
     from jaxcxr.evaluation.evaluate import some
     from jaxcxr.evaluation.probe import Texts, probe
-    from jaxcxr.evaluation.sets import open_set
+    from jaxcxr.evaluation.sets import labelled, open_set
     from jaxcxr.evaluation.tables import check_own
 
     names = [path.name for path in args.checkpoint]
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> None:
         if name != names[0] and _digest(tokenizer) == first["tokenizer"]:
             rows += _forgotten(name, first["states"], encode(words))
     train, test = (
-        Texts(own, _truth(items, labels), np.array([item.patient for item in items]))
+        Texts(own, labelled(items, labels), np.array([item.patient for item in items]))
         for own, items in zip(states, splits, strict=True)
     )
     found, left_out = probe(train, test, labels)
@@ -78,10 +78,6 @@ def _labels(splits: Sequence[Sequence[Any]]) -> list[str]:
         usual = {label for label, count in counts.items() if _LEAST <= count <= len(items) - _LEAST}
         shared = usual if shared is None else shared & usual
     return sorted(shared or ())
-
-
-def _truth(items: Sequence[Any], labels: Sequence[str]) -> np.ndarray:
-    return np.array([[label in item.groups.get("label", ()) for label in labels] for item in items], bool)
 
 
 def _encoder(path: Path) -> tuple[Any, Any]:
@@ -135,22 +131,12 @@ def _forgotten(name: str, base: np.ndarray, tuned: np.ndarray) -> list[Any]:
 
 
 def _write(args: argparse.Namespace, rows: list, left_out: list[str]) -> None:
-    from jaxcxr.errors import UserError
-    from jaxcxr.evaluation.tables import in_words, to_csv, to_latex, to_values
-    from jaxcxr.files import make_folder, replace_file
-    from jaxcxr.parsing import to_json
+    from jaxcxr.evaluation import tables
 
     settings = {"checkpoints": [str(path) for path in args.checkpoint], "data": args.data, "count": args.count}
-    files = {"probe.json": to_json({"rows": to_values(rows), "left_out": left_out, "settings": settings})}
-    files |= {"probe.csv": to_csv(rows).encode(errors="replace"), "probe.tex": to_latex(rows).encode(errors="replace")}
-    try:
-        make_folder(args.out, private=True)
-        for name, data in files.items():
-            replace_file(args.out / name, data)
-    except OSError as error:
-        raise UserError(f"{args.out}: cannot be written ({error.strerror}); name another folder") from error
+    tables.write(args.out, "probe", rows, {"left_out": left_out, "settings": settings})
     for row in (row for row in rows if not row.group):
-        print(f"{row.set}: {row.metric} {in_words(row.value, row.low, row.high)}, n = {row.n}")
+        print(f"{row.set}: {row.metric} {tables.in_words(row.value, row.low, row.high)}, n = {row.n}")
     for line in left_out:
         print(f"left out: {line}")
     print(f"numbers: {args.out / 'probe.json'}")

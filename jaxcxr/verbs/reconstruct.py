@@ -81,11 +81,11 @@ def run(args: argparse.Namespace) -> None:
 def _measure(args: argparse.Namespace) -> None:
     from jaxcxr import interop
     from jaxcxr.evaluation import reconstructions
-    from jaxcxr.evaluation.asked import is_judge, open_judge
+    from jaxcxr.evaluation.asked import is_scorer, open_scorer
     from jaxcxr.parallel import processes
 
     lpips = _lpips(args.lpips)
-    by = open_judge(args.classifier) if is_judge(args.classifier) else None
+    by = open_scorer(args.classifier) if is_scorer(args.classifier) else None
     images = _phantoms(args) if args.phantoms else _folder(args)
     pipeline = interop.load(args.checkpoint, only=("vae",))
     made = reconstructions.reconstruct(pipeline, images.pixels, args.batch_size)
@@ -126,7 +126,7 @@ def _lpips(wanted: list[str]) -> dict[str, Any]:
 def _folder(args: argparse.Namespace) -> _Images:
     from jaxcxr.evaluation.evaluate import some
     from jaxcxr.evaluation.pictures import read_pictures, readable
-    from jaxcxr.evaluation.sets import open_set
+    from jaxcxr.evaluation.sets import by_group, open_set
 
     images = some(open_set(args.real), args.count, seed=0)
     size = args.size or images.side()
@@ -134,17 +134,12 @@ def _folder(args: argparse.Namespace) -> _Images:
     pixels = np.stack([picture.pixels for picture in read_pictures(images, size)])
     if broken:
         print(f"{images.name}: {broken} images cannot be read, and are left out")
-    groups: dict[str, np.ndarray] = {}
-    for place, item in enumerate(images.items):
-        for column, values in item.groups.items():
-            for value in values:
-                groups.setdefault(f"{column}={value}", np.zeros(len(pixels), bool))[place] = True
     patients = np.array([item.patient for item in images.items])
-    return _Images(images.name, pixels, patients, {"groups": groups})
+    return _Images(images.name, pixels, patients, {"groups": by_group(images.items)})
 
 
 def _phantoms(args: argparse.Namespace) -> _Images:
-    from jaxcxr.evaluation.asked import is_judge
+    from jaxcxr.evaluation.asked import is_scorer
     from jaxcxr.evaluation.reconstructions import phantom_regions
     from jaxcxr.phantoms.classifier import read
     from jaxcxr.phantoms.studies import phantom
@@ -153,17 +148,14 @@ def _phantoms(args: argparse.Namespace) -> _Images:
     drawn = [phantom(_SEED, number, args.size or 64) for number in range(args.phantoms)]
     there = np.stack([present(one.findings) for one in drawn])
     known: dict[str, Any] = {"regions": phantom_regions(drawn)}
-    if not is_judge(args.classifier):
+    if not is_scorer(args.classifier):
         known |= {"classifier": read(args.classifier), "there": there}
     return _Images("phantoms", np.stack([one.image for one in drawn]), np.arange(len(drawn)), known)
 
 
 def _write(args: argparse.Namespace, images: _Images, made: np.ndarray, found: Any) -> None:
-    from jaxcxr.errors import UserError
+    from jaxcxr.evaluation import tables
     from jaxcxr.evaluation.page.reconstructions import Reconstructed, render
-    from jaxcxr.evaluation.tables import to_csv, to_latex, to_values
-    from jaxcxr.files import make_folder, replace_file
-    from jaxcxr.parsing import to_json
 
     settings = {"checkpoint": str(args.checkpoint), "images": args.real or f"{args.phantoms} phantoms"}
     settings |= {"size": images.pixels.shape[1]}
@@ -178,19 +170,8 @@ def _write(args: argparse.Namespace, images: _Images, made: np.ndarray, found: A
             metric: [(images.pixels[place], made[place]) for place in places] for metric, places in found.worst.items()
         },
     )
-    numbers = {"rows": to_values(found.rows), "left_out": found.left_out, "settings": settings}
-    files = {
-        "reconstructions.json": to_json(numbers),
-        "reconstructions.csv": to_csv(found.rows).encode(errors="replace"),
-    }
-    files |= {"reconstructions.tex": to_latex(found.rows).encode(errors="replace")}
-    files["index.html"] = render(page).encode(errors="replace")
-    try:
-        make_folder(args.out, private=True)
-        for name, data in files.items():
-            replace_file(args.out / name, data)
-    except OSError as error:
-        raise UserError(f"{args.out}: cannot be written ({error.strerror}); name another folder") from error
+    about = {"left_out": found.left_out, "settings": settings}
+    tables.write(args.out, "reconstructions", found.rows, about, render(page))
 
 
 def _say(args: argparse.Namespace, found: Any) -> None:

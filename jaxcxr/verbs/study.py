@@ -109,19 +109,10 @@ def _say_broken(images: Any, broken: int) -> None:
 
 
 def _write(args: argparse.Namespace, rows: list) -> None:
-    from jaxcxr.errors import UserError
-    from jaxcxr.evaluation.tables import in_words, to_csv, to_latex, to_values
-    from jaxcxr.files import replace_file
-    from jaxcxr.parsing import to_json
+    from jaxcxr.evaluation import tables
 
     settings = {"config": args.config, "real": args.real, "synthetic": args.synthetic, "seeds": args.seeds}
-    files = {"study.json": to_json({"rows": to_values(rows), "settings": settings})}
-    files |= {"study.csv": to_csv(rows).encode(), "study.tex": to_latex(rows).encode()}
-    try:
-        for name, data in files.items():
-            replace_file(args.out / name, data)
-    except OSError as error:
-        raise UserError(f"{args.out}: cannot be written ({error.strerror}); name another folder") from error
+    tables.write(args.out, "study", rows, {"settings": settings})
     for row in (row for row in rows if not row.group):
-        print(f"{row.set}: {row.metric} {in_words(row.value, row.low, row.high)}, n = {row.n}, {row.extractor}")
+        print(f"{row.set}: {row.metric} {tables.in_words(row.value, row.low, row.high)}, n = {row.n}, {row.extractor}")
     print(f"numbers: {args.out / 'study.json'}")

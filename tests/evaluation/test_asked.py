@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from jaxcxr.errors import UserError
-from jaxcxr.evaluation.asked import Judge, is_judge, judged, open_judge
+from jaxcxr.evaluation.asked import Scorer, evaluate_asked, is_scorer, open_scorer
 from jaxcxr.evaluation.metrics.classification import accuracy_at, auroc, best_f1_threshold
 from jaxcxr.evaluation.sets import open_set
 
@@ -20,7 +20,7 @@ def bands(images: np.ndarray) -> np.ndarray:
     return np.stack([*halves, np.zeros(len(images))], axis=-1).astype(np.float32) / 255
 
 
-JUDGE = Judge("bands", ("Edema", "Effusion", "Fracture"), bands)
+SCORER = Scorer("bands", ("Edema", "Effusion", "Fracture"), bands)
 
 
 def write(folder, count, noise, seed):
@@ -45,7 +45,7 @@ def everything(images, names=NAMES):
 
 def test_rows_are_of_what_was_asked_with_cuts_and_floors_of_real_images(tmp_path):
     real, drawn = write(tmp_path / "real", 80, 8, 1), write(tmp_path / "drawn", 60, 20, 2)
-    rows, left_out = judged(real, [drawn], JUDGE, 20, 0)
+    rows, left_out = evaluate_asked(real, [drawn], SCORER, 20, 0)
     assert not left_out
     found = {(row.metric, row.group): row for row in rows}
     truth, scores, _ = everything(drawn)
@@ -72,20 +72,20 @@ def test_sets_that_do_not_say_what_they_were_asked_for(tmp_path):
     real = write(tmp_path / "real", 20, 8, 1)
     write(tmp_path / "drawn", 20, 8, 2)
     (tmp_path / "drawn" / "metadata.jsonl").unlink()
-    rows, left_out = judged(real, [open_set(tmp_path / "drawn")], JUDGE, 20, 0)
+    rows, left_out = evaluate_asked(real, [open_set(tmp_path / "drawn")], SCORER, 20, 0)
     assert not rows
     assert left_out == ["drawn: bands has nothing to compare; no image says what it was asked for"]
     with pytest.raises(UserError, match="drawn: none of its images has a label; bands needs some"):
-        judged(open_set(tmp_path / "drawn"), [real], JUDGE, 20, 0)
+        evaluate_asked(open_set(tmp_path / "drawn"), [real], SCORER, 20, 0)
 
 
 def test_labels_that_the_classifier_does_not_know(tmp_path):
     real, drawn = write(tmp_path / "real", 40, 8, 1), write(tmp_path / "drawn", 40, 8, 2)
-    other = Judge("other", ("Hernia",), lambda images: np.zeros((len(images), 1), np.float32))
+    other = Scorer("other", ("Hernia",), lambda images: np.zeros((len(images), 1), np.float32))
     with pytest.raises(UserError, match=r"the classifier sees none of Edema, Pleural Effusion; its outputs are Hernia"):
-        judged(real, [drawn], other, 20, 0)
-    some = Judge("some", ("Edema",), lambda images: bands(images)[:, :1])
-    rows, left_out = judged(real, [drawn], some, 20, 0)
+        evaluate_asked(real, [drawn], other, 20, 0)
+    some = Scorer("some", ("Edema",), lambda images: bands(images)[:, :1])
+    rows, left_out = evaluate_asked(real, [drawn], some, 20, 0)
     assert {row.group for row in rows if row.metric != "confusion"} == {"", "finding=Edema"}
     assert "drawn: some has no output for Pleural Effusion" in left_out
 
@@ -101,19 +101,19 @@ def test_torchxrayvisions_classifier_on_square_images(tmp_path):
     values = named_parameters(xrv.classifier(nnx.Rngs(0)))
     state = dict(to_torch(name, np.array(value)) for name, value in values.items())
     torch.save({name: torch.tensor(np.ascontiguousarray(value)) for name, value in state.items()}, tmp_path / "xrv.pth")
-    assert is_judge(f"xrv={tmp_path / 'xrv.pth'}")
-    judge = open_judge(f"xrv={tmp_path / 'xrv.pth'}")
+    assert is_scorer(f"xrv={tmp_path / 'xrv.pth'}")
+    scored = open_scorer(f"xrv={tmp_path / 'xrv.pth'}")
     images = np.random.default_rng(0).integers(0, 256, (3, 40, 40), np.uint8)
-    found = judge.scores(images)
+    found = scored.scores(images)
     module = xrv.classifier(nnx.Rngs(0))
     inputs = np.stack([xrv.XRV.preprocessings["xrv"](Image.fromarray(image)) for image in images])
     np.testing.assert_allclose(found, xrv.scores(module.logits(module(inputs))), atol=1e-5)
-    assert found.shape == (3, len(judge.outputs))
+    assert found.shape == (3, len(scored.outputs))
 
 
 def test_what_is_no_classifier(tmp_path):
-    assert not is_judge("first")
-    assert is_judge(str(tmp_path))
+    assert not is_scorer("first")
+    assert is_scorer(str(tmp_path))
     for text in (str(tmp_path), "xrv=nowhere"):
         with pytest.raises(UserError):
-            open_judge(text)
+            open_scorer(text)

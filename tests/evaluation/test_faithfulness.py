@@ -6,7 +6,7 @@ import pytest
 from jaxcxr.errors import UserError
 from jaxcxr.evaluation import faithfulness
 from jaxcxr.evaluation.extractors.xrv import PATHOLOGIES
-from jaxcxr.evaluation.faithfulness import Judged
+from jaxcxr.evaluation.faithfulness import Scored
 from jaxcxr.evaluation.metrics import BETTER, classification
 from jaxcxr.phantoms.generator import KINDS
 from jaxcxr.phantoms.reports import LABELS
@@ -15,7 +15,7 @@ from jaxcxr.phantoms.truth import CLASSES
 NAMES = ("Effusion", "Edema", "Hernia")
 
 
-def judged(n, strength, seed, names=NAMES, rare=()):
+def scored(n, strength, seed, names=NAMES, rare=()):
     """Images whose scores grow with the truth."""
     draw = np.random.default_rng(seed)
     truth = draw.random((n, len(names))) < 0.3
@@ -23,7 +23,7 @@ def judged(n, strength, seed, names=NAMES, rare=()):
     for name in rare:
         truth[:, names.index(name)] = False
     scores = 0.3 + strength * truth + 0.1 * draw.standard_normal(truth.shape)
-    return Judged(names, truth, scores, np.arange(n) // 2)
+    return Scored(names, truth, scores, np.arange(n) // 2)
 
 
 def by_name(rows):
@@ -88,7 +88,7 @@ def test_names_that_are_alike_are_told_apart(asked, outputs, names, alone):
 def test_judge_takes_the_columns_that_match():
     truth = np.array([[True, False, False], [False, True, False]])
     scores = np.array([[0.1, 0.9, 0.5], [0.2, 0.8, 0.6]])
-    found, matched = faithfulness.judge(
+    found, matched = faithfulness.scored(
         truth, ["device", "edema", "effusion"], scores, ["Effusion", "Hernia", "Edema"], ["a", "b"]
     )
     assert found.names == ("Effusion", "Edema")
@@ -96,16 +96,16 @@ def test_judge_takes_the_columns_that_match():
     np.testing.assert_array_equal(found.scores, [[0.1, 0.5], [0.2, 0.6]])
     assert (matched.asked_alone, matched.outputs_alone) == (("device",), ("Hernia",))
     with pytest.raises(UserError, match=r"sees none of device, edema, effusion; its outputs are x"):
-        faithfulness.judge(truth, ["device", "edema", "effusion"], scores[:, :1], ["x"], ["a", "b"])
+        faithfulness.scored(truth, ["device", "edema", "effusion"], scores[:, :1], ["x"], ["a", "b"])
     with pytest.raises(UserError, match=r"with 2 and 3 names"):
-        faithfulness.judge(truth, ["device", "edema"], scores, ["a", "b", "c"], ["a", "b"])
+        faithfulness.scored(truth, ["device", "edema"], scores, ["a", "b", "c"], ["a", "b"])
     with pytest.raises(UserError, match=r"give bool and scores \(2, 3\)"):
-        Judged(NAMES, truth, scores[:, :2], np.arange(2))
+        Scored(NAMES, truth, scores[:, :2], np.arange(2))
 
 
 def test_rows_have_the_metrics_of_both_sets():
-    generated, real = judged(200, 0.08, 1), judged(150, 0.15, 2)
-    cuts = faithfulness.thresholds(judged(150, 0.15, 3))
+    generated, real = scored(200, 0.08, 1), scored(150, 0.15, 2)
+    cuts = faithfulness.thresholds(scored(150, 0.15, 3))
     paired = generated.scores + 0.05 * np.random.default_rng(4).standard_normal(generated.scores.shape)
     rows, left_out = faithfulness.faithfulness(
         generated, real, of="mine", classifier="xrv", cuts=cuts, paired=paired, resamples=200
@@ -142,10 +142,10 @@ def test_rows_have_the_metrics_of_both_sets():
 
 
 def test_intervals_are_of_prompts():
-    one = judged(40, 0.1, 5)
-    one = Judged(NAMES, one.truth, one.scores, np.arange(40))
-    many = Judged(NAMES, *(np.repeat(part, 6, axis=0) for part in (one.truth, one.scores, one.units)))
-    alone = Judged(NAMES, many.truth, many.scores, np.arange(240))
+    one = scored(40, 0.1, 5)
+    one = Scored(NAMES, one.truth, one.scores, np.arange(40))
+    many = Scored(NAMES, *(np.repeat(part, 6, axis=0) for part in (one.truth, one.scores, one.units)))
+    alone = Scored(NAMES, many.truth, many.scores, np.arange(240))
     widths = []
     for images in (one, many, alone):
         rows, _ = faithfulness.faithfulness(images, None, of="", classifier="", resamples=300)
@@ -157,7 +157,7 @@ def test_intervals_are_of_prompts():
 
 def test_what_cannot_be_told_is_left_out_of_the_mean():
     names = (*NAMES, "Mass")
-    generated, real = judged(80, 0.1, 1, names, rare=["Hernia"]), judged(60, 0.2, 2)
+    generated, real = scored(80, 0.1, 1, names, rare=["Hernia"]), scored(60, 0.2, 2)
     rows, left_out = faithfulness.faithfulness(generated, real, of="mine", classifier="xrv", resamples=20)
     found = by_name(rows)
     assert ("auroc", "finding=Hernia") not in found
@@ -175,8 +175,8 @@ def test_what_cannot_be_told_is_left_out_of_the_mean():
 
 
 def test_an_order_of_findings_of_its_own_changes_nothing():
-    generated, real = judged(50, 0.1, 1), judged(60, 0.2, 2)
-    turned = Judged(NAMES[::-1], real.truth[:, ::-1], real.scores[:, ::-1], real.units)
+    generated, real = scored(50, 0.1, 1), scored(60, 0.2, 2)
+    turned = Scored(NAMES[::-1], real.truth[:, ::-1], real.scores[:, ::-1], real.units)
     cuts = faithfulness.thresholds(turned)
     assert cuts == faithfulness.thresholds(real)
     ours, theirs = (
@@ -187,15 +187,15 @@ def test_an_order_of_findings_of_its_own_changes_nothing():
 
 
 def test_one_prompt_has_no_interval():
-    one = judged(30, 0.1, 1)
+    one = scored(30, 0.1, 1)
     rows, _ = faithfulness.faithfulness(
-        Judged(NAMES, one.truth, one.scores, np.zeros(30)), None, of="", classifier="", resamples=20
+        Scored(NAMES, one.truth, one.scores, np.zeros(30)), None, of="", classifier="", resamples=20
     )
     assert {(row.low, row.high, row.floor) for row in rows} == {(None, None, None)}
 
 
 def test_scores_that_are_not_finite_are_refused():
-    one = judged(30, 0.1, 1)
+    one = scored(30, 0.1, 1)
     one.scores[3, 1] = np.nan
     with pytest.raises(UserError, match=r"number 3 is nan"):
         faithfulness.faithfulness(one, None, of="", classifier="")

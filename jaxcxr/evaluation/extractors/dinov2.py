@@ -21,12 +21,13 @@ from jaxcxr.evaluation.extractors.extractor import (
     require_config,
 )
 from jaxcxr.interop.tensors import Tensor, Tensors
+from jaxcxr.models.features import IMAGENET_MEAN, IMAGENET_STD
 from jaxcxr.models.features.dinov2 import Dinov2Config, Dinov2Model
 
 _SIZE = 518
 _B_14 = Dinov2Config(image_size=_SIZE)
 _L_14 = Dinov2Config(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, image_size=_SIZE)
-_IMAGENET = (np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.224, 0.225], np.float32))
+_IMAGENET = (IMAGENET_MEAN, IMAGENET_STD)
 _RADIOGRAPHS = (np.float32(0.5307), np.float32(0.2583))
 # Meta's names, in the order in which they are replaced, and those of transformers.
 _META = {

@@ -13,13 +13,12 @@ from PIL import Image
 
 from jaxcxr.evaluation.extractors.extractor import Extractor, Weights, read_weights
 from jaxcxr.evaluation.extractors.resizing import centre_crop, pil_bilinear, rgb, short_edge
+from jaxcxr.models.features import IMAGENET_MEAN, IMAGENET_STD
 from jaxcxr.models.features.densenet import WIDTH, DenseNet
 from jaxcxr.models.features.resnet import resnet18, resnet50
 
 SHORT_EDGE, SIZE = 256, 224
 """Pixels of the short edge before the crop, and of a side of it."""
-MEAN, STD = np.array((0.485, 0.456, 0.406), np.float32), np.array((0.229, 0.224, 0.225), np.float32)
-"""ImageNet's, of RGB in 0..1."""
 # DenseNet's file is older than the rule that a module's name has no dot.
 _OLD_NAME = re.compile(r"(denselayer\d+\.(?:norm|conv))\.(?=[12]\.)")
 
@@ -27,7 +26,7 @@ _OLD_NAME = re.compile(r"(denselayer\d+\.(?:norm|conv))\.(?=[12]\.)")
 def imagenet(image: Image.Image) -> np.ndarray:
     """The middle of a picture in RGB, normalized by ImageNet's statistics, (224, 224, 3)."""
     size = short_edge((image.height, image.width), SHORT_EDGE)
-    return (centre_crop(pil_bilinear(rgb(image), size), (SIZE, SIZE)) / 255 - MEAN) / STD
+    return (centre_crop(pil_bilinear(rgb(image), size), (SIZE, SIZE)) / 255 - IMAGENET_MEAN) / IMAGENET_STD
 
 
 def _densenet121(rngs: nnx.Rngs) -> DenseNet:

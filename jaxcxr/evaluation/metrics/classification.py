@@ -94,7 +94,7 @@ def average_precision(labels: ArrayLike, scores: ArrayLike) -> float:
 def best_f1_threshold(labels: ArrayLike, scores: ArrayLike) -> float:
     """The score that gives the best F1 where scores of at least it are called positive; of equals, the highest.
 
-    Choose it on other images than those that are judged by it.
+    Choose it on other images than those that it is used on.
 
     Args:
       labels: bool (N,).
