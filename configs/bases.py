@@ -18,23 +18,25 @@ UNNAMED = ("Frontal chest radiograph, {view} view.",)
 
 
 def get_config(stage: str = "phantom") -> ConfigDict:
-    """`stage` is autoencoder, or the base to train: phantom-no-effusion, phantom (from that) or phantom-unnamed."""
-    if stage == "autoencoder":
-        return _autoencoder()
+    """`stage` is autoencoder, or details, which trains it on for small things; or the base to train:
+    phantom-no-effusion, phantom (from that) or phantom-unnamed.
+    """
+    if stage in _AUTOENCODERS:
+        return _AUTOENCODERS[stage]()
     if stage not in BASES:
-        raise UserError(f"configs/bases.py:{stage}: choose autoencoder, {', '.join(BASES)}")
+        raise UserError(f"configs/bases.py:{stage}: choose {', '.join([*_AUTOENCODERS, *BASES])}")
     config = phantom.get_config("diffusion")
     config.data.path = f"runs/bases/data-{stage}"
     config.data.tokenizer = "runs/bases/data/tokenizer"
-    config.model.base = "runs/bases/autoencoder"
+    config.model.base = "runs/bases/white"
     config.model.unet = ConfigDict(UNET)
+    config.model.measure_scaling_factor = False  # `jaxcxr convert --whiten` has measured it
     config.steps = 4000
     if stage == "phantom":
         config.model.base = "runs/bases/phantom-no-effusion"
         for inherited in ("unet", "text_encoder", "scheduler"):
             config.model[inherited] = ConfigDict()
-        config.model.measure_scaling_factor = False
-        config.steps = 2000
+        config.steps = 8000
     elif stage == "phantom-unnamed":
         config.data.prompts = UNNAMED
         config.steps = 1500
@@ -61,3 +63,16 @@ def _autoencoder() -> ConfigDict:
     config.ema_decay = 0.995
     config.eval_every = config.sample_every = config.checkpoint_every = 600
     return config
+
+
+def _details() -> ConfigDict:
+    config = _autoencoder()
+    config.model.base = "runs/bases/autoencoder"
+    config.model.vae = ConfigDict()
+    config.steps = 2500
+    config.optimizer.learning_rate = 1e-3
+    config.eval_every = config.sample_every = config.checkpoint_every = 500
+    return config
+
+
+_AUTOENCODERS = {"autoencoder": _autoencoder, "details": _details}

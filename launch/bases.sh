@@ -19,12 +19,12 @@ config=$(dirname "$0")/../configs/bases.py
 
 say() { printf '\n== %s\n' "$*"; }
 
-# pictures FOLDER SEED [OPTION …]: drawn patients with their reports. Effusions are no more frequent than the rest here:
-# what is rare and small is learnt last.
-prevalence="left effusion=0.1,right effusion=0.1,bilateral effusion=0.1,cardiomegaly=0.2,pneumothorax=0.25"
-prevalence="$prevalence,consolidation=0.25,nodule=0.2,edema=0.15,device=0.4"
+# pictures FOLDER SEED [OPTION …]: drawn patients with their reports. What is small and learnt last, tubes, lines and
+# nodules, is more frequent here than `jaxcxr phantoms` has it.
+prevalence="left effusion=0.12,right effusion=0.12,bilateral effusion=0.1,cardiomegaly=0.25,pneumothorax=0.25"
+prevalence="$prevalence,consolidation=0.25,nodule=0.3,edema=0.15,device=0.8"
 pictures() {
-  jaxcxr phantoms --out "$run/$1" --patients 6000 --size 64 --seed "$2" --prevalence "$prevalence" "${@:3}"
+  jaxcxr phantoms --out "$run/$1" --patients 8000 --size 64 --seed "$2" --prevalence "$prevalence" "${@:3}"
 }
 
 # base NAME PHANTOMS FROM: from drawn patients, and the checkpoint to begin with, to a diffusers folder.
@@ -51,15 +51,18 @@ say "phantoms with every finding, and the autoencoder and tokenizer that all bas
 pictures phantoms 1
 jaxcxr prepare --config "$config:autoencoder" --source "$run/phantoms" --out "$run/data"
 jaxcxr train --config "$config:autoencoder" --workdir "$run/autoencoder" "--config.data.path=$run/data"
+jaxcxr train --config "$config:details" --workdir "$run/details" "--config.data.path=$run/data" \
+  "--config.model.base=$run/autoencoder"
+[ -e "$run/white" ] || jaxcxr convert "$run/details" "$run/white" --to diffusers --whiten "$run/data:train"
 
 if [ "$wanted" != phantom-unnamed ]; then
   pictures phantoms-no-effusion 2 --findings cardiomegaly,pneumothorax,consolidation,nodule,edema,device \
     --unmentioned effusion
-  base phantom-no-effusion phantoms-no-effusion autoencoder
+  base phantom-no-effusion phantoms-no-effusion white
 fi
 if [ "$wanted" = phantom ] || [ "$wanted" = all ]; then
   base phantom phantoms phantom-no-effusion
 fi
 if [ "$wanted" = phantom-unnamed ] || [ "$wanted" = all ]; then
-  base phantom-unnamed phantoms autoencoder
+  base phantom-unnamed phantoms white
 fi
