@@ -13,12 +13,19 @@ import numpy as np
 from jaxcxr.errors import UserError
 from jaxcxr.evaluation.bootstrap import bootstrap
 from jaxcxr.evaluation.comparison import Row
-from jaxcxr.evaluation.metrics.classification import accuracy_at, auroc, best_f1_threshold, f1_at, pearson
+from jaxcxr.evaluation.metrics.classification import (
+    accuracy_at,
+    auroc,
+    best_f1_threshold,
+    brier,
+    expected_calibration_error,
+    f1_at,
+    pearson,
+)
 
 _RESAMPLES = 1000
-# By finding and of all together; the last is of all together alone. Real images have no pairs of their own.
-_METRICS = ("auroc", "accuracy", "f1", "pearson", "pearson_paired", "pearson_pooled")
-_UNPAIRED = _METRICS.index("pearson_paired")
+# By finding and of all together; the last is of all together alone.
+_METRICS = ("auroc", "accuracy", "f1", "pearson", "expected_calibration_error", "brier", "pearson_pooled")
 _Number = tuple[float | None, float | None, float | None]
 _NOTHING: _Number = (None, None, None)
 
@@ -166,13 +173,12 @@ def faithfulness(
     of: str,
     classifier: str,
     cuts: Mapping[str, float] | None = None,
-    paired: np.ndarray | None = None,
     resamples: int = _RESAMPLES,
     seed: int = 0,
 ) -> tuple[list[Row], list[str]]:
-    """Rows of AUROC, accuracy, F1 and correlations by finding, and what was left out, a line each.
+    """Rows of AUROC, accuracy, F1, calibration and correlations by finding, and what was left out, a line each.
 
-    A row without a group is the mean over findings: over those that have a value in both sets. `pearson_pooled`, as
+    Calibration is of scores from 0 to 1 alone, as of what was asked for. A row without a group is the mean over findings: over those that have a value in both sets. `pearson_pooled`, as
     ChexGen reports it, is the correlation of all N·K scores at once. Intervals hold 95 % of resamples of the units.
 
     Args:
@@ -182,23 +188,20 @@ def faithfulness(
       classifier: its name.
       cuts: scores from which on a finding is called present, by finding, as of `thresholds`; chosen on the generated
         images they would flatter them. Without one there is neither accuracy nor F1.
-      paired: scores (N, K) of the real image whose report the prompt is, to correlate with.
       resamples: of the intervals.
       seed: of the resamples.
 
     Raises:
       UserError: a score is not finite, or the shapes differ.
     """
-    if paired is not None and paired.shape != generated.scores.shape:
-        raise UserError(f"paired scores: are of shape {paired.shape}; give {generated.scores.shape}")
     names = generated.names
     limits = np.array([(cuts or {}).get(name, np.nan) for name in names])
-    ours = _Counted(generated, names, limits, paired)
+    ours = _Counted(generated, names, limits)
     common = ours.known()
     floors = None
     if real is not None:
-        floors = _Counted(real, names, limits, None)
-        common[:_UNPAIRED] &= floors.known()[:_UNPAIRED]
+        floors = _Counted(real, names, limits)
+        common &= floors.known()
     numbers = ours.with_interval(common, resamples, seed)
     beside = floors.with_interval(common, resamples, seed) if floors else [_NOTHING] * len(numbers)
     rows = []
@@ -213,25 +216,29 @@ def faithfulness(
 class _Counted:
     """The metrics of a set by finding of `names`; they are NaN where the set has no such finding."""
 
-    def __init__(self, scored: Scored, names: Sequence[str], limits: np.ndarray, paired: np.ndarray | None):
+    def __init__(self, scored: Scored, names: Sequence[str], limits: np.ndarray):
         columns = [scored.names.index(name) if name in scored.names else None for name in names]
         nothing = np.zeros(len(scored.units))
-        parts = (scored.truth, scored.scores, scored.scores if paired is None else paired)
         self._rows = np.column_stack(
-            [nothing if column is None else part[:, column] for part in parts for column in columns]
+            [
+                nothing if column is None else part[:, column]
+                for part in (scored.truth, scored.scores)
+                for column in columns
+            ]
         )
         self._limits = np.where([column is None for column in columns], np.nan, limits)
-        self._paired, self._units = paired is not None, scored.units
+        self._units = scored.units
+        self._are_probabilities = scored.scores.min() >= 0 and scored.scores.max() <= 1
 
     def known(self) -> np.ndarray:
-        """Which metrics there are, bool (5, K)."""
+        """Which metrics there are, bool (6, K)."""
         return ~np.isnan(self._by_finding(self._rows))
 
     def with_interval(self, common: np.ndarray, resamples: int, seed: int) -> list[_Number]:
         """All numbers as (value, low, high), metric by metric: those of the findings, then of all together.
 
         Args:
-          common: bool (5, K), the findings whose mean is taken.
+          common: bool (6, K), the findings whose mean is taken.
           resamples: of the units.
           seed: of the resamples.
         """
@@ -245,23 +252,24 @@ class _Counted:
         return [(_known(one), _known(start), _known(end)) for one, start, end in zip(value, low, high, strict=True)]
 
     def _by_finding(self, rows: np.ndarray) -> np.ndarray:
-        truth, scores, paired = np.split(rows, 3, axis=1)
+        truth, scores = np.split(rows, 2, axis=1)
         found = [
             (
                 auroc(present > 0, score),
                 accuracy_at(present > 0, score, limit),
                 f1_at(present > 0, score, limit),
                 pearson(score, present),
-                pearson(score, other) if self._paired else np.nan,
+                expected_calibration_error(present > 0, score) if self._are_probabilities else np.nan,
+                brier(present > 0, score) if self._are_probabilities else np.nan,
             )
-            for present, score, other, limit in zip(truth.T, scores.T, paired.T, self._limits, strict=True)
+            for present, score, limit in zip(truth.T, scores.T, self._limits, strict=True)
         ]
         return np.array(found).T
 
     def _all(self, common: np.ndarray, rows: np.ndarray) -> np.ndarray:
         found = self._by_finding(rows)
         means = [_mean(line[mask]) for line, mask in zip(found, common, strict=True)]
-        truth, scores, _ = np.split(rows, 3, axis=1)
+        truth, scores = np.split(rows, 2, axis=1)
         pooled = pearson(scores[:, common[0]].ravel(), truth[:, common[0]].ravel())
         last = np.append(np.full(found.shape[1], np.nan), pooled)
         return np.append(np.column_stack([found, means]), last)

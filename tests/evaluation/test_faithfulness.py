@@ -106,13 +106,10 @@ def test_judge_takes_the_columns_that_match():
 def test_rows_have_the_metrics_of_both_sets():
     generated, real = scored(200, 0.08, 1), scored(150, 0.15, 2)
     cuts = faithfulness.thresholds(scored(150, 0.15, 3))
-    paired = generated.scores + 0.05 * np.random.default_rng(4).standard_normal(generated.scores.shape)
-    rows, left_out = faithfulness.faithfulness(
-        generated, real, of="mine", classifier="xrv", cuts=cuts, paired=paired, resamples=200
-    )
+    rows, left_out = faithfulness.faithfulness(generated, real, of="mine", classifier="xrv", cuts=cuts, resamples=200)
     assert left_out == []
     found = by_name(rows)
-    assert len(found) == 5 * 4 + 1
+    assert len(found) == 6 * 4 + 1
     for place, name in enumerate(NAMES):
         for side, one in (("value", generated), ("floor", real)):
             truth, scores, cut = one.truth[:, place], one.scores[:, place], cuts[name]
@@ -122,12 +119,11 @@ def test_rows_have_the_metrics_of_both_sets():
                 ("accuracy", (truth == called).mean()),
                 ("f1", 2 * (truth & called).sum() / (truth.sum() + called.sum())),
                 ("pearson", np.corrcoef(truth, scores)[0, 1]),
+                ("brier", ((truth - scores) ** 2).mean()),
+                ("expected_calibration_error", classification.expected_calibration_error(truth, scores)),
             ):
                 assert getattr(found[metric, f"finding={name}"], side) == pytest.approx(wanted, abs=1e-12)
-        row = found["pearson_paired", f"finding={name}"]
-        assert row.value == pytest.approx(np.corrcoef(generated.scores[:, place], paired[:, place])[0, 1])
-        assert row.floor is None
-    for metric in ("auroc", "accuracy", "f1", "pearson", "pearson_paired"):
+    for metric in ("auroc", "accuracy", "f1", "pearson", "brier", "expected_calibration_error"):
         values = [found[metric, f"finding={name}"].value for name in NAMES]
         assert found[metric, ""].value == pytest.approx(np.mean(values))
     pooled = found["pearson_pooled", ""]
@@ -137,7 +133,7 @@ def test_rows_have_the_metrics_of_both_sets():
         assert row.low <= row.value <= row.high
         assert row.floor is None or row.floor_low <= row.floor <= row.floor_high
         assert (row.set, row.extractor, row.n) == ("mine", "xrv", 200)
-        assert BETTER[row.metric] == "high"
+        assert BETTER[row.metric] == ("low" if row.metric in ("brier", "expected_calibration_error") else "high")
     assert found["auroc", ""].value < found["auroc", ""].floor
 
 
@@ -161,7 +157,7 @@ def test_what_cannot_be_told_is_left_out_of_the_mean():
     rows, left_out = faithfulness.faithfulness(generated, real, of="mine", classifier="xrv", resamples=20)
     found = by_name(rows)
     assert ("auroc", "finding=Hernia") not in found
-    assert not any(row.metric in ("accuracy", "f1", "pearson_paired") for row in rows)
+    assert not any(row.metric in ("accuracy", "f1") for row in rows)
     assert found["auroc", "finding=Mass"].floor is None
     for side in ("value", "floor"):
         values = [getattr(found["auroc", f"finding={name}"], side) for name in NAMES[:2]]
@@ -172,6 +168,13 @@ def test_what_cannot_be_told_is_left_out_of_the_mean():
     ]
     pooled = np.corrcoef(generated.truth[:, :2].ravel(), generated.scores[:, :2].ravel())[0, 1]
     assert found["pearson_pooled", ""].value == pytest.approx(pooled)
+
+
+def test_scores_that_are_no_probabilities_have_no_calibration():
+    one = scored(40, 0.1, 1)
+    logits = Scored(NAMES, one.truth, one.scores - 1, one.units)
+    rows, _ = faithfulness.faithfulness(logits, None, of="", classifier="", resamples=20)
+    assert {row.metric for row in rows} == {"auroc", "pearson", "pearson_pooled"}
 
 
 def test_an_order_of_findings_of_its_own_changes_nothing():
@@ -199,5 +202,3 @@ def test_scores_that_are_not_finite_are_refused():
     one.scores[3, 1] = np.nan
     with pytest.raises(UserError, match=r"number 3 is nan"):
         faithfulness.faithfulness(one, None, of="", classifier="")
-    with pytest.raises(UserError, match=r"paired scores: are of shape"):
-        faithfulness.faithfulness(one, None, of="", classifier="", paired=one.scores[:, :1])

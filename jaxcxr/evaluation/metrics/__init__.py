@@ -58,7 +58,8 @@ BETTER: dict[str, str] = {
     **dict.fromkeys(
         ("shows_what_was_asked", "sensitivity", "specificity", "grade", "findings_kept", "pearson_kept"), "high"
     ),
-    **dict.fromkeys(("auroc", "average_precision", "accuracy", "f1", "pearson", "pearson_paired"), "high"),
+    **dict.fromkeys(("auroc", "average_precision", "accuracy", "f1", "pearson"), "high"),
+    **dict.fromkeys(("expected_calibration_error", "brier"), "low"),
     **dict.fromkeys(("pearson_pooled", "probe_auroc", "probe_gain", "auroc_gain", "pearson_kept"), "high"),
     **dict.fromkeys(("validation_auroc", "validation_average_precision"), "high"),
     **dict.fromkeys(("vocabulary_cosine", "vocabulary_cosine_centred"), "high"),
