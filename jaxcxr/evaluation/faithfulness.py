@@ -178,8 +178,9 @@ def faithfulness(
 ) -> tuple[list[Row], list[str]]:
     """Rows of AUROC, accuracy, F1, calibration and correlations by finding, and what was left out, a line each.
 
-    Calibration is of scores from 0 to 1 alone, as of what was asked for. A row without a group is the mean over findings: over those that have a value in both sets. `pearson_pooled`, as
-    ChexGen reports it, is the correlation of all N·K scores at once. Intervals hold 95 % of resamples of the units.
+    A row without a group is the mean over findings: over those that have a value in both sets. `pearson_pooled`, as
+    ChexGen reports it, is the correlation of all N·K scores at once. Calibration is that of scores from 0 to 1, with
+    what was asked for. Intervals hold 95 % of resamples of the units.
 
     Args:
       generated: images, with what was asked for.
