@@ -45,6 +45,7 @@ class Prepared:
       splits: images by split.
       views: images by split and view.
       labels: images by split and label.
+      weights: a digest of the table `config.data.weights`; empty without one, and in workdirs of before it was kept.
     """
 
     path: str
@@ -55,6 +56,7 @@ class Prepared:
     splits: dict[str, int]
     views: dict[str, dict[str, int]]
     labels: dict[str, dict[str, int]]
+    weights: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Weights of examples in the loss, from a table by record id."""
 
 import csv
+import hashlib
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,6 +36,12 @@ def read(file: str | Path) -> Mapping[str, float]:
     if not any(found.values()):
         raise UserError(f"{path}: has no weight above 0")
     return found
+
+
+def digest(table: Mapping[str, float]) -> str:
+    """A digest of what `read` found, whatever the order of its lines; ids cannot be read from it."""
+    lines = sorted(f"{own}\n{value!r}\n" for own, value in table.items())
+    return hashlib.blake2b("".join(lines).encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
 
 
 def _number(text: str | None) -> float:

@@ -1,12 +1,13 @@
 """What the data of a run were prepared with: on record in the workdir, and compared with config and restarts."""
 
+import dataclasses
 import shlex
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxcxr.data import settings
+from jaxcxr.data import settings, weights
 from jaxcxr.data.source import is_source, open_source
 from jaxcxr.data.summary import Summary
 from jaxcxr.errors import UserError
@@ -23,9 +24,11 @@ def describe(config: ConfigDict) -> tuple[Prepared, ...]:
     """What the folders of `config.data` were prepared with.
 
     Raises:
-      UserError: one is neither prepared nor a source.
+      UserError: one is neither prepared nor a source, or the table of weights cannot be read.
     """
-    return tuple(_describe(Path(folder.path), folder.weight, config) for folder in folders(config))
+    table = weights.digest(weights.read(config.data.weights)) if config.data.weights else ""
+    described = (_describe(Path(folder.path), folder.weight, config) for folder in folders(config))
+    return tuple(dataclasses.replace(each, weights=table) for each in described)
 
 
 def _describe(path: Path, weight: float, config: ConfigDict) -> Prepared:
@@ -95,6 +98,11 @@ def check_same(workdir: Path, found: tuple[Prepared, ...]) -> None:
                 f"{now.path}: holds other data than {workdir} was started with, which were in {before.path}"
                 f" (fingerprint {now.fingerprint or 'none'}, was {before.fingerprint or 'none'});"
                 " give --config.data.path the folder of before, or name another --workdir"
+            )
+        if before.weights and now.weights != before.weights:
+            raise UserError(
+                f"config.data.weights: holds other weights than {workdir} was started with; give the table of before,"
+                " or name another --workdir"
             )
 
 

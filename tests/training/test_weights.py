@@ -6,10 +6,12 @@ import numpy as np
 import optax
 import pytest
 
+from jaxcxr import workdir
 from jaxcxr.data import weights
 from jaxcxr.data.loader import as_text, open_split
 from jaxcxr.data.tokens import load as load_tokenizer
 from jaxcxr.errors import UserError
+from jaxcxr.training import prepared
 from jaxcxr.training.feed import open_batches, tokenizer_folder
 from jaxcxr.training.step import init_state, make_step
 from jaxcxr.training.train import train
@@ -71,6 +73,17 @@ def test_a_run_learns_by_them(tmp_path):
     assert float((other / "run" / "metrics.jsonl").read_text().split('"loss": ')[1].split(",")[0]) != pytest.approx(
         float(losses[0]), rel=1e-4
     )
+
+
+def test_a_run_is_not_resumed_with_other_weights(tmp_path):
+    rows = [f"{name},{index % 5 / 4}" for index, name in enumerate(ids())]
+    config = runs.autoencoder(**{"data.weights": str(table(tmp_path, rows))})
+    workdir.write_data(tmp_path, prepared.describe(config))
+    table(tmp_path, rows[::-1])
+    prepared.check_same(tmp_path, prepared.describe(config))
+    table(tmp_path, [*rows[:-1], f"{ids()[-1]},7"])
+    with pytest.raises(UserError, match=r"config\.data\.weights: holds other weights than .* was started with"):
+        prepared.check_same(tmp_path, prepared.describe(config))
 
 
 @pytest.mark.parametrize(
