@@ -29,6 +29,7 @@ from jaxcxr.phantoms.tree import SETTINGS, TRUTH, read_settings
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 _TABLES = (METADATA, "metadata.csv", "prompts.csv")
 _NO_LABEL = "no finding"
+_SUMMARY = "summary.json"  # of a prepared folder
 
 
 class Item(NamedTuple):
@@ -117,9 +118,12 @@ def open_set(place: str | Path) -> ImageSet:
     if not str(place):
         raise UserError("a folder of images has an empty name; is a variable of your script unset?")
     if not folder.is_dir():
+        prepared, _, named = str(place).rpartition(":")
+        if prepared and (Path(prepared) / _SUMMARY).is_file():
+            raise UserError(f"{place}: {prepared} has no split {named!r}; name one of {', '.join(SPLITS)}")
         raise UserError(f"{folder}: no such folder; give images, or a prepared folder with one of its splits")
     name = folder.resolve().name
-    if (folder / "summary.json").is_file():
+    if (folder / _SUMMARY).is_file():
         return ImageSet(name, "prepared", _Records(folder, split))
     if split:
         raise UserError(f"{folder}:{split}: only a prepared folder has splits; leave out :{split}")

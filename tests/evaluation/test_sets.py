@@ -96,6 +96,12 @@ def test_places_that_are_none(folder, place, message):
         open_set(folder.parent / place)
 
 
+def test_a_split_that_is_none(tmp_path):
+    (tmp_path / "summary.json").touch()
+    with pytest.raises(UserError, match=r"has no split 'bogus'; name one of train, validate, test"):
+        open_set(f"{tmp_path}:bogus")
+
+
 def test_an_empty_folder(tmp_path):
     with pytest.raises(UserError, match="has no JPEG or PNG files"):
         open_set(tmp_path)
