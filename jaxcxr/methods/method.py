@@ -42,6 +42,8 @@ class Method:
       of_images: whether its sheet shows validation images, uint8 (N, S, S, 1); prompts otherwise.
       cached: whether a cache may stand in for images.
       make_validation: (pipeline, config) -> how it is evaluated, where that is not by its loss alone.
+      caption: what its sheets show.
+      of_base: whether its loss is given what adapters change as it was too, under `adaptation.BASE` and its name.
     """
 
     networks: tuple[str, ...]
@@ -52,3 +54,5 @@ class Method:
     of_images: bool
     cached: bool
     make_validation: Callable[[Any, Any], Validation] | None = None
+    caption: str = "Samples, a row a prompt"
+    of_base: bool = False

@@ -84,6 +84,13 @@ METHODS: dict[str, Callable[[Path, dict[str, str]], dict[str, Any]]] = {
         "trainable": r"unet\..*|text_encoder\..*",
         "optimizer.rates": ((r"text_encoder\..*", 0.1),),
     },
+    "consistency": lambda source, folders: {
+        "method": "consistency",
+        "trainable": "",
+        "lora.rank": 4,
+        "lora.targets": ATTENTION,
+        "objective.error": "pseudo_huber",
+    },
     "projection": lambda source, folders: {
         "method": "projection",
         "trainable": r"unet\.encoder_hid_proj\..*",
