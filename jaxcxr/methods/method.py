@@ -43,6 +43,7 @@ class Method:
       cached: whether a cache may stand in for images.
       make_validation: (pipeline, config) -> how it is evaluated, where that is not by its loss alone.
       caption: what its sheets show.
+      unet_inputs: channels that its U-Net sees of so many channels of latents.
       of_base: whether its loss is given what adapters change as it was too, under `adaptation.BASE` and its name.
     """
 
@@ -55,4 +56,5 @@ class Method:
     cached: bool
     make_validation: Callable[[Any, Any], Validation] | None = None
     caption: str = "Samples, a row a prompt"
+    unet_inputs: Callable[[int], int] = lambda latents: latents
     of_base: bool = False

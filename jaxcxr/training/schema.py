@@ -89,6 +89,13 @@ class Distillation:
 
 
 @dataclasses.dataclass(frozen=True)
+class Inpainting:
+    """`config.inpainting`; `methods.inpainting` checks the names."""
+
+    masks: tuple[str, ...] = ("box", "strokes", "lungs", "whole")
+
+
+@dataclasses.dataclass(frozen=True)
 class LoRA:
     """`config.lora`; `adaptation.lora` checks the ranges."""
 
@@ -174,6 +181,7 @@ class Run:
     trainable: Text = r"unet\..*"
     lora: LoRA = dataclasses.field(default_factory=LoRA)
     distillation: Distillation = dataclasses.field(default_factory=Distillation)
+    inpainting: Inpainting = dataclasses.field(default_factory=Inpainting)
     textual_inversion: TextualInversion = dataclasses.field(default_factory=TextualInversion)
     ema_decay: float = 0.9999
     attention: Word = "auto"

@@ -91,6 +91,7 @@ METHODS: dict[str, Callable[[Path, dict[str, str]], dict[str, Any]]] = {
         "lora.targets": ATTENTION,
         "objective.error": "pseudo_huber",
     },
+    "inpainting": lambda source, folders: {"method": "inpainting"},
     "projection": lambda source, folders: {
         "method": "projection",
         "trainable": r"unet\.encoder_hid_proj\..*",
