@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
     config.epochs = 0.0  # in place of steps: how often each image is seen; 0: steps decide
     config.batch_size = 32  # of all devices together
     config.dtype = "float32"  # compute dtype, float32 or bfloat16; weights are float32
-    config.method = "diffusion"  # or autoencoder, projection, classifier, consistency, inpainting
+    config.method = "diffusion"  # or autoencoder, projection, classifier, consistency, inpainting, controlnet
     config.trainable = r"unet\..*"  # which parameters learn: a regular expression for the whole name
     config.ema_decay = 0.9999
     config.attention = "auto"  # or xla, cudnn, splash, sliced: a kernel for wherever it can serve
@@ -41,6 +41,7 @@ def get_config() -> ConfigDict:
     config.data.rebalance = 0.0  # 1: every label is drawn equally often, an image by its rarest; 0: every image
     # csv with the columns id and weight: what a record counts in the loss, sum(weight error) / sum(weight) of a batch.
     config.data.weights = ""
+    config.data.conditions = ""  # of config.method = "controlnet": a folder with a picture ID.png a record
     config.data.cache = ""  # the folder that `jaxcxr cache` wrote of it; empty: images are encoded on the way
 
     config.model = ConfigDict()

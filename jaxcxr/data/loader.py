@@ -17,6 +17,7 @@ from jaxcxr.errors import UserError
 
 if TYPE_CHECKING:
     from jaxcxr.data.classes import Classes
+    from jaxcxr.data.conditions import Conditions
 
 _READERS = 16  # threads
 _REMEMBERED = 400_000  # prompts, each of some 500 bytes with its ids
@@ -95,6 +96,7 @@ class Batches:
         reads: Collection[str] = ("image", "input_ids"),
         teacher: Any = None,
         classes: "Classes | None" = None,
+        conditions: "Conditions | None" = None,
     ):
         """Opens them.
 
@@ -110,8 +112,9 @@ class Batches:
           reads: the fields that a batch is to have: image, input_ids, teacher_ids.
           teacher: the tokenizer of `teacher_ids`.
           classes: what makes `labels` and `label_weights` of a record's labels.
+          conditions: the pictures `condition`, by record id.
         """
-        self._classes = classes
+        self._classes, self._conditions = classes, conditions
         self._weights, self._reads = weights, reads
         self._source, self._seed = source, seed
         self._order = Order(parts or [Part(range(len(source)), 1.0)], seed, shuffle)
@@ -144,19 +147,27 @@ class Batches:
 
     def _decoded(self, place: int) -> dict[str, Any]:
         record = self._source[place]
+        if self._conditions is not None:
+            record = {**record, "condition": self._condition(place, as_text(record["id"]))}
         if "moments" in record or "image" not in self._reads:
             return record
         return {**record, "image": images.decode_png(record["image"])}
 
+    def _condition(self, place: int, name: str) -> np.ndarray:
+        assert self._conditions is not None
+        if name not in self._conditions:
+            raise UserError(f"config.data.conditions: has no picture for the record in place {place}, from 0")
+        return self._conditions[name]
+
     def batch(self, step: int) -> dict[str, np.ndarray]:
         """Returns `image`, (rows, S, S, 1) uint8, `input_ids` and `teacher_ids`, (rows, length) int32: what it reads.
 
-        With weights there is `weight`, (rows,) float32; with classes `labels` and `label_weights`, (rows, K) float32.
+        With weights there is `weight`, (rows,) float32; with conditions `condition`, (rows, S, S, 3) uint8; with classes `labels` and `label_weights`, (rows, K) float32.
         From a cache it is `moments`, (rows, h, w, 2 * latent_channels) in place of `image`, and if it has them
         `states`, (rows, length, hidden size), in place of `input_ids`.
 
         Raises:
-          UserError: a record has no weight.
+          UserError: a record has no weight or no condition.
         """
         records = self._read(step)
         weight = {} if self._weights is None else {"weight": self._weight(step, records)}
@@ -180,6 +191,8 @@ class Batches:
         if "image" in self._reads:
             image = "moments" if "moments" in records[0] else "image"
             batch[image] = [record[image] for record in records]
+        if self._conditions is not None:
+            batch["condition"] = [record["condition"] for record in records]
         if "input_ids" in self._reads and "states" in records[0]:
             batch["states"] = of_prompts("states")
         elif "input_ids" in self._reads and all("input_ids" in record for record in records):

@@ -4,6 +4,7 @@ Masks are float32 (B, h, w, 1), latents (B, h, w, C).
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +43,21 @@ def with_channels(unet: Callable[..., jax.Array], channels: jax.Array) -> Callab
         return unet(jnp.concatenate([x, repeated], axis=-1), timesteps, states)
 
     return wider
+
+
+def with_control(unet: Any, controlnet: Any, condition: jax.Array, scale: float = 1.0) -> Callable[..., jax.Array]:
+    """A U-Net with what a ControlNet adds for condition images in [0, 1] (B, H, W, C), the same under each condition.
+
+    `scale` is diffusers' `controlnet_conditioning_scale`.
+    """
+    embedding = controlnet.embed(condition)
+
+    def controlled(x: jax.Array, timesteps: jax.Array, states: jax.Array) -> jax.Array:
+        repeated = jnp.tile(embedding, (len(x) // len(embedding), 1, 1, 1))
+        residuals = controlnet(x, timesteps, states, repeated)
+        return unet(x, timesteps, states, residuals=[scale * each for each in residuals])
+
+    return controlled
 
 
 def edit(

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from jaxcxr.errors import UserError
-from jaxcxr.interop.pipeline import CLASSIFIER, NETWORKS, from_files, network_config_of
+from jaxcxr.interop.pipeline import PUBLISHED, from_files, network_config_of
 from jaxcxr.interop.tensors import Tensor, is_floating
 from jaxcxr.models.named import count_blocks
 
@@ -38,7 +38,7 @@ class Checkpoint:
         """The checkpoint less the networks that are not among these; all of it if None."""
         if networks is None:
             return self
-        dropped = {*NETWORKS, CLASSIFIER} - set(networks)
+        dropped = set(PUBLISHED) - set(networks)
         return Checkpoint(
             {name: data for name, data in self.files.items() if name.split("/")[0] not in dropped},
             {name: tensor for name, tensor in self.tensors.items() if name.split(".")[0] not in dropped},

@@ -22,6 +22,7 @@ from jaxcxr.models.bert import BertModel
 from jaxcxr.models.classifier import ARCHITECTURES, Classifier, architecture_class
 from jaxcxr.models.clip import CLIPTextModel
 from jaxcxr.models.compute import specialize
+from jaxcxr.models.controlnet import ControlNetModel
 from jaxcxr.models.named import abstract, initial_parameters, named_parameters, with_parameters
 from jaxcxr.models.unet import UNet2DConditionModel
 from jaxcxr.models.vae import AutoencoderKL
@@ -35,7 +36,17 @@ TEACHER, TEACHER_TOKENIZER = "teacher", "teacher_tokenizer"
 CLASSIFIER = "classifier"
 """A classifier of images, which is by itself."""
 
-_CLASSES: dict[str, type[nnx.Module]] = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}
+CONTROLNET = "controlnet"
+"""What adds a condition image to a U-Net; it is published beside the pipeline, or by itself."""
+
+PUBLISHED = (*NETWORKS, CLASSIFIER, CONTROLNET)
+"""Every network that is published under its name."""
+
+_CLASSES: dict[str, type[nnx.Module]] = {
+    "unet": UNet2DConditionModel,
+    "vae": AutoencoderKL,
+    CONTROLNET: ControlNetModel,
+}
 _TEXT_ENCODERS: dict[str, tuple[type[nnx.Module], str, str]] = {
     "clip_text_model": (CLIPTextModel, "CLIPTextModel", "CLIPTokenizer"),
     "clip": (CLIPTextModel, "CLIPTextModel", "CLIPTokenizer"),
@@ -47,6 +58,7 @@ _TEXT_ENCODERS: dict[str, tuple[type[nnx.Module], str, str]] = {
 _CONFIGS: dict[Any, Any] = {
     UNet2DConditionModel: configs.UNet2DConditionConfig,
     AutoencoderKL: configs.AutoencoderKLConfig,
+    ControlNetModel: configs.ControlNetConfig,
     CLIPTextModel: configs.CLIPTextConfig,
     BertModel: configs.BertConfig,
     **dict.fromkeys(ARCHITECTURES.values(), configs.ClassifierConfig),
@@ -93,6 +105,11 @@ class StableDiffusion:
     def classifier(self) -> Classifier:
         """The classifier of images; a UserError says so if there is none."""
         return self._network(CLASSIFIER)
+
+    @property
+    def controlnet(self) -> ControlNetModel:
+        """What adds a condition image to the U-Net; a UserError says so if there is none."""
+        return self._network(CONTROLNET)
 
     @functools.cached_property
     def schedule(self) -> Schedule:
@@ -188,7 +205,7 @@ def from_files(
 ) -> StableDiffusion:
     """The pipeline that a folder's config files describe, its parameters shapes only (no memory)."""
     networks = {}
-    for name in (*NETWORKS, TEACHER, CLASSIFIER):
+    for name in (*PUBLISHED, TEACHER):
         file = files.get(f"{name}/config.json")
         if file is not None and (only is None or name in only):
             networks[name] = _shapes(name, file, dtype)
@@ -231,7 +248,7 @@ def initialize(
     """
     parameters: dict[str, jax.Array] = {}
     for name, module in pipeline.networks.items():
-        own_key = jax.random.fold_in(key, (*NETWORKS, CLASSIFIER).index(name))
+        own_key = jax.random.fold_in(key, PUBLISHED.index(name))
         own = None if wanted is None else functools.partial(_under_name, wanted, name)
         fresh = initial_parameters(type(module), module.config, own_key, own)
         parameters |= {f"{name}.{leaf}": value for leaf, value in fresh.items()}

@@ -40,7 +40,7 @@ class ControlNetModel(nnx.Module):
         self.controlnet_mid_block = _zero_conv(channels[-1], channels[-1], 1, dtype, rngs)
 
     def __call__(
-        self, sample: jax.Array, timesteps: jax.Array, encoder_hidden_states: jax.Array, condition: jax.Array
+        self, sample: jax.Array, timesteps: jax.Array, encoder_hidden_states: jax.Array, embedding: jax.Array
     ) -> tuple[jax.Array, ...]:
         """What `UNet2DConditionModel` takes as `residuals`.
 
@@ -48,11 +48,11 @@ class ControlNetModel(nnx.Module):
             sample: the U-Net's, `(B, h, w, in_channels)`.
             timesteps: the U-Net's, `(B,)`.
             encoder_hidden_states: what its cross-attention sees, `(B, L, cross_attention_dim)`.
-            condition: an image in [0, 1], `(B, H, W, conditioning_channels)`; see `ConditionEmbedding`.
+            embedding: of the condition image, by `embed`, once for all timesteps.
         """
         temb = self.time_embedding(time_waves(self.config, timesteps).astype(self.dtype))
         context = encoder_hidden_states.astype(self.dtype)
-        hidden_states = self.conv_in(sample.astype(self.dtype)) + self.embed(condition)
+        hidden_states = self.conv_in(sample.astype(self.dtype)) + embedding
         found = [hidden_states]
         for down_block in self.down_blocks:
             hidden_states, skips = down_block(hidden_states, temb, context)
@@ -61,7 +61,7 @@ class ControlNetModel(nnx.Module):
         return (*(block(x) for block, x in zip(self.controlnet_down_blocks, found, strict=True)), middle)
 
     def embed(self, condition: jax.Array) -> jax.Array:
-        """The condition image as `conv_in`'s output is, `(B, h, w, block_out_channels[0])`."""
+        """A condition image in [0, 1], `(B, H, W, conditioning_channels)`, as `conv_in`'s output is: `(B, h, w, C)`."""
         return self.controlnet_cond_embedding(condition.astype(self.dtype))
 
 

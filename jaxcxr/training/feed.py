@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from jaxcxr.adaptation import textual_inversion
 from jaxcxr.data import tokens, weights
 from jaxcxr.data.classes import Classes
+from jaxcxr.data.conditions import Conditions
 from jaxcxr.data.loader import Batches, open_split
 from jaxcxr.data.mixture import Joined, Part, by_rarest_label, weighted
 from jaxcxr.data.moments import Card, Moments, Origin
@@ -78,7 +79,20 @@ def open_batches(
         reads=method(config).reads,
         teacher=teacher,
         classes=classes,
+        conditions=_conditions(config),
     )
+
+
+def _conditions(config: ConfigDict) -> Conditions | None:
+    """The condition images of a run whose method reads them; UserError where there are none."""
+    if "condition" not in method(config).reads:
+        return None
+    if not config.data.conditions:
+        raise UserError(
+            f"config.data.conditions: is empty, and config.method={config.method!r} learns from condition images; give"
+            " a folder with a picture ID.png a record"
+        )
+    return Conditions(config.data.conditions, config.data.size)
 
 
 def with_size(config: ConfigDict) -> ConfigDict:

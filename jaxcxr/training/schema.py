@@ -35,6 +35,7 @@ class Data:
     mixture: tuple[Any, ...] = ()
     rebalance: float = 0.0
     weights: Text = ""
+    conditions: Text = ""
     cache: Text = ""
 
 

@@ -251,7 +251,8 @@ def test_controlnet(name: str):
     gradients = in_our_layout(theirs, lambda parameter: parameter.grad) | {"condition": nhwc(torch_condition.grad)}
 
     def call(params, inputs):
-        residuals = with_parameters(model, params)(sample, timesteps, context, inputs["condition"])
+        control = with_parameters(model, params)
+        residuals = control(sample, timesteps, context, control.embed(inputs["condition"]))
         return with_parameters(unet, unet_params)(sample, timesteps, context, residuals=residuals)
 
     ours = run_ours(call, params, {"condition": condition}, weights)
@@ -260,7 +261,7 @@ def test_controlnet(name: str):
 
 def test_a_new_controlnet_adds_nothing():
     model = ControlNetModel({**CONTROLNETS["sd1"], **UNET_HALF}, rngs=nnx.Rngs(0))
-    found = model(draw(1, 4, 4, 4), np.array([3]), draw(1, 5, 12), draw(1, 16, 16, 3))
+    found = model(draw(1, 4, 4, 4), np.array([3]), draw(1, 5, 12), model.embed(draw(1, 16, 16, 3)))
     assert len(found) == 5
     assert not any(np.any(each) for each in found)
 

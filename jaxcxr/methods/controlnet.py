@@ -1,0 +1,34 @@
+"""Denoising under a report and a condition image: a ControlNet learns beside a U-Net that is frozen."""
+
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from jaxcxr.diffusion.editing import with_control
+from jaxcxr.interop.pipeline import CONTROLNET, NETWORKS, StableDiffusion
+from jaxcxr.methods import diffusion
+from jaxcxr.methods.method import Loss, Method
+from jaxcxr.methods.sheets import conditioned
+
+
+def make_loss(pipeline: StableDiffusion, config: ConfigDict) -> Loss:
+    """The loss of `methods.diffusion`, of a U-Net to which the ControlNet adds what it makes of x_t and the condition.
+
+    Zhang et al. 2023, arXiv 2302.05543. A batch has `condition`, uint8 (B, H, W, 3), which is scaled to [0, 1].
+    """
+
+    def unet_of(networks, batch, keys):
+        return with_control(networks.unet, networks.controlnet, batch["condition"].astype(jnp.float32) / 255)
+
+    return diffusion.make_loss(pipeline, config, unet_of)
+
+
+METHOD = Method(
+    networks=(*NETWORKS, CONTROLNET),
+    reads=(*diffusion.METHOD.reads, "condition"),
+    trains=rf"{CONTROLNET}\..*",
+    make_loss=make_loss,
+    make_sheet=conditioned,
+    of_images=True,
+    cached=True,
+    caption="Condition images above what is drawn under them",
+)
