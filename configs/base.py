@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
     config.epochs = 0.0  # in place of steps: how often each image is seen; 0: steps decide
     config.batch_size = 32  # of all devices together
     config.dtype = "float32"  # compute dtype, float32 or bfloat16; weights are float32
-    config.method = "diffusion"  # or autoencoder, projection, classifier
+    config.method = "diffusion"  # or autoencoder, projection, classifier, consistency, inpainting
     config.trainable = r"unet\..*"  # which parameters learn: a regular expression for the whole name
     config.ema_decay = 0.9999
     config.attention = "auto"  # or xla, cudnn, splash, sliced: a kernel for wherever it can serve
@@ -69,7 +69,7 @@ def get_config() -> ConfigDict:
     config.augment.brightness = 0.0  # 0.1: a tenth of the range, lighter or darker
 
     config.objective = ConfigDict()
-    config.objective.error = "mse"  # or l1, or huber
+    config.objective.error = "mse"  # or l1, huber, pseudo_huber
     config.objective.caption_dropout = 0.1
     config.objective.min_snr_gamma = 0.0  # 5: errors at little noise count less; 0: all alike, as for the four below
     config.objective.offset_noise = 0.0  # 0.1: a share of noise that is the same all over a channel
@@ -87,6 +87,14 @@ def get_config() -> ConfigDict:
     config.lora.alpha = 0.0  # they are scaled by alpha / rank; 0: by 1
     config.lora.targets = r"unet\..*\.attn[12]\.(to_[qkv]|to_out\.0)"  # layers, dense or convolutions, by whole name
     config.lora.dora = ""  # of which of them magnitudes are learnt too, in the same way; empty: of none
+
+    config.distillation = ConfigDict()  # of config.method = "consistency", for samples in few steps
+    config.distillation.teacher_steps = 50  # of the whole schedule; a step of the teacher is one of them
+    config.distillation.guidance = (3.0, 7.0)  # the teacher's scale is drawn from there, for each example
+
+    config.inpainting = ConfigDict()  # of config.method = "inpainting"
+    # What is painted anew is drawn from these; one that is there twice is drawn twice as often.
+    config.inpainting.masks = ("box", "strokes", "lungs", "whole")
 
     config.textual_inversion = ConfigDict()  # new words, whose vectors learn; `trainable` may be empty then
     # Each with its number of vectors and, if you like, the words that they start from, in turn:

@@ -14,7 +14,7 @@ from jaxcxr.diffusion.guidance import guided
 from jaxcxr.diffusion.loop import sample
 from jaxcxr.diffusion.samplers import Sampler
 from jaxcxr.errors import UserError
-from jaxcxr.interop.pipeline import StableDiffusion
+from jaxcxr.interop.pipeline import StableDiffusion, inpainting_inputs
 from jaxcxr.models.vae import normalize, sample_posterior, split_moments
 from jaxcxr.parallel import mesh as meshes
 
@@ -136,14 +136,29 @@ def _latents(
         return sample(guided(unet, states, weights, rescale), sampler, editing.noised(clean, noise, sampler), keys)
     # A whole run starts from noise alone, as in diffusers.
     start = editing.noised(clean, noise, sampler) if sampler.partial else noise * sampler.initial_scale
-    mask = editing.to_latent_size(batch["mask"], factor)
+    after = None
     if is_inpainting(networks):
-        hole = jnp.where(batch["mask"] > 0, 0.0, image)
-        seen = _encode(networks, hole, _folded(keys, _MASKED_IMAGE))
-        unet, after = editing.with_channels(unet, jnp.concatenate([mask, seen], axis=-1)), None
+        channels = inpainting_channels(networks, image, batch["mask"], _folded(keys, _MASKED_IMAGE))
+        unet = editing.with_channels(unet, channels)
     else:
-        after = editing.restore_outside(clean, noise, mask)
+        after = editing.restore_outside(clean, noise, editing.to_latent_size(batch["mask"], factor))
     return sample(guided(unet, states, weights, rescale), sampler, start, keys, after)
+
+
+def inpainting_channels(networks: StableDiffusion, image: jax.Array, mask: jax.Array, keys: jax.Array) -> jax.Array:
+    """What a U-Net of inpainting sees behind x: the mask, and the latents of the image with its masked part gray.
+
+    Args:
+      networks: one has the autoencoder.
+      image: in [−1, 1], float32 (B, H, W, C).
+      mask: 1 where it is painted anew, (B, H, W, 1).
+      keys: of the draw of the latents, (B,).
+
+    Returns:
+      float32 (B, h, w, 1 + latent channels).
+    """
+    seen = _encode(networks, jnp.where(mask > 0, 0.0, image), keys)
+    return jnp.concatenate([editing.to_latent_size(mask, networks.vae.config.vae_scale_factor), seen], axis=-1)
 
 
 def _encode(networks: StableDiffusion, image: jax.Array, keys: jax.Array | None = None) -> jax.Array:
@@ -167,7 +182,7 @@ def require_text(pipeline: StableDiffusion) -> None:
 
 def is_inpainting(pipeline: StableDiffusion) -> bool:
     """Whether the U-Net is given a mask and a masked image beside x, as those of inpainting checkpoints are."""
-    return pipeline.unet.config.in_channels == 2 * pipeline.vae.config.latent_channels + 1
+    return pipeline.unet.config.in_channels == inpainting_inputs(pipeline.vae.config.latent_channels)
 
 
 def latent_shape(pipeline: StableDiffusion, size: int, *, inpaints: bool = False) -> tuple[int, int, int]:

@@ -21,6 +21,9 @@ from jaxcxr.parsing import parse_json, to_json
 ADAPTATION = "adaptation.json"
 """The file of a workdir's `model/` that says which parts it has learnt, and with which settings."""
 
+BASE = "base."
+"""Before the name of a parameter: as it was before a part changed it."""
+
 
 class Part(Protocol):
     """Parameters beside the networks' own, which change some of theirs."""
@@ -58,10 +61,12 @@ class Adaptation:
     Attributes:
       names: the networks' own parameters that learn as they are.
       parts: what learns beside them, by the keys of `PARTS`.
+      of_base: whether what parts change is there as it was too, under `BASE` and its name.
     """
 
     names: frozenset[str]
     parts: Mapping[str, Part]
+    of_base: bool = False
 
     @property
     def exact(self) -> set[str]:
@@ -82,6 +87,8 @@ class Adaptation:
     def expand(self, learnt: Mapping[str, Any], frozen: Mapping[str, Any]) -> dict[str, Any]:
         """The networks' parameters by full name."""
         parameters = union({name: value for name, value in learnt.items() if name in self.names}, frozen)
+        if self.of_base:
+            parameters |= {BASE + name: frozen[name] for name in sorted(self.exact)}
         for part in self.parts.values():
             parameters |= {name: part.merge(name, learnt, parameters) for name in sorted(part.changes)}
         return parameters

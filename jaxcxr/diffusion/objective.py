@@ -10,12 +10,15 @@ import optax
 from jaxcxr.diffusion.process import PREDICTIONS
 from jaxcxr.diffusion.schedule import levels
 
+PSEUDO_HUBER = 1e-3
 ERRORS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "mse": jnp.square,
     "l1": jnp.abs,
     "huber": lambda difference: optax.huber_loss(difference, delta=1.0),
+    "pseudo_huber": lambda difference: jnp.sqrt(jnp.square(difference) + PSEUDO_HUBER**2) - PSEUDO_HUBER,
 }
-"""Of a difference, element by element. Huber's is half the square up to 1 and straight beyond."""
+"""Of a difference, element by element. Huber's is half the square up to 1 and straight beyond; the other bends smoothly
+at `PSEUDO_HUBER`, which is that of consistency distillation (Song & Dhariwal 2023, arXiv 2310.14189)."""
 
 TIMESTEP_BIASES = ("none", "earlier", "later")
 

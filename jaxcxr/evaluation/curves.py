@@ -11,6 +11,7 @@ from jaxcxr import html, parsing
 from jaxcxr.errors import UserError
 from jaxcxr.evaluation.metrics import BETTER
 from jaxcxr.files import inside
+from jaxcxr.methods import METHODS
 from jaxcxr.workdir import CONFIG, METRICS, read_metrics
 
 _LARGEST = float(np.finfo(np.float32).max)  # that a metric can be
@@ -49,7 +50,7 @@ class Run:
     @property
     def reconstructs(self) -> bool:
         """Whether its sheets hold images of the data set, above what the networks make of them."""
-        return self.method not in ("diffusion", "projection")
+        return self.method not in METHODS or METHODS[self.method].of_images
 
 
 def read_run(workdir: Path) -> Run:

@@ -275,6 +275,18 @@ def network_config(name: str, architecture: Mapping[str, Any]) -> bytes:
     return parsing.to_json({"architectures": [encoder], "model_type": family, "dtype": "float32", **architecture})
 
 
+def inpainting_inputs(latents: int) -> int:
+    """Channels that a U-Net of inpainting sees of so many channels of latents: x, the mask, the masked image."""
+    return 2 * latents + 1
+
+
+def _pipeline_class(files: Mapping[str, bytes]) -> str:
+    """The class of diffusers that draws with these networks."""
+    unet, vae = (parse_object(name, files.get(name, b"{}")) for name in ("unet/config.json", "vae/config.json"))
+    inpaints = "latent_channels" in vae and unet.get("in_channels") == inpainting_inputs(vae["latent_channels"])
+    return "StableDiffusionInpaintPipeline" if inpaints else "StableDiffusionPipeline"
+
+
 def model_index(files: Mapping[str, bytes]) -> bytes:
     """The `model_index.json` that lets diffusers load a folder of these files as a pipeline."""
     text = parse_object("text_encoder/config.json", files.get("text_encoder/config.json", b"{}"))
@@ -292,7 +304,7 @@ def model_index(files: Mapping[str, bytes]) -> bytes:
     absent: tuple[None, None] = (None, None)
     return parsing.to_json(
         {
-            "_class_name": "StableDiffusionPipeline",
+            "_class_name": _pipeline_class(files),
             "_diffusers_version": _DIFFUSERS,
             "feature_extractor": absent,
             "requires_safety_checker": False,

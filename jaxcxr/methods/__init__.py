@@ -5,13 +5,15 @@ from ml_collections import ConfigDict
 from jaxcxr.diffusion.objective import ERRORS
 from jaxcxr.errors import UserError
 from jaxcxr.interop.pipeline import StableDiffusion
-from jaxcxr.methods import autoencoder, classifier, diffusion, projection
+from jaxcxr.methods import autoencoder, classifier, consistency, diffusion, inpainting, projection
 from jaxcxr.methods.method import Loss, Method
 
 METHODS: dict[str, Method] = {
     "diffusion": diffusion.METHOD,
     "autoencoder": autoencoder.METHOD,
     "projection": projection.METHOD,
+    "consistency": consistency.METHOD,
+    "inpainting": inpainting.METHOD,
     "classifier": classifier.METHOD,
 }
 

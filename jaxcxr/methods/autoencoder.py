@@ -42,4 +42,13 @@ def make_loss(pipeline: StableDiffusion, config: ConfigDict) -> Loss:
     return loss
 
 
-METHOD = Method(("vae",), ("image",), ".*", make_loss, reconstructed, of_images=True, cached=False)
+METHOD = Method(
+    networks=("vae",),
+    reads=("image",),
+    trains=".*",
+    make_loss=make_loss,
+    make_sheet=reconstructed,
+    of_images=True,
+    cached=False,
+    caption="Validation images above their reconstructions",
+)

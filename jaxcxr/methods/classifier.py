@@ -120,4 +120,5 @@ METHOD = Method(
     of_images=True,
     cached=False,
     make_validation=make_validation,
+    caption="Validation images above what their answers depend on",
 )

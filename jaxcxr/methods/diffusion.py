@@ -1,6 +1,6 @@
 """Denoising of latents under a report."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -27,12 +27,21 @@ TIMESTEP_BUCKETS = 4
 """Of equal width, for which the loss is logged apart: at little noise and at much it says different things."""
 
 
-def make_loss(pipeline: StableDiffusion, config: ConfigDict) -> Loss:
+UNet = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+"""(x_t (B, h, w, C), timesteps (B,), text states (B, L, D)) -> an output for each x_t."""
+
+
+def make_loss(
+    pipeline: StableDiffusion,
+    config: ConfigDict,
+    unet_of: Callable[[StableDiffusion, Mapping[str, jax.Array], jax.Array], UNet] = lambda networks, *_: networks.unet,
+) -> Loss:
     """Denoising of the autoencoder's latents under the report's encoding, some reports dropped for guidance.
 
-    `offset_noise` adds one normal number to all of a channel's noise (Guttenberg 2023, "Diffusion with offset noise");
-    `input_perturbation` disturbs the noise that the network sees, not that it is to find (Ning et al. 2023, arXiv
-    2301.11706); `min_snr_gamma` is of `min_snr_weights`, and `timestep_bias` of `timestep_weights`.
+    `unet_of` makes of the networks, a batch and a key for each example the network that denoises: one may see more than
+    x_t. `offset_noise` adds one normal number to all of a channel's noise (Guttenberg 2023, "Diffusion with offset
+    noise"); `input_perturbation` disturbs the noise that the network sees, not that it is to find (Ning et al. 2023,
+    arXiv 2301.11706); `min_snr_gamma` is of `min_snr_weights`, and `timestep_bias` of `timestep_weights`.
     """
     objective = config.objective
     if objective.timestep_bias not in TIMESTEP_BIASES:
@@ -70,7 +79,8 @@ def make_loss(pipeline: StableDiffusion, config: ConfigDict) -> Loss:
         if objective.input_perturbation:
             shown = noise + objective.input_perturbation * normal(_other(noise_keys, 2), shape)
         timesteps = jax.vmap(draw_timestep)(time_keys)
-        output = networks.unet(add_noise(alphas_cumprod, latents, shown, timesteps), timesteps, states)
+        unet = unet_of(networks, batch, _other(noise_keys, 3))
+        output = unet(add_noise(alphas_cumprod, latents, shown, timesteps), timesteps, states)
         target = denoising_target(schedule.prediction_type, alphas_cumprod, latents, noise, timesteps)
         errors = per_example(objective.error, output, target)
         if objective.min_snr_gamma:

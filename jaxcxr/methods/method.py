@@ -42,6 +42,9 @@ class Method:
       of_images: whether its sheet shows validation images, uint8 (N, S, S, 1); prompts otherwise.
       cached: whether a cache may stand in for images.
       make_validation: (pipeline, config) -> how it is evaluated, where that is not by its loss alone.
+      caption: what its sheets show.
+      unet_inputs: channels that its U-Net sees of so many channels of latents.
+      of_base: whether its loss is given what adapters change as it was too, under `adaptation.BASE` and its name.
     """
 
     networks: tuple[str, ...]
@@ -52,3 +55,6 @@ class Method:
     of_images: bool
     cached: bool
     make_validation: Callable[[Any, Any], Validation] | None = None
+    caption: str = "Samples, a row a prompt"
+    unet_inputs: Callable[[int], int] = lambda latents: latents
+    of_base: bool = False

@@ -21,8 +21,9 @@ from jaxcxr.parallel import mesh as meshes
 Draw = Callable[[Mapping[str, jax.Array]], np.ndarray]
 """Parameters by full name -> a sheet, uint8 (H, W)."""
 
-Pictures = Callable[[Mapping[str, jax.Array], Sequence[str], np.ndarray], np.ndarray]
-"""(parameters by full name, a prompt for each picture, noise float32 (B, h, w, C)) -> uint8 (B, H, W)."""
+Pictures = Callable[..., np.ndarray]
+"""(parameters by full name, a prompt for each picture, noise float32 (B, h, w, C)) -> uint8 (B, H, W). What else
+`generate.Batch` has, images and masks to edit, is given by name."""
 
 
 def tile(pictures: np.ndarray, columns: int) -> np.ndarray:
@@ -68,9 +69,12 @@ def make_pictures(pipeline: StableDiffusion, config: ConfigDict, mesh: Mesh) -> 
 
     means = requests.conditions(requests.Request("any"), samples.guidance)  # of one prompt
 
-    def draw(parameters: Mapping[str, jax.Array], texts: Sequence[str], noise: np.ndarray) -> np.ndarray:
+    def draw(
+        parameters: Mapping[str, jax.Array], texts: Sequence[str], noise: np.ndarray, **edited: np.ndarray
+    ) -> np.ndarray:
         ids = tokens.encode(pipeline.tokenizer, texts, tokens.length(pipeline.tokenizer))
         batch = {"ids": ids[:, None], "weights": np.tile(means.weights, (len(texts), 1)), "noise": noise}
+        batch |= edited
         if len(texts) % mesh.size == 0:
             batch = jax.device_put(batch, meshes.batch_sharding(mesh))
         return to_gray(pictures(parameters, batch, jax.random.split(jax.random.key(0), len(texts))))

@@ -217,6 +217,27 @@ class UNet2DConditionConfig(_Config):
 
 
 @dataclasses.dataclass(frozen=True)
+class ControlNetConfig(UNet2DConditionConfig):
+    """Configuration of `ControlNetModel`: that of the U-Net it goes with, up to the middle, and of the condition."""
+
+    up_block_types: _PerLevel[str] = ()  # it has none; the U-Net's checks want as many as levels
+    conditioning_channels: _Width = 3
+    conditioning_embedding_out_channels: _PerLevel[_Width] = (16, 32, 96, 256)
+
+    only: ClassVar[dict[str, tuple]] = UNet2DConditionConfig.only | {
+        "controlnet_conditioning_channel_order": ("rgb",),
+        "global_pool_conditions": (False,),
+        "encoder_hid_dim": (None,),
+        "num_class_embeds": (None,),
+        "up_block_types": ((),),
+    }
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "up_block_types", ("UpBlock2D",) * len(self.block_out_channels))
+        super().__post_init__()
+
+
+@dataclasses.dataclass(frozen=True)
 class AutoencoderKLConfig(_Config):
     """Configuration of `AutoencoderKL`, with the defaults of diffusers."""
 

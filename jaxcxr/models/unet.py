@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -57,8 +57,8 @@ class UNet2DConditionModel(nnx.Module):
             if config.encoder_hid_dim is not None
             else None
         )
-        self.down_blocks, skip_channels = _down_blocks(config, dtype, rngs)
-        self.mid_block = _mid_block(config, dtype, rngs)
+        self.down_blocks, skip_channels = down_blocks(config, dtype, rngs)
+        self.mid_block = mid_block(config, dtype, rngs)
         self.up_blocks = _up_blocks(config, skip_channels, dtype, rngs)
         self.conv_norm_out = group_norm(
             channels[0], config.norm_num_groups, epsilon=config.norm_eps, dtype=dtype, rngs=rngs
@@ -71,13 +71,7 @@ class UNet2DConditionModel(nnx.Module):
             raise UserError(
                 f"class_labels must be given exactly when num_class_embeds is set; it is {config.num_class_embeds}"
             )
-        waves = timestep_embedding(
-            timesteps,
-            config.block_out_channels[0],
-            flip_sin_to_cos=config.flip_sin_to_cos,
-            freq_shift=config.freq_shift,
-        )
-        temb = self.time_embedding(waves.astype(self.dtype))
+        temb = self.time_embedding(time_waves(config, timesteps).astype(self.dtype))
         if self.class_embedding is None or class_labels is None:
             return temb
         return temb + self.class_embedding(class_labels)
@@ -93,6 +87,8 @@ class UNet2DConditionModel(nnx.Module):
         timesteps: jax.Array,
         encoder_hidden_states: jax.Array,
         class_labels: jax.Array | None = None,
+        *,
+        residuals: Sequence[jax.Array] = (),
     ) -> jax.Array:
         """Predicts the target (noise, velocity, …) from noisy latents.
 
@@ -101,6 +97,7 @@ class UNet2DConditionModel(nnx.Module):
             timesteps: `(B,)` or scalar, integer or float.
             encoder_hidden_states: text states `(B, L, cross_attention_dim)`, or `(B, L, encoder_hid_dim)`.
             class_labels: `(B,)` integers, where the configuration has `num_class_embeds`.
+            residuals: what a ControlNet adds, as it returns it: to each skip, and to the middle's output.
 
         Returns:
             `(B, H, W, out_channels)` in the compute dtype.
@@ -117,9 +114,21 @@ class UNet2DConditionModel(nnx.Module):
             hidden_states, new_skips = down_block(hidden_states, temb, context)
             skips += new_skips
         hidden_states = self.mid_block(hidden_states, temb, context)
+        if residuals:
+            *skips, hidden_states = (x + y for x, y in zip([*skips, hidden_states], residuals, strict=True))
         for up_block in self.up_blocks:
             hidden_states = up_block(hidden_states, skips, temb, context)
         return self.conv_out(self.conv_norm_out(hidden_states, nnx.silu))
+
+
+def time_waves(config: UNet2DConditionConfig, timesteps: jax.Array) -> jax.Array:
+    """Sines and cosines of timesteps `(B,)`, float32 `(B, block_out_channels[0])`."""
+    return timestep_embedding(
+        timesteps,
+        config.block_out_channels[0],
+        flip_sin_to_cos=config.flip_sin_to_cos,
+        freq_shift=config.freq_shift,
+    )
 
 
 def _spec(config: UNet2DConditionConfig, block_type: str, level: int, num_layers: int, dtype: DTypeLike) -> BlockSpec:
@@ -140,7 +149,7 @@ def _spec(config: UNet2DConditionConfig, block_type: str, level: int, num_layers
     )
 
 
-def _down_blocks(config: UNet2DConditionConfig, dtype: DTypeLike, rngs: nnx.Rngs) -> tuple[nnx.List, list[int]]:
+def down_blocks(config: UNet2DConditionConfig, dtype: DTypeLike, rngs: nnx.Rngs) -> tuple[nnx.List, list[int]]:
     """The down blocks, and the channels of every skip in the order they arise."""
     channels = config.block_out_channels
     blocks, skip_channels = [], [channels[0]]
@@ -160,7 +169,8 @@ def _down_blocks(config: UNet2DConditionConfig, dtype: DTypeLike, rngs: nnx.Rngs
     return nnx.List(blocks), skip_channels
 
 
-def _mid_block(config: UNet2DConditionConfig, dtype: DTypeLike, rngs: nnx.Rngs) -> MidBlock2D:
+def mid_block(config: UNet2DConditionConfig, dtype: DTypeLike, rngs: nnx.Rngs) -> MidBlock2D:
+    """The middle, at the lowest resolution."""
     pairs = int(config.mid_block_type == "UNetMidBlock2DCrossAttn")
     # In diffusers the middle keeps its self-attention, whatever `only_cross_attention` says.
     spec = dataclasses.replace(_spec(config, "CrossAttn", -1, pairs, dtype), only_cross_attention=False)

@@ -25,6 +25,7 @@ from jaxcxr.interop.pipeline import (
     initialize,
     model_index,
     network_config,
+    network_config_of,
     parse_object,
 )
 from jaxcxr.methods import method
@@ -33,6 +34,7 @@ from jaxcxr.training import labels, text_fit
 from jaxcxr.training.feed import tokenizer_folder
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+_CONV_IN = "unet.conv_in.kernel"
 _OF_TEXT = ("text_encoder", "tokenizer")  # the folders that go together
 
 
@@ -56,7 +58,7 @@ def make_model(config: ConfigDict, key: jax.Array) -> tuple[StableDiffusion, dic
         raise UserError(f"config.model.base={config.model.base!r}: has no tokenizer/ for its text encoder, the teacher")
     names = pipeline.parameters()
     kept = {
-        name: value
+        name: _widened(value, names[name].shape) if name == _CONV_IN else value
         for name, value in base.parameters().items()
         if name in names and not text_fit.is_fresh(config, name)
     }
@@ -122,12 +124,12 @@ def assemble(config: ConfigDict, base: Mapping[str, bytes], tokenizer: Callable[
     if CLASSIFIER in described:
         described[CLASSIFIER] = _classifier(config)
     files |= {f"{name}/config.json": network_config(name, text) for name, text in described.items()}
-    files = text_fit.with_fit(config, textual_inversion.with_words(config, files))
+    files = _with_inputs(config, text_fit.with_fit(config, textual_inversion.with_words(config, files)))
     files["model_index.json"] = model_index(files)
 
     pipeline = from_files(files, compute_dtype(config))
     if "unet" in needed:
-        _check_fit(pipeline)
+        _check_fit(pipeline, method(config).unet_inputs)
         if "image" in method(config).reads:
             pipeline = _with_sample_size(pipeline, config.data.size, compute_dtype(config))
     return pipeline
@@ -161,13 +163,33 @@ def with_teacher(files: Mapping[str, bytes]) -> dict[str, bytes]:
     return {names.get(folder, folder) + slash + rest: data for folder, slash, rest, data in split}
 
 
-def _check_fit(pipeline: StableDiffusion) -> None:
+def _with_inputs(config: ConfigDict, files: Mapping[str, bytes]) -> dict[str, bytes]:
+    """The files of a pipeline whose U-Net sees as many channels as the method gives it, where it saw latents alone."""
+    if not {"unet/config.json", "vae/config.json"} <= set(files):
+        return dict(files)
+    unet = parse_object("unet/config.json", files["unet/config.json"])
+    latents = network_config_of("vae", files["vae/config.json"]).latent_channels
+    wanted = method(config).unet_inputs(latents)
+    if wanted == latents or network_config_of("unet", files["unet/config.json"]).in_channels != latents:
+        return dict(files)
+    return {**files, "unet/config.json": to_json(unet | {"in_channels": wanted})}
+
+
+def _widened(kernel: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """A first convolution's kernel (H, W, in, out) that takes further channels, of which it makes nothing yet."""
+    return jnp.pad(kernel, ((0, 0), (0, 0), (0, max(0, shape[2] - kernel.shape[2])), (0, 0)))
+
+
+def _check_fit(pipeline: StableDiffusion, unet_inputs: Callable[[int], int]) -> None:
     """Raises UserError where two networks do not fit together, or the U-Net asks for more than text."""
     pipeline.require_text_alone()
     unet, latents = pipeline.unet.config, pipeline.vae.config.latent_channels
     width = pipeline.text_encoder.config.hidden_size
-    if unet.in_channels != latents:
-        raise UserError(f"the U-Net's in_channels is {unet.in_channels}, the autoencoder has {latents} latent_channels")
+    if unet.in_channels != unet_inputs(latents):
+        raise UserError(
+            f"the U-Net's in_channels is {unet.in_channels}, the autoencoder has {latents} latent_channels; the method"
+            f" wants a U-Net of {' or '.join(map(str, sorted({latents, unet_inputs(latents)})))}"
+        )
     wanted = {unet.encoder_hid_dim} if unet.encoder_hid_dim else set(unet.per_block("cross_attention_dim"))
     if wanted != {width}:
         raise UserError(

@@ -1,5 +1,6 @@
 """What a run computes: its train step on a mesh, compiled where it runs or planned for hardware that is elsewhere."""
 
+import dataclasses
 import re
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -69,7 +70,7 @@ def make_program(config: ConfigDict, pipeline: StableDiffusion, mesh: Mesh) -> P
     pipeline = pipeline.specialized(attention=config.attention, remat=config.remat, platform=platform)
     loss, tx = meshes.within(mesh, make_loss(pipeline, config)), make_optimizer(config.optimizer, config.steps)
     parameters = pipeline.parameters()
-    learning = adaptation.of(config, parameters)
+    learning = dataclasses.replace(adaptation.of(config, parameters), of_base=method(config).of_base)
     learnt = jax.eval_shape(learning.start, parameters, jax.random.key(0))
     check_rates(config.optimizer.rates, (*parameters, *learnt))
     _check_learnt(config, parameters, learning, learnt)

@@ -81,6 +81,21 @@ class Objective:
 
 
 @dataclasses.dataclass(frozen=True)
+class Distillation:
+    """`config.distillation`; `methods.consistency` checks the values."""
+
+    teacher_steps: int = 50
+    guidance: tuple[float, ...] = (3.0, 7.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Inpainting:
+    """`config.inpainting`; `methods.inpainting` checks the names."""
+
+    masks: tuple[str, ...] = ("box", "strokes", "lungs", "whole")
+
+
+@dataclasses.dataclass(frozen=True)
 class LoRA:
     """`config.lora`; `adaptation.lora` checks the ranges."""
 
@@ -165,6 +180,8 @@ class Run:
     method: Word = "diffusion"
     trainable: Text = r"unet\..*"
     lora: LoRA = dataclasses.field(default_factory=LoRA)
+    distillation: Distillation = dataclasses.field(default_factory=Distillation)
+    inpainting: Inpainting = dataclasses.field(default_factory=Inpainting)
     textual_inversion: TextualInversion = dataclasses.field(default_factory=TextualInversion)
     ema_decay: float = 0.9999
     attention: Word = "auto"

@@ -7,11 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from jaxcxr.interop.layout import from_torch
 from jaxcxr.models import (
     AutoencoderKL,
     CLIPTextModel,
+    ControlNetModel,
     UNet2DConditionModel,
     abstract,
     split_moments,
@@ -213,6 +215,54 @@ def test_unet(name: str):
 
     ours = run_ours(call, params, {"sample": sample, "context": context}, weights)
     compare(ours, Answer(nhwc(output), gradients))
+
+
+CONTROLNETS = {"sd1": {"conditioning_embedding_out_channels": [4, 8, 12]}, "sd2": {"conditioning_channels": 1}}
+_NO_LISTS = {
+    "layers_per_block": 2,
+    "transformer_layers_per_block": 2,
+    "cross_attention_dim": 12,
+}  # diffusers' takes none
+_NOT_OF_A_CONTROLNET = {"up_block_types", "out_channels", "center_input_sample", "time_embedding_dim"}
+_NOT_OF_A_CONTROLNET |= {"conv_in_kernel", "conv_out_kernel", "num_class_embeds"}
+UNET_HALF = {key: value for key, value in UNETS["sd1"].items() if key not in _NOT_OF_A_CONTROLNET}
+
+
+@pytest.mark.parametrize("name", CONTROLNETS)
+def test_controlnet(name: str):
+    """Of a U-Net with its residuals: the output, and the gradients of the ControlNet and of the condition."""
+    kept = {key: value for key, value in UNETS[name].items() if key not in _NOT_OF_A_CONTROLNET}
+    kept |= _NO_LISTS if name == "sd2" else {}
+    config, shared = CONTROLNETS[name] | kept, kept | {"up_block_types": UNETS[name]["up_block_types"]}
+    theirs, their_unet = diffusers.ControlNetModel(**config), diffusers.UNet2DConditionModel(**shared)
+    params, unet_params = randomize(theirs), randomize(their_unet)
+    model, unet = abstract(ControlNetModel, config), abstract(UNet2DConditionModel, shared)
+    halvings = len(model.config.conditioning_embedding_out_channels) - 1
+    sample, context = draw(2, 6, 4, model.config.in_channels), draw(2, 5, 12, seed=1)
+    condition = np.abs(draw(2, 6 * 2**halvings, 4 * 2**halvings, model.config.conditioning_channels, seed=3))
+    timesteps, weights = np.array([3, 871]), draw(2, 6, 4, 4, seed=2)
+
+    inputs = nchw(sample), torch.from_numpy(timesteps), torch.from_numpy(context)
+    torch_condition = nchw(condition)
+    down, mid = theirs(*inputs, controlnet_cond=torch_condition, return_dict=False)
+    added = {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
+    output = their_unet(*inputs, **added).sample
+    (output * nchw(weights)).sum().backward()
+    gradients = in_our_layout(theirs, lambda parameter: parameter.grad) | {"condition": nhwc(torch_condition.grad)}
+
+    def call(params, inputs):
+        residuals = with_parameters(model, params)(sample, timesteps, context, inputs["condition"])
+        return with_parameters(unet, unet_params)(sample, timesteps, context, residuals=residuals)
+
+    ours = run_ours(call, params, {"condition": condition}, weights)
+    compare(ours, Answer(nhwc(output), gradients))
+
+
+def test_a_new_controlnet_adds_nothing():
+    model = ControlNetModel({**CONTROLNETS["sd1"], **UNET_HALF}, rngs=nnx.Rngs(0))
+    found = model(draw(1, 4, 4, 4), np.array([3]), draw(1, 5, 12), draw(1, 16, 16, 3))
+    assert len(found) == 5
+    assert not any(np.any(each) for each in found)
 
 
 @pytest.mark.parametrize("name", VAES)

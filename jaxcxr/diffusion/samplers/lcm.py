@@ -1,7 +1,7 @@
 """Sampling of latent consistency models: Luo et al. 2023, arXiv 2310.04378, algorithm 3."""
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +12,16 @@ from jaxcxr.diffusion.schedule import Beta, BetaSchedule
 from jaxcxr.errors import UserError
 
 _SIGMA_DATA = 0.5
+
+
+def boundary(timesteps: Any, timestep_scaling: float = 10.0) -> tuple[Any, Any]:
+    """What is kept of x_t and what share x_0 has in a consistent prediction (equation 9), of the shape of `timesteps`.
+
+    At timestep 0 it is x_t itself.
+    """
+    scaled = timesteps * timestep_scaling
+    squared = scaled**2 + _SIGMA_DATA**2
+    return _SIGMA_DATA**2 / squared, scaled / squared**0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,13 +54,8 @@ class LCM(Settings):
         timesteps = trained[np.floor(np.linspace(0, original, num_steps, endpoint=False)).astype(int)]
         levels = grid.levels_of_alphas(np.append(self.alphas_cumprod()[timesteps], 1.0))
         self.require_signal(levels)
-        scaled = timesteps * self.timestep_scaling
-        coefficients = {
-            "level": levels[:-1],
-            "next": levels[1:],
-            "clean": scaled / np.sqrt(scaled**2 + _SIGMA_DATA**2),
-            "x": _SIGMA_DATA**2 / (scaled**2 + _SIGMA_DATA**2),
-        }
+        kept, share = boundary(timesteps, self.timestep_scaling)
+        coefficients = {"level": levels[:-1], "next": levels[1:], "clean": share, "x": kept}
 
         def step(x, output, c, keys, carry):
             clean, _ = self.read(x, output, *c["level"])

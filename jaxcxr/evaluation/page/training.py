@@ -11,13 +11,9 @@ from jaxcxr.errors import UserError
 from jaxcxr.evaluation.curves import Run, evaluation_svgs, loss_svg, speed_svg
 from jaxcxr.evaluation.page.contents import Page
 from jaxcxr.evaluation.page.pictures import image
+from jaxcxr.methods import METHODS
 
 _SHEET_SIDE, _SHEET_PIXELS = 1024, 2**27
-_CAPTIONS = {
-    **dict.fromkeys(("diffusion", "projection"), "Samples, a row a prompt"),
-    "autoencoder": "Validation images above their reconstructions",
-    "classifier": "Validation images above what their answers depend on",
-}
 
 
 def training(page: Page) -> Iterator[str]:
@@ -28,7 +24,7 @@ def training(page: Page) -> Iterator[str]:
         yield '<div class="curves">' + "".join(f"<div>{svg}</div>" for svg in curves) + "</div>\n"
         if run.sheet and (page.reconstructions or not run.reconstructs):
             step = int(run.sheet.stem) if run.sheet.stem.isdigit() else run.sheet.stem
-            what = _CAPTIONS.get(run.method, _CAPTIONS["autoencoder"])
+            what = METHODS.get(run.method, METHODS["autoencoder"]).caption
             caption = f"<figcaption>{what}, step {escape(str(step))}</figcaption>"
             yield f'<figure class="sheet">{image(_sheet(run), what)}{caption}</figure>\n'
         yield "</section>\n"
