@@ -31,15 +31,15 @@ def get_config(stage: str = "phantom") -> ConfigDict:
     config.model.base = "runs/bases/white"
     config.model.unet = ConfigDict(UNET)
     config.model.measure_scaling_factor = False  # `jaxcxr convert --whiten` has measured it
-    config.steps = 4000
+    config.steps = 3000
     if stage == "phantom":
         config.model.base = "runs/bases/phantom-no-effusion"
         for inherited in ("unet", "text_encoder", "scheduler"):
             config.model[inherited] = ConfigDict()
-        config.steps = 8000
+        config.steps = 6500
     elif stage == "phantom-unnamed":
         config.data.prompts = UNNAMED
-        config.steps = 1500
+        config.steps = 1200
     config.ema_decay = 0.998
     config.data.rebalance = 1.0
     config.samples.prompts = (
@@ -69,7 +69,7 @@ def _details() -> ConfigDict:
     config = _autoencoder()
     config.model.base = "runs/bases/autoencoder"
     config.model.vae = ConfigDict()
-    config.steps = 2500
+    config.steps = 3400
     config.optimizer.learning_rate = 1e-3
     config.eval_every = config.sample_every = config.checkpoint_every = 500
     return config

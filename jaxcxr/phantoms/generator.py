@@ -39,6 +39,9 @@ DEVICES = ("endotracheal tube", "central line", "pacemaker", "nasogastric tube")
 SIGN = {"right": -1, "left": 1}
 """The patient's right is image left, where body x is negative."""
 MIN_SIZE, MAX_SIZE = 64, 512
+VISIBLE = 128
+"""Pixels of a side from which on tubes and lines have their true width; below it they are as many pixels wide as there,
+where they would be half a pixel wide or less and hardly show."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,7 @@ def draw(
     # Small images are averaged down from half as many pixels again; larger ones rely on one-pixel soft edges.
     side = size if size >= 128 else 3 * size // 2
     chest = Chest(patient.anatomy, pose, side, heart_scale=_heart_scale(key, findings))
-    scene = _Scene(chest, Canvas(pose, chest.side))
+    scene = _Scene(chest, Canvas(pose, chest.side), wider=max(1.0, VISIBLE / size))
     soft_masks = [_DRAWERS[f.kind](scene, f, _finding_rng(key, f)) for f in _in_drawing_order(findings)]
     by_finding = dict(zip(_in_drawing_order(findings), soft_masks, strict=True))
     image = (_average(255 * _expose(scene, rng), size) + 0.5).astype(np.uint8)
@@ -130,8 +133,9 @@ def draw(
 class _Scene:
     """Layers that findings change before the exposure: lung air, added density, vessels, hardware."""
 
-    def __init__(self, chest: Chest, hardware: Canvas) -> None:
-        self.chest, self.hardware = chest, hardware
+    def __init__(self, chest: Chest, hardware: Canvas, wider: float) -> None:
+        """`wider` is how many times their true width tubes, lines and leads have."""
+        self.chest, self.hardware, self.wider = chest, hardware, wider
         solid = 1.0 - 0.86 * chest.silhouette
         depth = np.clip(chest.wall / 0.10, 0.0, 1.0)
         self.lung = chest.cavity * solid
@@ -276,7 +280,7 @@ def _draw_device(scene: _Scene, finding: Finding, rng: np.random.Generator) -> A
     turn = np.linspace(0, 2 * np.pi, 32)
     for canvas in (scene.hardware, alone):
         for points, width in lines:
-            canvas.lines(points[None], width, 0.85)
+            canvas.lines(points[None], scene.wider * width, 0.85)
         if finding.device == "pacemaker":
             (sign,) = finding.signs()
             rounded = np.stack([np.sign(np.cos(turn)) * np.abs(np.cos(turn)) ** 0.6 * 0.046, 0.036 * np.sin(turn)], -1)

@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 
 from jaxcxr.files import replace_file
 from jaxcxr.models.named import named_parameters, with_parameters
-from jaxcxr.phantoms.classifier import WEIGHTS, About, Classifier, Table, fit_input, predict, seen_in, to_bytes
+from jaxcxr.phantoms.classifier import WEIGHTS, About, Classifier, Table, fit_input, predict, read, seen_in, to_bytes
 from jaxcxr.phantoms.generator import KINDS
 from jaxcxr.phantoms.networks import MAP, NETWORKS, SIDE
 from jaxcxr.phantoms.scores import score, score_grades
@@ -268,10 +268,14 @@ def _degraded(images: np.ndarray, seed: int) -> np.ndarray:
     return np.concatenate([np.asarray(one) for one in degraded])
 
 
-def train(name: str, out: Path, progress: bool = False) -> Classifier:
-    """Trains, calibrates and measures one of `CLASSIFIERS` and writes it to `out`."""
+def train(name: str, out: Path, progress: bool = False, keep_weights: bool = False) -> Classifier:
+    """Trains, calibrates and measures one of `CLASSIFIERS` and writes it to `out`.
+
+    With `keep_weights` the classifier that comes with the package is calibrated and measured again: for phantoms that
+    are drawn a little differently than those that it has learnt from.
+    """
     settings = CLASSIFIERS[name]
-    parameters = fit(settings, out.with_suffix(".state"), progress)
+    parameters = read(name).parameters if keep_weights else fit(settings, out.with_suffix(".state"), progress)
     # Measured as it is kept, in float16.
     parameters = {of: value.astype(np.float16) for of, value in parameters.items()}
     thresholds = calibrate(settings, parameters, progress)
@@ -288,8 +292,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name", choices=CLASSIFIERS)
     parser.add_argument("--out", type=Path, help="file to write; default: where the package keeps it")
+    parser.add_argument("--keep-weights", action="store_true", help="calibrate and measure what the package has")
     args = parser.parse_args()
-    classifier = train(args.name, args.out or WEIGHTS / f"{args.name}.safetensors", progress=True)
+    out = args.out or WEIGHTS / f"{args.name}.safetensors"
+    classifier = train(args.name, out, progress=True, keep_weights=args.keep_weights)
     for measured, table in classifier.about.tables.items():
         for of, one in table.classes.items():
             rates = (one.sensitivity, one.specificity)
