@@ -25,7 +25,7 @@ from jaxcxr.generate import (
     require_text,
     unconditional_states,
 )
-from jaxcxr.interop.pipeline import StableDiffusion
+from jaxcxr.interop.pipeline import CONTROLNET, StableDiffusion
 from jaxcxr.models.compute import compiler_options
 from jaxcxr.parallel import mesh as meshes
 from jaxcxr.requests import Request
@@ -48,6 +48,7 @@ class Options:
     karras: bool = False
     timestep_spacing: str | None = None
     keep_outside: bool = False
+    control_scale: float = 1.0
 
     def check(self) -> None:
         """Raises UserError for the first number that is out of range."""
@@ -55,6 +56,7 @@ class Options:
             ("guidance", self.guidance, "0 or more", 0 <= self.guidance < math.inf),
             ("guidance-rescale", self.guidance_rescale, "from 0 to 1", 0 <= self.guidance_rescale <= 1),
             ("eta", self.eta, "from 0 to 1", 0 <= self.eta <= 1),
+            ("control-scale", self.control_scale, "0 or more", 0 <= self.control_scale < math.inf),
         ):
             if not fits:
                 raise UserError(f"--{option} {value}: may be {allowed}")
@@ -69,6 +71,7 @@ class Kind(NamedTuple):
     shares_first: bool
     edits: str
     begin: int
+    controlled: bool
 
 
 class _OnDevices:
@@ -102,7 +105,7 @@ class Drawer:
         options.check()
         require_text(pipeline)
         self.size = default_size(pipeline) if options.size is None else options.size
-        self._inpaints = is_inpainting(pipeline)
+        self._inpaints, self._controls = is_inpainting(pipeline), CONTROLNET in pipeline.networks
         self.shape = latent_shape(pipeline, self.size, inpaints=self._inpaints)
         self._pipeline, self._options, self._mesh = pipeline, options, mesh
         self._length = tokens.length(pipeline.tokenizer)
@@ -128,11 +131,17 @@ class Drawer:
             latent_shape(self._pipeline, self.size)  # says why not
         if self._options.keep_outside and request.edits not in ("mask", "edit_mask"):
             raise UserError("--keep-outside: wants an image and a mask; give --image and --mask")
+        if self._controls != (request.control is not None):
+            raise UserError(
+                "this checkpoint has a ControlNet: every picture wants a condition image; give --control"
+                if self._controls
+                else "--control: this checkpoint has no ControlNet; give --controlnet"
+            )
         means = requests.conditions(request, self._options.guidance, self._options.guidance_rescale)
         begin = request.begin(self._options.steps)
         self._program(begin, request.edits == "edit_mask")
         counts = len(means.texts), len(means.embeds)
-        return Kind(*counts, means.mix is not None, means.shares_first, request.edits, begin)
+        return Kind(*counts, means.mix is not None, means.shares_first, request.edits, begin, self._controls)
 
     def check_files(self, request: Request, where: str) -> None:
         """Raises UserError if a file of a request cannot be read or does not fit, see `requests.check_files`."""
@@ -176,6 +185,7 @@ class Drawer:
                 self._mesh,
                 rescale=options.guidance_rescale,
                 keep_outside=options.keep_outside,
+                control_scale=options.control_scale,
             )
             self._programs[begin, inverts] = jax.jit(generate, compiler_options=compiler_options(self._mesh))
         return self._programs[begin, inverts]
@@ -206,6 +216,8 @@ class Drawer:
             arrays["embeds"] = np.stack(given)
         if kind.mixed:
             arrays["mix"] = np.stack([each.mix for each in means if each.mix is not None])
+        if kind.controlled:
+            arrays["control"] = np.stack([self._condition(one.control) for one in some])
         if not kind.edits:
             return arrays
         return arrays | {name: np.stack(stack) for name, stack in self._pictures(some, kind.edits).items()}
@@ -229,6 +241,21 @@ class Drawer:
                 for one, edited in zip(some, found["edit_mask"], strict=True)
             ]
         return found
+
+    def _condition(self, picture: Any) -> np.ndarray:
+        """A condition image, uint8 (S, S, 3). It is not padded or stretched: what it says is of places in the picture.
+
+        Raises:
+          UserError: it cannot be read, or is of another size.
+        """
+        pixels = requests.read_picture(images.load_colour, picture, "control")
+        if pixels.shape[:2] != (self.size, self.size):
+            height, width = pixels.shape[:2]
+            raise UserError(
+                f"control {str(picture)[:200]}: is of {width} x {height} pixels, the pictures are of {self.size}; make"
+                " it that size, or give --size"
+            )
+        return pixels
 
     def _load(self, picture: Any, name: str) -> np.ndarray:
         square = requests.read_picture(images.load_square, picture, name, self.size)

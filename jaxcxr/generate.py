@@ -30,6 +30,7 @@ Batch = Mapping[str, jax.Array | np.ndarray]
 Where an image is edited also:
 
   image: uint8 (B, H, W, 1).
+  control: uint8 (B, H, W, 3), the condition image of a ControlNet; may be there without `image` too.
   mask: uint8 (B, H, W, 1), 1 where it is painted anew; or in its place
   edit_mask, keep_mask: uint8 (B, H, W, 1), for `editing.edit`.
 """
@@ -52,6 +53,7 @@ def make_generate(
     *,
     rescale: float = 0.0,
     keep_outside: bool = False,
+    control_scale: float = 1.0,
 ) -> Generate:
     """The generation of one batch, to be compiled.
 
@@ -62,6 +64,7 @@ def make_generate(
       attention: as of `models.compute.specialize`.
       rescale: of the guidance, see `guided`.
       keep_outside: paste the image's own pixels where it is not painted anew.
+      control_scale: what a ControlNet adds is multiplied by it.
 
     Raises:
       UserError: the checkpoint has no text encoder, or its U-Net asks for more than text.
@@ -72,7 +75,11 @@ def make_generate(
     def generate(parameters, batch, keys, unconditional=None):
         networks = pipeline.with_parameters(parameters)
         states = _states(networks.text_encoder, batch, unconditional)
-        latents = _latents(networks, sampler, batch, states, keys, rescale)
+        unet: Callable[..., jax.Array] = networks.unet
+        if "control" in batch:
+            condition = batch["control"].astype(jnp.float32) / 255
+            unet = editing.with_control(unet, networks.controlnet, condition, control_scale)
+        latents = _latents(networks, unet, sampler, batch, states, keys, rescale)
         image = networks.vae.decode(latents / networks.vae.config.scaling_factor).astype(jnp.float32)
         # Clipping would make black and white of what is infinite.
         finite = jnp.isfinite(latents).all((1, 2, 3)) & jnp.isfinite(image).all((1, 2, 3))
@@ -114,6 +121,7 @@ def _states(
 
 def _latents(
     networks: StableDiffusion,
+    unet: Callable[..., jax.Array],
     sampler: Sampler,
     batch: Mapping[str, jax.Array],
     states: jax.Array,
@@ -122,7 +130,6 @@ def _latents(
 ) -> jax.Array:
     """The scaled latents of new or edited images, float32 (B, h, w, C)."""
     noise, weights = batch["noise"], batch["weights"].T
-    unet: Callable[..., jax.Array] = networks.unet
     if "image" not in batch:
         return sample(guided(unet, states, weights, rescale), sampler, noise * sampler.initial_scale, keys)
     image = normalize(batch["image"], networks.vae.config.in_channels)

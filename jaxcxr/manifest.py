@@ -39,6 +39,10 @@ class Adapter:
     step: int | None = None
 
 
+# Not in older manifests, and in none where they are as usual.
+_NEWER = {"karras", "timestep_spacing", "guidance_rescale", "keep_outside", "adapters", "controlnet", "control_scale"}
+
+
 @dataclasses.dataclass(frozen=True)
 class Settings(Options):
     """What decides the images, besides the prompts; fields as the options of `jaxcxr sample`.
@@ -55,6 +59,7 @@ class Settings(Options):
     latents: str | None = None
     gray: bool = False
     adapters: tuple[Adapter, ...] = ()
+    controlnet: Adapter | None = None
 
     def row(self, index: int, prompt: Mapping[str, Any]) -> dict[str, Any]:
         """The manifest's line for image `index`; further fields of a prompt are kept, and its own seed."""
@@ -64,8 +69,8 @@ class Settings(Options):
 
     @functools.cached_property
     def _said(self) -> dict[str, Any]:
-        newer = ("karras", "timestep_spacing", "guidance_rescale", "keep_outside", "adapters")  # not in older manifests
-        return {key: value for key, value in dataclasses.asdict(self).items() if value or key not in newer}
+        usual = {field.name: field.default for field in dataclasses.fields(self) if field.name in _NEWER}
+        return {key: value for key, value in dataclasses.asdict(self).items() if usual.get(key, _NEWER) != value}
 
     def already_done(self, out: Path, prompts: Rows | Sequence[Mapping[str, Any]]) -> bool:
         """Whether `out` is a finished job of these settings, `size` known, and prompts.

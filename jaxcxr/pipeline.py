@@ -51,6 +51,8 @@ class Pipeline:
         keep_mask: Any = None,
         strength: float | None = None,
         keep_outside: bool = False,
+        control: Any = None,
+        control_scale: float = 1.0,
         eta: float = 0.0,
         karras: bool = False,
         timestep_spacing: str | None = None,
@@ -75,6 +77,8 @@ class Pipeline:
           edit_mask: as `mask`, in its place: where RadEdit may change the image.
           keep_mask: as `mask`: where RadEdit keeps it.
           strength: share of the steps that an edited picture is drawn with.
+          control: as `image`: the condition image of a ControlNet, of the pictures' size.
+          control_scale: what a ControlNet adds is multiplied by it.
           keep_outside: paste the image's own pixels outside the mask.
           eta: of DDIM.
           karras: noise levels of Karras et al.
@@ -101,6 +105,7 @@ class Pipeline:
             karras=karras,
             timestep_spacing=timestep_spacing,
             keep_outside=keep_outside,
+            control_scale=control_scale,
         )
         if output_type not in ("pil", "np"):
             raise UserError(f"output_type {output_type!r:.100}: may be 'pil' or 'np'")
@@ -108,7 +113,7 @@ class Pipeline:
             if not least <= value <= most:
                 raise UserError(f"{name} {value}: may be from {least} to {most}")
         common = {"negative_prompt": negative_prompt, "strength": strength, "image": image, "mask": mask}
-        common |= {"edit_mask": edit_mask, "keep_mask": keep_mask}
+        common |= {"edit_mask": edit_mask, "keep_mask": keep_mask, "control": control}
         prompts = [prompt] if isinstance(prompt, str | Mapping) else list(prompt)
         asked = [_request(each, common, f"prompt {number}") for number, each in enumerate(prompts, 1)]
         drawer = self._drawer(dataclasses.replace(options, guidance=1.0)).with_guidance(guidance)
@@ -156,6 +161,7 @@ def load(
     weights: str = "ema",
     adapter: str | Path | Sequence[str | Path] = (),
     adapter_weight: float | Sequence[float] = (),
+    controlnet: str | Path | None = None,
 ) -> Pipeline:
     """Reads a checkpoint of any kind, ready to draw.
 
@@ -165,6 +171,7 @@ def load(
       weights: of a workdir, ema or raw.
       adapter: one or several to merge into it, each a .safetensors file, a folder or a workdir.
       adapter_weight: their strengths, in the same order; 1 for those that have none.
+      controlnet: a ControlNet to draw with: a folder, or the workdir of one.
 
     Raises:
       UserError: nothing readable at `path`, or an adapter does not fit.
@@ -176,6 +183,8 @@ def load(
     paths = [adapter] if isinstance(adapter, str | Path) else list(adapter)
     strengths = [adapter_weight] if isinstance(adapter_weight, int | float) else list(adapter_weight)
     checkpoint = adapters.merged(interop.read(path, ema=weights == "ema"), paths, strengths, ema=weights == "ema")
+    if controlnet is not None:
+        checkpoint = interop.with_controlnet(checkpoint, Path(controlnet), ema=weights == "ema")
     return Pipeline(interop.load_read(checkpoint, dtype=jnp.dtype(dtype)))
 
 
@@ -188,7 +197,7 @@ def _request(prompt: str | Mapping[str, Any], common: Mapping[str, Any], where: 
         row["interpolate"] = {**end, **_embeds(end)}
     row |= _embeds(row)
     return requests.parse(
-        {key: _picture(value, where, key) if key in requests.PICTURES else value for key, value in row.items()}, where
+        {key: _picture(value, where, key) if key in (*requests.PICTURES, "control") else value for key, value in row.items()}, where
     )
 
 

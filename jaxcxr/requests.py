@@ -15,7 +15,7 @@ from jaxcxr.diffusion.guidance import classifier_free
 from jaxcxr.errors import UserError
 
 MOST_SEED = 2**32 - 1
-PICTURES = ("image", "mask", "edit_mask", "keep_mask")
+PICTURES = ("image", "mask", "edit_mask", "keep_mask")  # of one size
 _Weight = Annotated[float, Meta(ge=-100, le=100)]
 # By what is edited: diffusers' for the first two, RadEdit's for the last.
 _STRENGTHS = {"image": 0.8, "mask": 1.0, "edit_mask": 0.5}
@@ -53,6 +53,7 @@ class Request:
       mask: white where it is painted anew, black where it is kept; as large as the image.
       edit_mask: in place of `mask`: white where RadEdit may change the picture.
       keep_mask: white where RadEdit keeps it; the rest of `edit_mask` if None.
+      control: the condition image of a ControlNet, a file or one in memory.
       strength: share of the steps that an edited picture is drawn with.
       seed: of the noise; the row then does not depend on its place in the job.
       count: pictures of the row; those after the first have the following seeds, if it has one.
@@ -67,6 +68,7 @@ class Request:
     mask: Any = None
     edit_mask: Any = None
     keep_mask: Any = None
+    control: Any = None
     strength: Annotated[float, Meta(gt=0, le=1)] | None = None
     seed: Annotated[int, Meta(ge=0, le=MOST_SEED)] | None = None
     count: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
@@ -101,11 +103,20 @@ class Request:
         """What decides, under any options, whether it fits them and what it can be drawn together with."""
         leads = sum(part.weight for part in self.compose) > 0 if self.compose else None
         ends = self.prompt is None, self.interpolate and self.interpolate.prompt is None
-        return len(self.compose or ()), leads, *ends, bool(self.negative_prompt), self.edits, self.strength
+        return (
+            len(self.compose or ()),
+            leads,
+            *ends,
+            bool(self.negative_prompt),
+            self.edits,
+            self.strength,
+            self.control is None,
+        )
 
     def files(self) -> list[str]:
         """The names of the files that it reads."""
-        return [name for name in (*(getattr(self, key) for key in PICTURES), *self.embeds()) if isinstance(name, str)]
+        pictures = (getattr(self, key) for key in (*PICTURES, "control"))
+        return [name for name in (*pictures, *self.embeds()) if isinstance(name, str)]
 
     def begin(self, steps: int, where: str = "--strength") -> int:
         """How many of the steps are left out, as in diffusers.
@@ -129,7 +140,7 @@ def parse(row: Mapping[str, Any], where: str) -> Request:
     """
     known = {key: value for key, value in row.items() if value is not None and key in Request.__dataclass_fields__}
     request: Request = parsing.convert(known, Request, where)
-    for name in known.keys() & PICTURES:
+    for name in known.keys() & {*PICTURES, "control"}:
         if not isinstance(value := known[name], str | Image.Image):
             raise UserError(f"{where}: {name} {value!r:.100} is not the name of a file")
     for value in request.embeds():
@@ -237,6 +248,8 @@ def check_files(request: Request, where: str, states: tuple[int, int] | None = N
                 f"{where}: {name} is {size[0]}×{size[1]}, its image {sizes['image'][0]}×{sizes['image'][1]}; both have"
                 " to be of one size"
             )
+    if request.control is not None:
+        read_picture(images.picture_size, request.control, f"{where}: control")
     for embeds in request.embeds():
         assert states is not None
         read_embeds(embeds, states, f"{where}: ")

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from jaxcxr.data import images
 from jaxcxr.errors import UserError
@@ -17,7 +16,9 @@ class Conditions:
         """Raises UserError where there is no such folder, or no picture in it; `side` is what they have to measure."""
         self._folder, self._side = Path(folder), side
         if not self._folder.is_dir():
-            raise UserError(f"config.data.conditions={str(folder)!r}: no such folder; give one with a picture ID.png a record")
+            raise UserError(
+                f"config.data.conditions={str(folder)!r}: no such folder; give one with a picture ID.png a record"
+            )
         self._names = {file.stem for file in self._folder.glob("*.png")}
         if not self._names:
             raise UserError(f"{folder}: has no PNG files; config.data.conditions wants a picture ID.png a record")
@@ -34,13 +35,13 @@ class Conditions:
         """
         if record not in self:
             raise KeyError(record)
-        file = inside(self._folder, f"{record}.png")
         try:
-            picture = images.open_picture(file)
-            pixels = np.asarray(picture.convert("RGB"))
-        except (OSError, images.UnreadableImage, Image.DecompressionBombError) as error:
+            pixels = images.load_colour(inside(self._folder, f"{record}.png"))
+        except (OSError, images.UnreadableImage) as error:
             raise UserError(f"{self._folder}: a picture cannot be read ({type(error).__name__})") from error
         if pixels.shape[:2] != (self._side, self._side):
             height, width = pixels.shape[:2]
-            raise UserError(f"{self._folder}: a picture is of {width} x {height} pixels, config.data.size is {self._side}")
+            raise UserError(
+                f"{self._folder}: a picture is of {width} x {height} pixels, config.data.size is {self._side}"
+            )
         return pixels

@@ -155,6 +155,28 @@ def load_gray(picture: Path, most_pixels: int = DEFAULT_PIXELS) -> np.ndarray:
         raise UnreadableImage(type(error).__name__) from error
 
 
+def load_colour(picture: Path | Image.Image, most_pixels: int = DEFAULT_PIXELS) -> np.ndarray:
+    """Reads an image file or a picture in memory as it is, uint8 (H, W, 3); a gray one is the same in each channel.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      UnreadableImage: it cannot be decoded, is too large, or is of more than 8 bits.
+    """
+    try:
+        if isinstance(picture, Image.Image):
+            require_pixels(*picture.size, most_pixels)
+            image = picture
+        else:
+            image = open_picture(picture, most_pixels)
+        if image.mode.startswith(("I", "F")):
+            raise UnreadableImage("is of more than 8 bits a channel")
+        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    except (FileNotFoundError, MemoryError, UnreadableImage):
+        raise
+    except Exception as error:  # Pillow's decoders raise almost anything on damaged files
+        raise UnreadableImage(type(error).__name__) from error
+
+
 def _upright(gray: Image.Image, turned: int | None) -> Image.Image:
     """The picture turned as the orientation tag `turned` says."""
     if turned is None:

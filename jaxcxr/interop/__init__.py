@@ -12,7 +12,7 @@ from jaxcxr import bases
 from jaxcxr.errors import UserError
 from jaxcxr.interop import diffusers, flax_legacy, orbax, single_file, verify
 from jaxcxr.interop.checkpoint import Checkpoint, check
-from jaxcxr.interop.pipeline import StableDiffusion, from_files
+from jaxcxr.interop.pipeline import CONTROLNET, StableDiffusion, from_files, network_config_of
 from jaxcxr.interop.tensors import Tensor
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "save",
     "single_file",
     "verify",
+    "with_controlnet",
 ]
 
 
@@ -67,6 +68,33 @@ def read(
     else:
         checkpoint = diffusers.read(path, only)
     return check(checkpoint.only(only), str(path))
+
+
+def with_controlnet(checkpoint: Checkpoint, path: Path, *, ema: bool = True) -> Checkpoint:
+    """A checkpoint with a ControlNet in it.
+
+    Args:
+      checkpoint: with the U-Net that the ControlNet was trained for.
+      path: a folder with a ControlNet alone, or a checkpoint that has one, such as the workdir of a run.
+      ema: take the averaged weights where there are any.
+
+    Raises:
+      UserError: there is none, or it was trained for another U-Net.
+    """
+    alone = (path / "config.json").is_file() and not orbax.is_orbax(path)
+    found = check(diffusers.read_controlnet(path), str(path)) if alone else read(path, only=(CONTROLNET,), ema=ema)
+    if CONTROLNET not in found.networks:
+        raise UserError(f"{path}: has no ControlNet")
+    own = network_config_of(CONTROLNET, found.files[f"{CONTROLNET}/config.json"])
+    unet = network_config_of("unet", checkpoint.files["unet/config.json"])
+    for key in ("in_channels", "block_out_channels", "layers_per_block", "down_block_types", "cross_attention_dim"):
+        if getattr(own, key) != getattr(unet, key):
+            raise UserError(
+                f"{path}: is for another U-Net: its {key} is {getattr(own, key)}, this U-Net's {getattr(unet, key)}"
+            )
+    files = {name: data for name, data in found.files.items() if name.startswith(f"{CONTROLNET}/")}
+    tensors = {name: each for name, each in found.tensors.items() if name.startswith(f"{CONTROLNET}.")}
+    return Checkpoint(checkpoint.files | files, checkpoint.tensors | tensors)
 
 
 def load(

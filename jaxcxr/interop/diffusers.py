@@ -15,7 +15,9 @@ from jaxcxr.interop.layout import from_torch, to_torch
 from jaxcxr.interop.pickled import open_pickled
 from jaxcxr.interop.pipeline import (
     CLASSIFIER,
+    CONTROLNET,
     NETWORKS,
+    PUBLISHED,
     model_index,
     network_class,
     parse_index,
@@ -29,6 +31,7 @@ WEIGHTS = {
     "vae": "diffusion_pytorch_model.safetensors",
     "text_encoder": "model.safetensors",
     CLASSIFIER: "model.safetensors",
+    CONTROLNET: "diffusion_pytorch_model.safetensors",
 }
 # What old transformers versions saved beside the parameters: 0 … 76, and the heads BERT was trained with.
 _STRAYS = ("text_model.embeddings.position_ids", "embeddings.position_ids", "cls.", "lm_head.")
@@ -50,7 +53,7 @@ def read(path: Path, only: Iterable[str] | None = None) -> Checkpoint:
     """
     files = read_files(path, CARRIED | OWN)
     tensors: dict[str, Tensor] = {}
-    wanted = [name for name in (*NETWORKS, CLASSIFIER) if only is None or name in only]
+    wanted = [name for name in PUBLISHED if only is None or name in only]
     for network in [name for name in wanted if f"{name}/config.json" in files]:
         tensors |= _read_network(network, path / network, path, files)
     if wanted and not tensors:
@@ -83,6 +86,33 @@ def read_encoder(path: Path) -> Checkpoint:
     refused.check_network(path, parse_object(str(path / "config.json"), config))
     tensors = _read_network("text_encoder", path, path, files)
     return Checkpoint(_without_absent_pooler(files, tensors), tensors)
+
+
+def read_controlnet(path: Path) -> Checkpoint:
+    """Opens a folder with a ControlNet alone, as diffusers saves one.
+
+    Raises:
+      UserError: as `read`, or it is of something else.
+    """
+    files = read_carried(path, {"": ("config.json",)})
+    if "config.json" not in files:
+        raise UserError(f"{path}: has no config.json; a ControlNet is a folder with config.json and its weights")
+    own = {f"{CONTROLNET}/config.json": files["config.json"]}
+    return Checkpoint(own, _read_network(CONTROLNET, path, path, own))
+
+
+def write_controlnet(checkpoint: Checkpoint, path: str | Path, *, dtype: Any = None) -> None:
+    """Writes the ControlNet of a checkpoint alone, a folder that `ControlNetModel.from_pretrained` reads.
+
+    Raises:
+      UserError: there is none, or `path` exists or cannot be written.
+    """
+    if CONTROLNET not in checkpoint.networks:
+        raise UserError(f"there is no ControlNet to write; the checkpoint has {', '.join(checkpoint.networks)}")
+    with new_folder(path) as folder:
+        write_files(folder, {"config.json": checkpoint.files[f"{CONTROLNET}/config.json"]})
+        tensors = dict(to_torch(name, tensor) for name, tensor in checkpoint.under(CONTROLNET).items())
+        write_safetensors(folder / WEIGHTS[CONTROLNET], tensors, dtype=dtype)
 
 
 def write(checkpoint: Checkpoint, path: str | Path, *, dtype: Any = None, max_shard_size: int | None = None) -> None:

@@ -16,6 +16,7 @@ CARRIED: dict[str, tuple[str, ...]] = {
     "text_encoder": ("config.json",),
     "tokenizer": tokens.FILES,
     "scheduler": ("scheduler_config.json",),
+    "controlnet": ("config.json",),
 }
 """The files of a diffusers folder that are read and carried, besides weights, by subfolder; nothing else is opened."""
 

@@ -66,6 +66,7 @@ _CONFIGS: dict[Any, Any] = {
 _DIFFUSERS = "0.35.0"  # the version whose configs are written
 _LIBRARIES = ("diffusers", "transformers", "maxdiffusion")
 _Part = Annotated[tuple[str | None, ...], Meta(min_length=2, max_length=2)] | None
+_UNET_ALONE = {"sample_size", "out_channels", "center_input_sample", "conv_in_kernel", "conv_out_kernel"}
 SCHEDULER_CONFIG = "scheduler/scheduler_config.json"
 
 
@@ -292,6 +293,24 @@ def network_config(name: str, architecture: Mapping[str, Any]) -> bytes:
     return parsing.to_json({"architectures": [encoder], "model_type": family, "dtype": "float32", **architecture})
 
 
+def controlnet_config(files: Mapping[str, bytes]) -> bytes:
+    """The `config.json` of a new ControlNet for the U-Net and autoencoder of these files, its condition in colour.
+
+    Raises:
+      UserError: the U-Net has what a ControlNet does not.
+    """
+    unet = parse_object("unet/config.json", files["unet/config.json"])
+    halvings = network_config_of("vae", files["vae/config.json"]).vae_scale_factor.bit_length() - 1
+    known = {field.name for field in dataclasses.fields(configs.ControlNetConfig)} - {"up_block_types"}
+    # What diffusers' class has no parameter for; those of a U-Net that differ from its defaults would be lost.
+    for key in ("encoder_hid_dim", "num_class_embeds", "time_embedding_dim"):
+        if unet.get(key) is not None:
+            raise UserError(f"unet/config.json: {key} = {unet[key]!r:.100}: a ControlNet does not have that")
+    widths = [*(16, 32, 96, 256)[: halvings + 1], *[256] * (halvings - 3)]
+    own = {key: value for key, value in unet.items() if key in known and key not in _UNET_ALONE}
+    return network_config(CONTROLNET, own | {"conditioning_embedding_out_channels": widths})
+
+
 def inpainting_inputs(latents: int) -> int:
     """Channels that a U-Net of inpainting sees of so many channels of latents: x, the mask, the masked image."""
     return 2 * latents + 1
@@ -300,6 +319,8 @@ def inpainting_inputs(latents: int) -> int:
 def _pipeline_class(files: Mapping[str, bytes]) -> str:
     """The class of diffusers that draws with these networks."""
     unet, vae = (parse_object(name, files.get(name, b"{}")) for name in ("unet/config.json", "vae/config.json"))
+    if f"{CONTROLNET}/config.json" in files:
+        return "StableDiffusionControlNetPipeline"
     inpaints = "latent_channels" in vae and unet.get("in_channels") == inpainting_inputs(vae["latent_channels"])
     return "StableDiffusionInpaintPipeline" if inpaints else "StableDiffusionPipeline"
 
@@ -318,6 +339,8 @@ def model_index(files: Mapping[str, bytes]) -> bytes:
         "vae": ("diffusers", "AutoencoderKL"),
     }
     folders = {name.split("/")[0] for name in files}
+    if CONTROLNET in folders:
+        libraries[CONTROLNET] = ("diffusers", "ControlNetModel")
     absent: tuple[None, None] = (None, None)
     return parsing.to_json(
         {

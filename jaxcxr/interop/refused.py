@@ -13,6 +13,7 @@ PIPELINES = frozenset(
         "CycleDiffusionPipeline",
         "SemanticStableDiffusionPipeline",
         "StableDiffusionAttendAndExcitePipeline",
+        "StableDiffusionControlNetPipeline",
         "StableDiffusionImg2ImgPipeline",
         "StableDiffusionInpaintPipeline",
         "StableDiffusionInpaintPipelineLegacy",
@@ -44,7 +45,7 @@ _FAMILIES = (
 _FOLDERS = (
     *("text_encoder_2", "text_encoder_3", "tokenizer_2", "tokenizer_3", "transformer", "transformer_2"),
     *("prior", "decoder", "movq", "vqvae", "image_encoder", "image_normalizer", "image_noising_scheduler"),
-    *("controlnet", "t2i_adapter", "low_res_scheduler", "depth_estimator", "text_proj", "connectors"),
+    *("t2i_adapter", "low_res_scheduler", "depth_estimator", "text_proj", "connectors"),
 )
 """Folders that those pipelines do not have."""
 

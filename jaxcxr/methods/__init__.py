@@ -5,7 +5,7 @@ from ml_collections import ConfigDict
 from jaxcxr.diffusion.objective import ERRORS
 from jaxcxr.errors import UserError
 from jaxcxr.interop.pipeline import StableDiffusion
-from jaxcxr.methods import autoencoder, classifier, consistency, diffusion, inpainting, projection
+from jaxcxr.methods import autoencoder, classifier, consistency, controlnet, diffusion, inpainting, projection
 from jaxcxr.methods.method import Loss, Method
 
 METHODS: dict[str, Method] = {
@@ -14,6 +14,7 @@ METHODS: dict[str, Method] = {
     "projection": projection.METHOD,
     "consistency": consistency.METHOD,
     "inpainting": inpainting.METHOD,
+    "controlnet": controlnet.METHOD,
     "classifier": classifier.METHOD,
 }
 

@@ -88,8 +88,9 @@ def ranked(shown: Mapping[str, np.ndarray]) -> dict[str, float]:
     return dict(zip(("validation_auroc", "validation_average_precision"), means, strict=True))
 
 
-def saliency(pipeline: StableDiffusion, config: ConfigDict, mesh: Mesh, images: np.ndarray) -> Draw:
+def saliency(pipeline: StableDiffusion, config: ConfigDict, mesh: Mesh, batch: Mapping[str, np.ndarray]) -> Draw:
     """Validation images above what their highest logit depends on: |d logit / d pixel| (arXiv 1312.6034), 0 to 255."""
+    images = batch["image"]
 
     def compute(parameters: Mapping[str, Any]) -> jax.Array:
         network = pipeline.with_parameters(parameters).classifier

@@ -1,13 +1,18 @@
 """Denoising under a report and a condition image: a ControlNet learns beside a U-Net that is frozen."""
 
+from collections.abc import Mapping
+
+import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from jaxcxr.diffusion.editing import with_control
 from jaxcxr.interop.pipeline import CONTROLNET, NETWORKS, StableDiffusion
 from jaxcxr.methods import diffusion
 from jaxcxr.methods.method import Loss, Method
-from jaxcxr.methods.sheets import conditioned
+from jaxcxr.methods.sheets import Draw, make_pictures, noise_of, tile
 
 
 def make_loss(pipeline: StableDiffusion, config: ConfigDict) -> Loss:
@@ -20,6 +25,19 @@ def make_loss(pipeline: StableDiffusion, config: ConfigDict) -> Loss:
         return with_control(networks.unet, networks.controlnet, batch["condition"].astype(jnp.float32) / 255)
 
     return diffusion.make_loss(pipeline, config, unet_of)
+
+
+def conditioned(pipeline: StableDiffusion, config: ConfigDict, mesh: Mesh, batch: Mapping[str, np.ndarray]) -> Draw:
+    """Condition images, in gray, above what is drawn under them and the prompts of `config.samples`."""
+    shown, prompts, pictures = batch["condition"], config.samples.prompts, make_pictures(pipeline, config, mesh)
+    texts = [prompts[number % len(prompts)] for number in range(len(shown))]
+    noise = noise_of(pipeline, config.seed, range(len(shown)))
+    gray = shown.mean(axis=-1).round().astype(np.uint8)
+
+    def draw(parameters: Mapping[str, jax.Array]) -> np.ndarray:
+        return tile(np.concatenate([gray, pictures(parameters, texts, noise, control=shown)]), len(shown))
+
+    return draw
 
 
 METHOD = Method(

@@ -43,9 +43,9 @@ def make_loss(pipeline: StableDiffusion, config: ConfigDict) -> Loss:
     return diffusion.make_loss(pipeline, config, unet_of)
 
 
-def painted(pipeline: StableDiffusion, config: ConfigDict, mesh: Mesh, images: np.ndarray) -> Draw:
+def painted(pipeline: StableDiffusion, config: ConfigDict, mesh: Mesh, batch: Mapping[str, np.ndarray]) -> Draw:
     """Validation images with a hole in each, above what is painted there under the prompts of `config.samples`."""
-    prompts, pictures = config.samples.prompts, make_pictures(pipeline, config, mesh)
+    images, prompts, pictures = batch["image"], config.samples.prompts, make_pictures(pipeline, config, mesh)
     texts = [prompts[number % len(prompts)] for number in range(len(images))]
     side = images.shape[1]
     keys = jax.random.split(jax.random.key(config.seed), len(images))

@@ -38,8 +38,8 @@ class Method:
       reads: the fields of a batch that it needs; a cache has others in the place of some.
       trains: a regular expression for the whole names of the parameters that its loss depends on.
       make_loss: (pipeline, config) -> its loss.
-      make_sheet: (pipeline, config, mesh, images) -> a function of parameters that draws a sheet, uint8 (H, W).
-      of_images: whether its sheet shows validation images, uint8 (N, S, S, 1); prompts otherwise.
+      make_sheet: (pipeline, config, mesh, batch) -> a function of parameters that draws a sheet, uint8 (H, W).
+      of_images: whether its sheet shows a batch of validation images; `batch` is None otherwise.
       cached: whether a cache may stand in for images.
       make_validation: (pipeline, config) -> how it is evaluated, where that is not by its loss alone.
       caption: what its sheets show.

@@ -34,7 +34,7 @@ def tile(pictures: np.ndarray, columns: int) -> np.ndarray:
     return pictures.reshape(rows, columns, height, width).swapaxes(1, 2).reshape(rows * height, columns * width)
 
 
-def prompted(pipeline: StableDiffusion, config: ConfigDict, mesh: Mesh, images: None = None) -> Draw:
+def prompted(pipeline: StableDiffusion, config: ConfigDict, mesh: Mesh, batch: None = None) -> Draw:
     """Pictures of the fixed prompts, a row a prompt, the same noise in every row."""
     samples, pictures = config.samples, make_pictures(pipeline, config, mesh)
     texts = [text for text in samples.prompts for _ in range(samples.per_prompt)]
@@ -82,8 +82,9 @@ def make_pictures(pipeline: StableDiffusion, config: ConfigDict, mesh: Mesh) -> 
     return draw
 
 
-def reconstructed(pipeline: StableDiffusion, config: ConfigDict, mesh: Mesh, images: np.ndarray) -> Draw:
+def reconstructed(pipeline: StableDiffusion, config: ConfigDict, mesh: Mesh, batch: Mapping[str, np.ndarray]) -> Draw:
     """Validation images above their reconstructions from the posterior's mean."""
+    images = batch["image"]
 
     @functools.partial(jax.jit, out_shardings=meshes.replicated(mesh), compiler_options=compiler_options(mesh))
     def reconstruct(parameters):

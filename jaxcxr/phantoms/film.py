@@ -15,4 +15,5 @@ def enlarge(drawing: Drawing, film: tuple[int, int], rng: np.random.Generator) -
     noise = rng.standard_normal(image.shape, dtype=np.float32)
     image = (np.clip(image + FILM_NOISE * noise, 0, 255) + 0.5).astype(np.uint8)
     masks = tuple(np.asarray(Image.fromarray(mask).resize(film, Image.Resampling.NEAREST)) for mask in drawing.masks)
-    return Drawing(image, masks, tuple(bounding_box(mask) for mask in masks))
+    lungs = np.asarray(Image.fromarray(drawing.lungs).resize(film, Image.Resampling.NEAREST))
+    return Drawing(image, masks, lungs, tuple(bounding_box(mask) for mask in masks))

@@ -87,11 +87,13 @@ class Drawing:
     """A radiograph and its ground truth.
 
     `image` is uint8 [size, size], or of the film's size, bright for dense. `masks` holds a bool array of that size
-    and `boxes` a half-open pixel box (x0, y0, x1, y1) for each finding, in the order the findings were given.
+    and `boxes` a half-open pixel box (x0, y0, x1, y1) for each finding, in the order the findings were given. `lungs`
+    is bool of that size, where lung lies beside the heart and the mediastinum, whatever is in it.
     """
 
     image: Array
     masks: tuple[Array, ...]
+    lungs: Array
     boxes: tuple[tuple[int, int, int, int], ...]
 
 
@@ -127,7 +129,8 @@ def draw(
     by_finding = dict(zip(_in_drawing_order(findings), soft_masks, strict=True))
     image = (_average(255 * _expose(scene, rng), size) + 0.5).astype(np.uint8)
     masks = tuple(_binary(_average(by_finding[f], size)) for f in findings)
-    return Drawing(image, masks, tuple(bounding_box(mask) for mask in masks))
+    lungs = _binary(_average(scene.visible, size))
+    return Drawing(image, masks, lungs, tuple(bounding_box(mask) for mask in masks))
 
 
 class _Scene:

@@ -41,7 +41,7 @@ class Evaluator:
         self._config, self._mesh = config, mesh
         self._batches = [validation.batch(step) for step in range(config.eval_batches)] if validation else []
         self._images = validation.images if validation else 0
-        method, images = methods.method(config), None
+        method, shown = methods.method(config), None
         if method.make_validation:
             validation_of = method.make_validation(pipeline, config)
         else:
@@ -55,9 +55,9 @@ class Evaluator:
         self._loss, self._measure = mean_loss, validation_of.measure
         if method.of_images and validation:
             rows = np.arange(min(8, config.batch_size))  # the same on all processes
-            images = open_batches(config, "validate", tokenizer, rows=rows, shuffle=False).batch(0)["image"]
-        if images is not None or not method.of_images:
-            self._draw = method.make_sheet(pipeline, config, mesh, images)
+            shown = open_batches(config, "validate", tokenizer, rows=rows, shuffle=False).batch(0)
+        if shown is not None or not method.of_images:
+            self._draw = method.make_sheet(pipeline, config, mesh, shown)
         if config.evaluation.every:
             self._generated = Generated(pipeline, config, mesh)
 

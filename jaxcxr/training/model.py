@@ -17,10 +17,12 @@ from jaxcxr.diffusion import samplers
 from jaxcxr.errors import UserError
 from jaxcxr.interop.pipeline import (
     CLASSIFIER,
+    CONTROLNET,
     SCHEDULER_CONFIG,
     TEACHER,
     TEACHER_TOKENIZER,
     StableDiffusion,
+    controlnet_config,
     from_files,
     initialize,
     model_index,
@@ -62,6 +64,8 @@ def make_model(config: ConfigDict, key: jax.Array) -> tuple[StableDiffusion, dic
         for name, value in base.parameters().items()
         if name in names and not text_fit.is_fresh(config, name)
     }
+    if CONTROLNET in pipeline.networks and f"{CONTROLNET}/config.json" not in base.files:
+        fresh |= _new_controlnet(pipeline, kept, key)
     if config.model.text_encoder_fit:
         unet = StableDiffusion({"unet": pipeline.networks["unet"]}, {})
         fresh |= initialize(unet, key, functools.partial(text_fit.is_fresh, config))
@@ -71,6 +75,12 @@ def make_model(config: ConfigDict, key: jax.Array) -> tuple[StableDiffusion, dic
     return pipeline, parameters
 
 
+def _new_controlnet(pipeline: StableDiffusion, base: Mapping[str, jax.Array], key: jax.Array) -> dict[str, jax.Array]:
+    """A ControlNet that is a copy of the base's U-Net as far as it goes, and adds nothing yet."""
+    fresh = initialize(StableDiffusion({CONTROLNET: pipeline.controlnet}, {}), key)
+    return {name: base.get(f"unet{name.removeprefix(CONTROLNET)}", value) for name, value in fresh.items()}
+
+
 def parts(config: ConfigDict) -> tuple[dict[str, dict[str, Any]], tuple[str, ...]]:
     """The architectures of the networks that `config.model` describes, and the names of those that it inherits.
 
@@ -78,7 +88,7 @@ def parts(config: ConfigDict) -> tuple[dict[str, dict[str, Any]], tuple[str, ...
       UserError: a text encoder that is to learn from the base's is not given.
     """
     needed, model = method(config).networks, config.model
-    described = {name: model[name].to_dict() for name in needed if name != TEACHER and model[name]}
+    described = {name: model[name].to_dict() for name in needed if model.get(name)}
     if TEACHER in needed and not (model.text_encoder_base or "text_encoder" in described):
         raise UserError(
             f"config.model.text_encoder_base: is empty; name the text encoder that is to learn from that of"
@@ -100,7 +110,7 @@ def assemble(config: ConfigDict, base: Mapping[str, bytes], tokenizer: Callable[
     """
     model, needed, (described, inherited) = config.model, method(config).networks, parts(config)
     for name in inherited:
-        if f"{name}/config.json" not in base:
+        if f"{name}/config.json" not in base and name != CONTROLNET:
             if name == TEACHER:
                 raise UserError(f"config.model.base={model.base!r}: has no text_encoder/ to learn from")
             raise UserError(
@@ -125,6 +135,8 @@ def assemble(config: ConfigDict, base: Mapping[str, bytes], tokenizer: Callable[
         described[CLASSIFIER] = _classifier(config)
     files |= {f"{name}/config.json": network_config(name, text) for name, text in described.items()}
     files = _with_inputs(config, text_fit.with_fit(config, textual_inversion.with_words(config, files)))
+    if CONTROLNET in needed and f"{CONTROLNET}/config.json" not in files:
+        files[f"{CONTROLNET}/config.json"] = controlnet_config(files)
     files["model_index.json"] = model_index(files)
 
     pipeline = from_files(files, compute_dtype(config))

@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's options."""
     parser.add_argument("source", type=Path, metavar="SRC", help="checkpoint of any kind")
     parser.add_argument("destination", type=Path, metavar="DST", help="folder or file to write, new")
-    parser.add_argument("--to", required=True, choices=["diffusers", "orbax", "single-file", *_ADAPTERS, "embedding"])
+    parser.add_argument("--to", required=True, choices=["diffusers", "orbax", "single-file", *_ADAPTERS, "embedding", "controlnet"])
     parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], help="default: as in SRC")
     parser.add_argument("--only", metavar="NETWORKS", help="of unet,vae,text_encoder; default: all in SRC")
     parser.add_argument(
@@ -70,6 +70,8 @@ def run(args: argparse.Namespace) -> None:
         return _publish(args, only, dtype, ema)
     if args.to == "embedding":
         return _embedding(args)
+    if args.to == "controlnet":
+        return _controlnet(args, dtype, ema)
     source = interop.read(
         args.source,
         only=None if args.adapter else only,
@@ -131,6 +133,19 @@ def _publish(args: argparse.Namespace, only: tuple[str, ...] | None, dtype: Any,
     print(f"{file}: {len(adapter)} layers of {', '.join(networks)} as {args.to}, {args.dtype or 'dtypes kept'}")
     if words := adapters.words_learnt(args.source):
         print(f"{args.source}: has learnt {', '.join(words)} too, which {file} does not hold; --to embedding does")
+
+
+def _controlnet(args: argparse.Namespace, dtype: Any, ema: bool) -> None:
+    """Writes a ControlNet alone."""
+    from jaxcxr import interop
+    from jaxcxr.errors import UserError
+
+    for option in ("only", "verify", "adapter"):
+        if getattr(args, option):
+            raise UserError(f"--{option}: is not for --to controlnet")
+    source = interop.read(args.source, only=("controlnet",), ema=ema)
+    interop.diffusers.write_controlnet(source, args.destination, dtype=dtype)
+    print(f"{args.destination}: a ControlNet, {args.dtype or 'dtypes kept'}")
 
 
 def _embedding(args: argparse.Namespace) -> None:

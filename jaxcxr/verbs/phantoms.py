@@ -41,7 +41,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="LIST",
         help="share of studies with these findings: 'left effusion=0.1,device=0.4'; the others keep theirs",
     )
-    parser.add_argument("--masks", action="store_true", help="also write each finding's mask as PNG under masks/")
+    parser.add_argument(
+        "--masks",
+        action="store_true",
+        help="also write each finding's mask under masks/, and one picture of lungs and findings under conditions/",
+    )
 
 
 def _film(text: str) -> tuple[int, int]:

@@ -7,7 +7,7 @@ OUT/metadata.jsonl the folder is an image folder too, which `jaxcxr prepare` and
 settings, unless options change it. OUT appears when all images are there. An interrupted job resumes when it is run
 again. Several processes, started as for `jaxcxr train`, share the work. Other users cannot read OUT: a prompt may be a
 patient's report. docs/sampling.md says what the options are for; what is said of a prompt here, a line of a .jsonl file
-may say of its own: negative_prompt, compose, prompt_embeds, image, mask, edit_mask, keep_mask, strength, seed, count.
+may say of its own: negative_prompt, compose, prompt_embeds, image, mask, edit_mask, keep_mask, control, strength, seed, count.
 
 A --config file is Python and is executed. Read a config file from someone else before you use it.
 """
@@ -77,6 +77,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", default="ema", choices=["ema", "raw"], help="of a workdir; default: %(default)s")
     options.add_adapters(parser, "draw with")
     parser.add_argument(
+        "--controlnet", type=Path, metavar="PATH", help="ControlNet to draw with: folder, or workdir of one"
+    )
+    parser.add_argument("--control", type=Path, help="its condition image, in colour or gray, of the pictures' size")
+    parser.add_argument(
+        "--control-scale", type=float, default=1.0, help="what a ControlNet adds is multiplied by it; default: 1"
+    )
+    parser.add_argument(
         "--latents", type=Path, metavar="FILE.npy", help="the initial noise, float32 N×C×H×W as diffusers takes it"
     )
     parser.add_argument("--gray", action="store_true", help="average the channels of a colour autoencoder")
@@ -132,6 +139,8 @@ def _sample(args: argparse.Namespace) -> None:
     rows = Rows(_prompts(args), _given(args))
     checkpoint = interop.read(args.checkpoint, ema=args.weights == "ema")
     checkpoint = adapters.merged(checkpoint, args.adapter, args.adapter_weight, ema=args.weights == "ema")
+    if args.controlnet:
+        checkpoint = interop.with_controlnet(checkpoint, args.controlnet, ema=args.weights == "ema")
     dtype = args.dtype or usual_dtype(jax.default_backend())
     settings = _settings(args, from_files(checkpoint.files, only=("unet", "vae")), dtype)
     if processes.from_first(lambda: [int(settings.already_done(args.out, rows))]) == [1]:
@@ -174,6 +183,8 @@ def _settings(args: argparse.Namespace, described: Any, dtype: str) -> Any:
             Adapter(str(path), weight, interop.orbax.step_to_read(path))
             for path, weight in adapters.pairs(args.adapter, args.adapter_weight)
         ),
+        controlnet=args.controlnet and Adapter(str(args.controlnet), 1.0, interop.orbax.step_to_read(args.controlnet)),
+        control_scale=args.control_scale,
     )
 
 
@@ -212,7 +223,7 @@ def _given(args: argparse.Namespace) -> dict[str, Any]:
         "negative_prompt": args.negative_prompt,
         "strength": args.strength,
         "count": args.count,
-        **{key: str(value) for key in ("image", "mask", "edit_mask", "keep_mask") if (value := getattr(args, key))},
+        **{key: str(value) for key in ("image", "mask", "edit_mask", "keep_mask", "control") if (value := getattr(args, key))},
     }
     return {key: value for key, value in options.items() if value is not None}
 
