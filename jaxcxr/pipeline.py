@@ -197,7 +197,11 @@ def _request(prompt: str | Mapping[str, Any], common: Mapping[str, Any], where: 
         row["interpolate"] = {**end, **_embeds(end)}
     row |= _embeds(row)
     return requests.parse(
-        {key: _picture(value, where, key) if key in (*requests.PICTURES, "control") else value for key, value in row.items()}, where
+        {
+            key: _picture(value, where, key) if key in (*requests.PICTURES, "control") else value
+            for key, value in row.items()
+        },
+        where,
     )
 
 

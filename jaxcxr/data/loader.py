@@ -133,6 +133,13 @@ class Batches:
         for record in self._source:
             yield from map(as_text, record["prompts"])
 
+    def without_condition(self, most: int) -> int | None:
+        """The first place of a record that has no condition image, of the first `most`; None where all have one."""
+        if self._conditions is None:
+            return None
+        looked_at = range(min(most, len(self._source)))
+        return next((at for at in looked_at if as_text(self._source[at]["id"]) not in self._conditions), None)
+
     def _indices(self, step: int) -> np.ndarray:
         """The places of these rows of global batch `step` in the endless order."""
         return step * self._batch_size + self._rows
@@ -162,9 +169,10 @@ class Batches:
     def batch(self, step: int) -> dict[str, np.ndarray]:
         """Returns `image`, (rows, S, S, 1) uint8, `input_ids` and `teacher_ids`, (rows, length) int32: what it reads.
 
-        With weights there is `weight`, (rows,) float32; with conditions `condition`, (rows, S, S, 3) uint8; with classes `labels` and `label_weights`, (rows, K) float32.
-        From a cache it is `moments`, (rows, h, w, 2 * latent_channels) in place of `image`, and if it has them
-        `states`, (rows, length, hidden size), in place of `input_ids`.
+        With weights there is `weight`, (rows,) float32; with classes `labels` and `label_weights`, (rows, K) float32;
+        with conditions `condition`, (rows, S, S, 3) uint8. From a cache it is `moments`, (rows, h, w, 2 *
+        latent_channels) in place of `image`, and if it has them `states`, (rows, length, hidden size), in place of
+        `input_ids`.
 
         Raises:
           UserError: a record has no weight or no condition.

@@ -192,6 +192,19 @@ def tokenizer_folder(config: ConfigDict) -> Path:
     return path / "tokenizer"
 
 
+def check_conditions(batches: Batches, split: str) -> None:
+    """Sees to it that the records of a split have condition images where the method reads them.
+
+    Raises:
+      UserError: one has none, of the first ten thousand; the others are found out when they are read.
+    """
+    if (place := batches.without_condition(_LOOKED_AT)) is not None:
+        raise UserError(
+            f"config.data.conditions: has no picture for the record in place {place} of {split}, from 0; add ID.png for"
+            " each record, or leave the others out of the data"
+        )
+
+
 def check_words(config: ConfigDict, batches: Batches, data: Sequence[Prepared]) -> None:
     """Sees to it that the words of `config.textual_inversion` are in the prompts: those that are in none learn nothing.
 

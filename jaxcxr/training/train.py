@@ -29,6 +29,7 @@ from jaxcxr.training.early import Early
 from jaxcxr.training.evaluator import Evaluator
 from jaxcxr.training.feed import (
     check_cache,
+    check_conditions,
     check_words,
     open_batches,
     some_images,
@@ -243,9 +244,12 @@ def _open(config: ConfigDict, workdir: Path) -> tuple[_Run, Mapping[str, Any] | 
     classes = labels.classes_of(config, pipeline.classifier.config.classes, data) if classifies else None
     batches_of = functools.partial(open_batches, config, tokenizer=tokenizer, teacher=teacher, classes=classes)
     batches = batches_of("train", rows=rows)
+    validation = _validation(config, batches_of, rows)
     if first_time:
         check_words(config, batches, data)
-    validation = _validation(config, batches_of, rows)
+        check_conditions(batches, "train")
+        if validation:
+            check_conditions(validation, "validate")
     program = make_program(config, pipeline, mesh)
     if config.data.cache:
         check_cache(config, pipeline, program.learns, parameters if parameters is not None else _frozen(workdir))

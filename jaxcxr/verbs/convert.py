@@ -33,7 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's options."""
     parser.add_argument("source", type=Path, metavar="SRC", help="checkpoint of any kind")
     parser.add_argument("destination", type=Path, metavar="DST", help="folder or file to write, new")
-    parser.add_argument("--to", required=True, choices=["diffusers", "orbax", "single-file", *_ADAPTERS, "embedding", "controlnet"])
+    parser.add_argument(
+        "--to", required=True, choices=["diffusers", "orbax", "single-file", *_ADAPTERS, "embedding", "controlnet"]
+    )
     parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], help="default: as in SRC")
     parser.add_argument("--only", metavar="NETWORKS", help="of unet,vae,text_encoder; default: all in SRC")
     parser.add_argument(

@@ -7,7 +7,8 @@ OUT/metadata.jsonl the folder is an image folder too, which `jaxcxr prepare` and
 settings, unless options change it. OUT appears when all images are there. An interrupted job resumes when it is run
 again. Several processes, started as for `jaxcxr train`, share the work. Other users cannot read OUT: a prompt may be a
 patient's report. docs/sampling.md says what the options are for; what is said of a prompt here, a line of a .jsonl file
-may say of its own: negative_prompt, compose, prompt_embeds, image, mask, edit_mask, keep_mask, control, strength, seed, count.
+may say of its own: negative_prompt, compose, prompt_embeds, image, mask, edit_mask, keep_mask, control, strength, seed,
+count.
 
 A --config file is Python and is executed. Read a config file from someone else before you use it.
 """
@@ -223,7 +224,11 @@ def _given(args: argparse.Namespace) -> dict[str, Any]:
         "negative_prompt": args.negative_prompt,
         "strength": args.strength,
         "count": args.count,
-        **{key: str(value) for key in ("image", "mask", "edit_mask", "keep_mask", "control") if (value := getattr(args, key))},
+        **{
+            key: str(value)
+            for key in ("image", "mask", "edit_mask", "keep_mask", "control")
+            if (value := getattr(args, key))
+        },
     }
     return {key: value for key, value in options.items() if value is not None}
 

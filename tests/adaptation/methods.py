@@ -5,7 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
+from PIL import Image
 
 from jaxcxr import config as configs
 from jaxcxr.data.loader import as_text, open_split
@@ -34,6 +36,10 @@ def write_source(folder: Path) -> Path:
     pipelines.write_bert(folder / "bert", 24)
     ids = [as_text(record["id"]) for record in open_split(runs.data(), "train")]
     rows = [f"{each},{number % 5 / 4}" for number, each in enumerate(ids)]
+    (folder / "conditions").mkdir()
+    for number, each in enumerate(ids):
+        pixels = np.random.default_rng(number).integers(0, 256, (runs.SIZE, runs.SIZE, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / "conditions" / f"{each}.png")
     (folder / "weights.csv").write_text("\n".join(["id,weight", *rows]) + "\n")
     folders = {"data": str(runs.data()), "words": str(runs.worded((_WORD,)))}
     (folder / "folders.json").write_text(json.dumps(folders))
@@ -86,6 +92,11 @@ METHODS: dict[str, Callable[[Path, dict[str, str]], dict[str, Any]]] = {
     },
     # Of squares: the gradient of pseudo_huber turns where a difference is next to nothing, as at the start.
     "consistency": lambda source, folders: {"method": "consistency", "trainable": "", "lora.rank": 4},
+    "controlnet": lambda source, folders: {
+        "method": "controlnet",
+        "trainable": r"controlnet\..*",
+        "data.conditions": str(source / "conditions"),
+    },
     "inpainting": lambda source, folders: {"method": "inpainting"},
     "projection": lambda source, folders: {
         "method": "projection",
