@@ -4,8 +4,8 @@
       --config.data.path=DATA --config.data.conditions=FOLDER
     jaxcxr sample --checkpoint runs/controlnet --control CONDITION.png --prompt "…" --out runs/controlled
 
-BASE is a model that was trained on such data. FOLDER has a picture ID.png for each record of DATA, in colour or gray, of
-the images' size. docs/adaptation.md has the rest.
+BASE is a model that was trained on such data. FOLDER has a picture ID.png for each record of DATA, in colour or gray,
+as large as the images. docs/adaptation.md has the rest.
 """
 
 import base

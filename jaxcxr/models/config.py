@@ -97,6 +97,10 @@ class _Config:
             self._refuse(key, f"must divide {widths}, {value}")
 
 
+def _looks_at_text(block_type: str) -> bool:
+    return block_type.startswith("CrossAttn")
+
+
 @dataclasses.dataclass(frozen=True)
 class UNet2DConditionConfig(_Config):
     """Configuration of `UNet2DConditionModel`, with the defaults of diffusers.
@@ -193,17 +197,16 @@ class UNet2DConditionConfig(_Config):
     def blocks(self) -> int:
         """How many residual and transformer blocks the network has."""
         counts, depths = self.per_block("layers_per_block"), self.per_block("transformer_layers_per_block")
-        total = 1
-        if self.mid_block_type == "UNetMidBlock2DCrossAttn":
-            total += 1 + depths[-1]
-        sides = (
-            (self.down_block_types, counts, depths),
-            (self.up_block_types, [n + 1 for n in counts[::-1]], depths[::-1]),
-        )
-        for types, layers, depth_of in sides:
-            for block_type, count, depth in zip(types, layers, depth_of, strict=True):
-                total += count * (1 + depth * block_type.startswith("CrossAttn"))
-        return total
+        layers = zip(self.up_block_types, counts[::-1], depths[::-1], strict=True)
+        return self._half + sum((count + 1) * (1 + depth * _looks_at_text(kind)) for kind, count, depth in layers)
+
+    @property
+    def _half(self) -> int:
+        """Of these, those down to the middle, and it."""
+        counts, depths = self.per_block("layers_per_block"), self.per_block("transformer_layers_per_block")
+        middle = 1 + (1 + depths[-1]) * (self.mid_block_type == "UNetMidBlock2DCrossAttn")
+        layers = zip(self.down_block_types, counts, depths, strict=True)
+        return middle + sum(count * (1 + depth * _looks_at_text(kind)) for kind, count, depth in layers)
 
     def per_block(self, key: str) -> tuple:
         """The values of `key` for every down block, from the outermost inwards."""
@@ -235,6 +238,11 @@ class ControlNetConfig(UNet2DConditionConfig):
     def __post_init__(self) -> None:
         object.__setattr__(self, "up_block_types", ("UpBlock2D",) * len(self.block_out_channels))
         super().__post_init__()
+
+    @property
+    def blocks(self) -> int:
+        """How many residual and transformer blocks the network has."""
+        return self._half
 
 
 @dataclasses.dataclass(frozen=True)

@@ -232,7 +232,7 @@ def test_pictures_that_do_not_fit_are_refused(base, trained, tmp_path, capsys):
         ([str(trained)], "every picture wants a condition image; give --control"),
         ([str(base), "--control", str(tmp_path / "large.png")], "this checkpoint has no ControlNet; give --controlnet"),
         ([str(trained), "--control", str(tmp_path / "large.png")], "is of 20 x 20 pixels, the pictures are of 16"),
-        ([str(base), "--controlnet", str(base)], "has no"),
+        ([str(base), "--controlnet", str(base)], "has no ControlNet; give a folder of one"),
     ):
         assert main(["sample", "--checkpoint", *options, *out]) == 2
         assert message in capsys.readouterr().err
