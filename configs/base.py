@@ -79,7 +79,7 @@ def get_config() -> ConfigDict:
     config.objective.timestep_bias_multiplier = 1.0
     config.objective.timestep_bias_portion = 0.25
     config.objective.kl_weight = 1e-6
-    config.objective.perceptual = ConfigDict()  # weights of further terms, by name
+    config.objective.perceptual = ConfigDict()  # weights of further terms of an autoencoder, by name: {"ssim": 0.1}
     config.objective.uncertain = "negative"  # or positive, ignore: what a classifier makes of labels that are neither
     config.objective.class_weights = "none"  # or balanced: a class's positives weigh as much as its negatives
 

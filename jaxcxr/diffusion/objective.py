@@ -1,5 +1,6 @@
 """What is learnt: the losses, as pure float32 functions of network outputs."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -19,6 +20,10 @@ ERRORS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 """Of a difference, element by element. Huber's is half the square up to 1 and straight beyond; the other bends smoothly
 at `PSEUDO_HUBER`, which is that of consistency distillation (Song & Dhariwal 2023, arXiv 2310.14189)."""
+
+WINDOW, SIGMA = 11, 1.5
+K1, K2 = 0.01, 0.03
+"""Of structural similarity: pixels of the Gaussian window and its width, and what keeps its quotients from 0 / 0."""
 
 TIMESTEP_BIASES = ("none", "earlier", "later")
 
@@ -64,6 +69,36 @@ def timestep_weights(bias: str, multiplier: float, portion: float, total: int) -
     elif bias == "later":
         weights[total - biased :] *= multiplier
     return weights / weights.sum()
+
+
+def structural_similarity(first: jax.Array, second: jax.Array) -> jax.Array:
+    """SSIM of pairs of images in [−1, 1], (B, H, W, C) -> (B,), 1 where they are equal.
+
+    Wang et al. 2004, the mean over pixels and channels; `evaluation.metrics.similarity` has it in float64. A side has
+    `WINDOW` pixels or more.
+    """
+    a, b = (each.astype(jnp.float32) / 2 + 0.5 for each in (first, second))
+    c1, c2 = K1**2, K2**2
+    rows, columns = (gaussian_windows(side).astype(np.float32) for side in first.shape[1:3])
+
+    def blurred(x: jax.Array) -> jax.Array:
+        return jnp.einsum("ih,bhwc,jw->bijc", rows, x, columns, precision=jax.lax.Precision.HIGHEST)
+
+    mean_a, mean_b = blurred(a), blurred(b)
+    variance_a, variance_b = blurred(a * a) - mean_a**2, blurred(b * b) - mean_b**2
+    covariance = blurred(a * b) - mean_a * mean_b
+    structure = (2 * covariance + c2) / (variance_a + variance_b + c2)
+    return ((2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1) * structure).mean(axis=(1, 2, 3))
+
+
+@functools.lru_cache(maxsize=32)
+def gaussian_windows(side: int) -> np.ndarray:
+    """SSIM's window at each place along an axis where all of it is inside, float64 (side − `WINDOW` + 1, side)."""
+    weights = np.exp(-((np.arange(WINDOW) - WINDOW // 2) ** 2) / (2 * SIGMA**2))
+    matrix = np.zeros((side - WINDOW + 1, side))
+    for row in range(len(matrix)):
+        matrix[row, row : row + WINDOW] = weights / weights.sum()
+    return matrix
 
 
 def kl_to_standard_normal(mean: jax.Array, logvar: jax.Array) -> jax.Array:

@@ -6,14 +6,16 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from jaxcxr.diffusion.objective import kl_to_standard_normal, per_example
+from jaxcxr.diffusion.objective import kl_to_standard_normal, per_example, structural_similarity
 from jaxcxr.errors import UserError
 from jaxcxr.interop.pipeline import StableDiffusion
 from jaxcxr.methods.method import Loss, Method
 from jaxcxr.methods.sheets import reconstructed
 from jaxcxr.models.vae import normalize, sample_posterior, split_moments
 
-PERCEPTUAL: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {}
+PERCEPTUAL: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
+    "ssim": lambda reconstruction, image: 1 - structural_similarity(reconstruction, image),
+}
 """Perceptual terms by name: (reconstruction, image), both (B, H, W, C) in [−1, 1] -> (B,)."""
 
 

@@ -1,15 +1,13 @@
 """Structural similarity of pairs of images, at one scale and at five."""
 
-import functools
 import itertools
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from jaxcxr.diffusion.objective import K1, K2, WINDOW, gaussian_windows
 from jaxcxr.errors import UserError
 
-WINDOW, SIGMA = 11, 1.5
-K1, K2 = 0.01, 0.03
 WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 """Of the scales, from the finest."""
 LEAST_SIDE = (WINDOW - 1) * 2 ** (len(WEIGHTS) - 1)
@@ -95,17 +93,7 @@ def _blurred(images: np.ndarray) -> np.ndarray:
 def _along_last(images: np.ndarray) -> np.ndarray:
     """The window along the last axis, (N, H, W) -> (N, H, W - 10): one large product, as many small ones are slow."""
     count, height, width = images.shape
-    return (images.reshape(-1, width) @ _window(width).T).reshape(count, height, -1)
-
-
-@functools.lru_cache(maxsize=32)
-def _window(side: int) -> np.ndarray:
-    """The window along one axis as a matrix (side - 10, side)."""
-    weights = np.exp(-((np.arange(WINDOW) - WINDOW // 2) ** 2) / (2 * SIGMA**2))
-    matrix = np.zeros((side - WINDOW + 1, side))
-    for row in range(len(matrix)):
-        matrix[row, row : row + WINDOW] = weights / weights.sum()
-    return matrix
+    return (images.reshape(-1, width) @ gaussian_windows(width).T).reshape(count, height, -1)
 
 
 def _halved(images: np.ndarray) -> np.ndarray:
