@@ -189,6 +189,8 @@ def _take(where: Place, array: np.ndarray) -> np.ndarray:
 
 def _originals(checkpoint: Checkpoint) -> dict[str, Tensor]:
     """The checkpoint's tensors under their names and in their shapes of the original layout."""
+    if others := [name for name in checkpoint.networks if name not in PREFIXES]:
+        raise UserError(f"{others[0]}: has no place in a single file; leave it out with --only {','.join(PREFIXES)}")
     configs = _configs(checkpoint.files)
     if without := [name for name in checkpoint.networks if name not in configs]:
         raise UserError(f"{without[0]}/config.json: is missing; the original layout's names depend on it")

@@ -237,6 +237,8 @@ def test_pictures_that_do_not_fit_are_refused(base, trained, tmp_path, capsys):
         assert main(["sample", "--checkpoint", *options, *out]) == 2
         assert message in capsys.readouterr().err
     assert main(["convert", str(base), str(tmp_path / "out"), "--to", "controlnet"]) == 2
+    assert main(["convert", str(trained), str(tmp_path / "out.safetensors"), "--to", "single-file"]) == 2
+    assert "controlnet: has no place in a single file; leave it out with --only unet,vae" in capsys.readouterr().err
 
 
 def test_a_controlnet_of_another_unet_is_refused(base, trained, tmp_path):

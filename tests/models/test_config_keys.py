@@ -10,6 +10,7 @@ from jaxcxr.errors import UserError
 from jaxcxr.interop.layout import from_torch
 from jaxcxr.models.bert import BertModel
 from jaxcxr.models.clip import CLIPTextModel
+from jaxcxr.models.controlnet import ControlNetModel
 from jaxcxr.models.named import abstract, with_parameters
 from jaxcxr.models.unet import UNet2DConditionModel
 from jaxcxr.models.vae import AutoencoderKL, split_moments
@@ -53,6 +54,9 @@ TINY = {
         "eos_token_id": 11,
     },
 }
+TINY["ControlNetModel"] = {
+    key: value for key, value in TINY["UNet2DConditionModel"].items() if key not in ("sample_size", "up_block_types")
+} | {"conditioning_embedding_out_channels": (4, 8)}
 TINY["BertConfig"] = {key: value for key, value in TINY["CLIPTextConfig"].items() if key != "projection_dim"} | {
     "max_position_embeddings": 12,
     "model_type": "bert",
@@ -95,6 +99,8 @@ OTHERS = {
     "num_attention_heads": [1, 3],
     "pad_token_id": [0, 5],
     "in_channels": [9, 1],
+    "conditioning_embedding_out_channels": [(4, 8, 12), (6,)],
+    "controlnet_conditioning_channel_order": ["bgr"],
 }
 OF_NONE = [16, True, "x"]
 HEAD_KEYS = {"transformers_version"}  # what every file says of its writer
@@ -156,6 +162,26 @@ def run_unet(config):
     return [(np.asarray(found).transpose(0, 3, 1, 2), expected)]
 
 
+def run_controlnet(config):
+    model = abstract(ControlNetModel, config)
+    torch.manual_seed(0)
+    reference = diffusers.ControlNetModel(**config).eval()
+    with torch.no_grad():
+        for parameter in reference.parameters():  # those that are zero at first too
+            parameter.add_(0.1 * torch.randn(parameter.shape))
+    side = 8 * 2 ** (len(model.config.conditioning_embedding_out_channels) - 1)
+    condition = np.resize(PICTURE, (1, config.get("conditioning_channels", 3), side, side))
+    latents = np.resize(LATENTS, (1, config.get("in_channels", 4), 8, 8))
+    states = np.resize(STATES, (1, 5, config["cross_attention_dim"]))
+    with torch.no_grad():
+        given = map(torch.from_numpy, (latents, np.array([7]), states, condition))
+        down, middle = reference(*given, return_dict=False)
+    network = ours(ControlNetModel, config, parameters(reference))
+    found = network(nhwc(latents), jnp.array([7]), jnp.asarray(states), network.embed(nhwc(condition)))
+    expected = [each.numpy() for each in (*down, middle)]
+    return [(np.asarray(one).transpose(0, 3, 1, 2), other) for one, other in zip(found, expected, strict=True)]
+
+
 def run_vae(config):
     abstract(AutoencoderKL, config)
     torch.manual_seed(0)
@@ -194,6 +220,8 @@ def test_a_key_is_honoured_as_its_library_does_or_refused_by_name(name, key, val
     try:
         if name == "UNet2DConditionModel":
             pairs = run_unet(config)
+        elif name == "ControlNetModel":
+            pairs = run_controlnet(config)
         elif name == "AutoencoderKL":
             pairs = run_vae(config)
         else:
