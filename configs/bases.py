@@ -36,7 +36,7 @@ def get_config(stage: str = "phantom") -> ConfigDict:
         config.model.base = "runs/bases/phantom-no-effusion"
         for inherited in ("unet", "text_encoder", "scheduler"):
             config.model[inherited] = ConfigDict()
-        config.steps = 6500
+        config.steps = 4500
     elif stage == "phantom-unnamed":
         config.data.prompts = UNNAMED
         config.steps = 1200
