@@ -84,7 +84,9 @@ def with_controlnet(checkpoint: Checkpoint, path: Path, *, ema: bool = True) -> 
     of_a_run = orbax.is_orbax(path)
     alone = (path / "config.json").is_file() and not of_a_run
     if not (of_a_run or alone or (path / CONTROLNET).is_dir()):
-        raise UserError(f"{path}: has no ControlNet; give a folder of one, with its config.json, or the workdir of a run")
+        raise UserError(
+            f"{path}: has no ControlNet; give a folder of one, with its config.json, or the workdir of a run"
+        )
     found = check(diffusers.read_controlnet(path), str(path)) if alone else read(path, only=(CONTROLNET,), ema=ema)
     if CONTROLNET not in found.networks:
         raise UserError(f"{path}: has no ControlNet")
