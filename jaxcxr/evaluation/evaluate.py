@@ -98,8 +98,7 @@ def evaluate(
             if nearest and one.name == next(iter(result.used)):
                 result.nearest += _nearest(kept, part)
     if WITHIN_PROMPTS in settings.metrics:
-        for images in generated:
-            _within_prompts(images, size, seed, result)
+        _within_prompts(None if settings.as_published else real, generated, size, seed, result)
     return result
 
 
@@ -193,19 +192,50 @@ def _groups(real: Part, generated: Part, columns: Sequence[str]) -> Iterator[tup
                 yield name, np.flatnonzero(ours[name]), np.flatnonzero(theirs[name])
 
 
-def _within_prompts(images: ImageSet, size: int, seed: int, result: Result) -> None:
-    """How alike the images of one prompt are: less is more diverse. Six pairs of four images (RoentGen)."""
-    by_text: dict[str, list[int]] = {}
+def _within_prompts(real: ImageSet | None, generated: Sequence[ImageSet], size: int, seed: int, result: Result) -> None:
+    """How alike the images of one prompt are: less is more diverse. Six pairs of four images (RoentGen).
+
+    The floor is how alike the images of different patients are whose reports say the same; there is none without real.
+    """
+    floor: tuple[float | None, float | None, float | None] = (None, None, None)
+    if real is not None:
+        _, theirs = _alike(real, size, seed, of_patients=True)
+        if len(theirs):
+            floor = _with_interval(theirs, seed)
+        else:
+            said = f"{real.name}: no two patients have a report in common; {WITHIN_PROMPTS} has no floor"
+            result.left_out.append(said)
+    for images in generated:
+        name, ours = _alike(images, size, seed)
+        if not len(ours):
+            result.left_out.append(f"{images.name}: {WITHIN_PROMPTS} needs two images of one size of a prompt")
+            continue
+        if name == "ssim_within":
+            result.left_out.append(
+                f"{images.name}: MS-SSIM needs a side of more than {similarity.LEAST_SIDE} pixels; SSIM in its place"
+            )
+        result.rows.append(Row(images.name, name, "", "", *_with_interval(ours, seed), *floor, len(ours)))
+
+
+def _with_interval(values: np.ndarray, seed: int) -> tuple[float, float, float]:
+    """The mean of what prompts have, with its interval."""
+    low, high = bootstrap(values, np.arange(len(values)), seed=seed)
+    return float(values.mean()), float(low), float(high)
+
+
+def _alike(images: ImageSet, size: int, seed: int, *, of_patients: bool = False) -> tuple[str, np.ndarray]:
+    """The metric that images of this size allow, and its mean over the pairs of images of each text, (texts,).
+
+    With `of_patients` a text has one image of each patient.
+    """
+    by_text: dict[str, dict[str, int]] = {}
     for place, item in enumerate(images.items):
-        by_text.setdefault(item.text, []).append(place)
-    groups = [places[:_MOST_OF_ONE] for text, places in by_text.items() if text and len(places) > 1]
-    if not groups:
-        result.left_out.append(f"{images.name}: {WITHIN_PROMPTS} needs two images or more of a prompt; none has them")
-        return
-    order = np.random.default_rng(seed).permutation(len(groups))[:_MOST_PROMPTS]
+        if item.text:
+            by_text.setdefault(item.text, {}).setdefault(item.patient if of_patients else str(place), place)
+    groups = [[*places.values()][:_MOST_OF_ONE] for places in by_text.values() if len(places) > 1]
     found, name = [], ""
-    for places in (groups[number] for number in order):
-        pictures = read_pictures(images, size, [images.items[place] for place in places], skip=True)
+    for number in np.random.default_rng(seed).permutation(len(groups))[:_MOST_PROMPTS]:
+        pictures = read_pictures(images, size, [images.items[place] for place in groups[number]], skip=True)
         if len({picture.pixels.shape for picture in pictures}) != 1 or len(pictures) < 2:
             continue  # of other sizes, or not to be read
         pixels = np.stack([picture.pixels for picture in pictures]) / 255
@@ -213,14 +243,4 @@ def _within_prompts(images: ImageSet, size: int, seed: int, result: Result) -> N
         name = f"{measure.__name__}_within"
         first, second = zip(*itertools.combinations(range(len(pixels)), 2), strict=True)
         found.append(measure(pixels[list(first)], pixels[list(second)]).mean())
-    if not found:
-        result.left_out.append(f"{images.name}: {WITHIN_PROMPTS} needs two images of one size of a prompt")
-        return
-    if name == "ssim_within":
-        result.left_out.append(
-            f"{images.name}: MS-SSIM needs a side of more than {similarity.LEAST_SIDE} pixels; SSIM in its place"
-        )
-    values = np.array(found)
-    low, high = bootstrap(values, np.arange(len(values)), seed=seed)
-    row = Row(images.name, name, "", "", float(values.mean()), float(low), float(high), None, None, None, len(values))
-    result.rows.append(row)
+    return name, np.array(found)

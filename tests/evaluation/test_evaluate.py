@@ -120,10 +120,33 @@ def test_likeness_within_prompts(tmp_path, sets):
     assert (row.set, row.metric, row.extractor, row.n) == ("good", "ssim_within", "", 10)
     assert row.value == pytest.approx(np.mean(means), rel=1e-9)
     assert row.low < row.value < row.high
-    assert found.left_out == ["good: MS-SSIM needs a side of more than 160 pixels; SSIM in its place"]
+    assert row.floor is None
+    assert found.left_out == [
+        "real: no two patients have a report in common; ssim_within has no floor",
+        "good: MS-SSIM needs a side of more than 160 pixels; SSIM in its place",
+    ]
     alone = evaluate(open_set(good), [open_set(sets[0])], settings, 20, tmp_path / "kept")
     assert not alone.rows
-    assert "needs two images or more of a prompt" in alone.left_out[0]
+    assert "needs two images of one size of a prompt" in alone.left_out[-1]
+
+
+def test_the_floor_of_likeness_is_of_patients_whose_reports_say_the_same(tmp_path, sets):
+    real, good, _ = sets
+    rows = [
+        {"file_name": f"{number:03}.png", "text": f"report {number // 10}", "patient": f"{number // 2}"}
+        for number in range(30)
+    ]
+    for folder in (real, good):
+        (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = dataclasses.replace(SETTINGS, metrics=("ssim_within",))
+    (row,) = evaluate(open_set(real), [open_set(good)], settings, 20, tmp_path / "kept").rows
+    pixels = np.stack([np.asarray(Image.open(real / row["file_name"])) / 255 for row in rows]).reshape(3, 10, 20, 20)
+    firsts = pixels[:, :8:2]  # of the first four patients of each text
+    wanted = np.mean(
+        [similarity.ssim(some[[a]], some[[b]])[0] for some in firsts for a, b in itertools.combinations(range(4), 2)]
+    )
+    assert row.floor == pytest.approx(wanted, rel=1e-9)
+    assert row.floor_low < row.floor < row.floor_high
 
 
 def test_two_sets_of_one_name(tmp_path, sets):
