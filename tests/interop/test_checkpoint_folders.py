@@ -19,7 +19,7 @@ def test_what_diffusers_writes_is_carried_and_nothing_else(changed):
         (changed / name).parent.mkdir(exist_ok=True)
         (changed / name).write_bytes(b"junk")
     assert diffusers.read_files(changed) == before
-    assert {name.split("/")[0] for name in before} == {*folder.CARRIED} - {""} | {"model_index.json"}
+    assert {name.split("/")[0] for name in before} == {*folder.CARRIED} - {"", "controlnet"} | {"model_index.json"}
 
 
 def test_junk_is_not_opened(changed):
