@@ -40,8 +40,7 @@ SIGN = {"right": -1, "left": 1}
 """The patient's right is image left, where body x is negative."""
 MIN_SIZE, MAX_SIZE = 64, 512
 VISIBLE = 128
-"""Pixels of a side from which on tubes and lines have their true width; below it they are as many pixels wide as there,
-where they would be half a pixel wide or less and hardly show."""
+"""Pixels of a side. Smaller pictures have tubes and lines as many pixels wide as pictures of this size have."""
 
 
 @dataclass(frozen=True)

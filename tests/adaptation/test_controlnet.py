@@ -1,5 +1,7 @@
 """ControlNet: where it starts, its loss against PyTorch, what is published, and what is refused."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -124,7 +126,7 @@ def test_loss_and_gradient_are_pytorchs(base, batch):
     largest = max(np.abs(slope).max() for slope in theirs.values())
     for name, value in slopes.items():
         key, slope = to_torch(name, np.asarray(value))
-        slope, other = slope, theirs[key.removeprefix("controlnet.")]
+        other = theirs[key.removeprefix("controlnet.")]
         np.testing.assert_allclose(slope, other, atol=1e-4 * np.abs(other).max() + 1e-7 * largest, err_msg=name)
 
 
@@ -134,6 +136,14 @@ def trained(base, conditions, tmp_path_factory):
     changes = {"optimizer.learning_rate": 1e-2, "ema_decay": 0.0}
     train(config_of(base, conditions, steps=4, checkpoint_every=4, sample_every=4, **changes), workdir)
     return workdir
+
+
+def drawn(out, checkpoint, *options):
+    """The picture of a checkpoint under `condition.png`, from `latents.npy`."""
+    how = ["--sampler", "ddim", "--steps", "4", "--guidance", "3", "--latents", "latents.npy", "--prompt", PROMPT]
+    argv = ["--checkpoint", str(checkpoint), *how, "--control", "condition.png", *options, "--out", out]
+    assert main(["sample", *argv]) == 0
+    return np.asarray(Image.open(f"{out}/00000.png"), float)
 
 
 def test_diffusers_draws_our_picture(base, trained, tmp_path, monkeypatch):
@@ -168,41 +178,12 @@ def test_diffusers_draws_our_picture(base, trained, tmp_path, monkeypatch):
             controlnet_conditioning_scale=scale,
         )
         theirs = (decoded["image"][0, 0] / 2 + 0.5).clamp(0, 1).mul(255).round().numpy()
-        out = f"drawn-{scale}"
-        options = [
-            "--sampler",
-            "ddim",
-            "--steps",
-            "4",
-            "--guidance",
-            "3",
-            "--latents",
-            "latents.npy",
-            "--prompt",
-            PROMPT,
-        ]
-        options += ["--control", "condition.png", "--control-scale", str(scale), "--out", out]
-        assert main(["sample", "--checkpoint", str(base), "--controlnet", "alone", *options]) == 0
-        ours = np.asarray(Image.open(f"{out}/00000.png"), float)
+        ours = drawn(f"drawn-{scale}", base, "--controlnet", "alone", "--control-scale", str(scale))
         assert np.abs(ours - theirs).max() <= 2
         pictures[scale] = ours
     assert np.abs(pictures[1.0] - pictures[0.5]).max() > 2
     for source in (trained, "whole"):
-        out = f"of-{source.name if source is trained else source}"
-        options = [
-            "--sampler",
-            "ddim",
-            "--steps",
-            "4",
-            "--guidance",
-            "3",
-            "--latents",
-            "latents.npy",
-            "--prompt",
-            PROMPT,
-        ]
-        assert main(["sample", "--checkpoint", str(source), *options, "--control", "condition.png", "--out", out]) == 0
-        assert np.abs(np.asarray(Image.open(f"{out}/00000.png"), float) - pictures[1.0]).max() <= 2
+        assert np.abs(drawn(f"of-{Path(source).name}", source) - pictures[1.0]).max() <= 2
 
 
 def test_conditions_that_do_not_fit_are_refused(base, conditions, tmp_path):
