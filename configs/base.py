@@ -55,6 +55,9 @@ def get_config() -> ConfigDict:
     config.model.text_encoder = ConfigDict()  # of transformers' config.json, less what the tokenizer decides
     # A classifier of images by itself: {"architecture": …, "classes": (…), "image_size": …, "pretrained": FILE}.
     config.model.classifier = ConfigDict()
+    # What an autoencoder learns by besides: {"net": "vgg" or "alex", "backbone": FILE, "heads": FILE}.
+    config.model.lpips = ConfigDict()
+    config.model.discriminator = ConfigDict()  # {"width": 64}
     config.model.scheduler = ConfigDict()  # what differs from the base's: {'prediction_type': 'v_prediction'}
     config.model.measure_scaling_factor = False  # for an autoencoder of one's own: scale latents to variance 1
 
@@ -79,7 +82,8 @@ def get_config() -> ConfigDict:
     config.objective.timestep_bias_multiplier = 1.0
     config.objective.timestep_bias_portion = 0.25
     config.objective.kl_weight = 1e-6
-    config.objective.perceptual = ConfigDict()  # weights of further terms of an autoencoder, by name: {"ssim": 0.1}
+    config.objective.reduction = "mean"  # of an autoencoder's errors over pixels; or sum, as published ones have it
+    config.objective.perceptual = ConfigDict()  # weights of its further terms: ssim, lpips, features, adversarial
     config.objective.uncertain = "negative"  # or positive, ignore: what a classifier makes of labels that are neither
     config.objective.class_weights = "none"  # or balanced: a class's positives weigh as much as its negatives
 

@@ -23,6 +23,8 @@ from jaxcxr.models.classifier import ARCHITECTURES, Classifier, architecture_cla
 from jaxcxr.models.clip import CLIPTextModel
 from jaxcxr.models.compute import specialize
 from jaxcxr.models.controlnet import ControlNetModel
+from jaxcxr.models.discriminator import PatchDiscriminator
+from jaxcxr.models.features.lpips import LpipsModel
 from jaxcxr.models.named import abstract, initial_parameters, named_parameters, with_parameters
 from jaxcxr.models.unet import UNet2DConditionModel
 from jaxcxr.models.vae import AutoencoderKL
@@ -39,13 +41,21 @@ CLASSIFIER = "classifier"
 CONTROLNET = "controlnet"
 """What adds a condition image to a U-Net; it is published beside the pipeline, or by itself."""
 
+LPIPS, DISCRIMINATOR = "lpips", "discriminator"
+"""What an autoencoder learns from besides: a distance that is frozen, and what it is to deceive; of a run alone."""
+
 PUBLISHED = (*NETWORKS, CLASSIFIER, CONTROLNET)
 """Every network that is published under its name."""
+
+OF_A_RUN = (TEACHER, LPIPS, DISCRIMINATOR)
+"""Networks that a run has and a published pipeline has not."""
 
 _CLASSES: dict[str, type[nnx.Module]] = {
     "unet": UNet2DConditionModel,
     "vae": AutoencoderKL,
     CONTROLNET: ControlNetModel,
+    LPIPS: LpipsModel,
+    DISCRIMINATOR: PatchDiscriminator,
 }
 _TEXT_ENCODERS: dict[str, tuple[type[nnx.Module], str, str]] = {
     "clip_text_model": (CLIPTextModel, "CLIPTextModel", "CLIPTokenizer"),
@@ -59,6 +69,8 @@ _CONFIGS: dict[Any, Any] = {
     UNet2DConditionModel: configs.UNet2DConditionConfig,
     AutoencoderKL: configs.AutoencoderKLConfig,
     ControlNetModel: configs.ControlNetConfig,
+    LpipsModel: configs.LpipsConfig,
+    PatchDiscriminator: configs.DiscriminatorConfig,
     CLIPTextModel: configs.CLIPTextConfig,
     BertModel: configs.BertConfig,
     **dict.fromkeys(ARCHITECTURES.values(), configs.ClassifierConfig),
@@ -111,6 +123,16 @@ class StableDiffusion:
     def controlnet(self) -> ControlNetModel:
         """What adds a condition image to the U-Net; a UserError says so if there is none."""
         return self._network(CONTROLNET)
+
+    @property
+    def lpips(self) -> LpipsModel:
+        """The distance of images that an autoencoder learns by; a UserError says so if there is none."""
+        return self._network(LPIPS)
+
+    @property
+    def discriminator(self) -> PatchDiscriminator:
+        """What an autoencoder is to deceive; a UserError says so if there is none."""
+        return self._network(DISCRIMINATOR)
 
     @functools.cached_property
     def schedule(self) -> Schedule:
@@ -206,7 +228,7 @@ def from_files(
 ) -> StableDiffusion:
     """The pipeline that a folder's config files describe, its parameters shapes only (no memory)."""
     networks = {}
-    for name in (*PUBLISHED, TEACHER):
+    for name in (*PUBLISHED, *OF_A_RUN):
         file = files.get(f"{name}/config.json")
         if file is not None and (only is None or name in only):
             networks[name] = _shapes(name, file, dtype)
@@ -249,7 +271,7 @@ def initialize(
     """
     parameters: dict[str, jax.Array] = {}
     for name, module in pipeline.networks.items():
-        own_key = jax.random.fold_in(key, PUBLISHED.index(name))
+        own_key = jax.random.fold_in(key, (*PUBLISHED, DISCRIMINATOR).index(name))
         own = None if wanted is None else functools.partial(_under_name, wanted, name)
         fresh = initial_parameters(type(module), module.config, own_key, own)
         parameters |= {f"{name}.{leaf}": value for leaf, value in fresh.items()}
@@ -283,6 +305,8 @@ def network_config(name: str, architecture: Mapping[str, Any]) -> bytes:
     """The `config.json` of a network that a run config describes."""
     if name == CLASSIFIER:
         return parsing.to_json(configs.ClassifierConfig.from_dict(architecture).to_dict())
+    if name in OF_A_RUN:
+        return parsing.to_json(dict(architecture))
     if name != "text_encoder":
         return parsing.to_json(
             {"_class_name": _CLASSES[name].__name__, "_diffusers_version": _DIFFUSERS, **architecture}

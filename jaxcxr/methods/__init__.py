@@ -26,6 +26,12 @@ def method(config: ConfigDict) -> Method:
     return METHODS[config.method]
 
 
+def networks(config: ConfigDict) -> tuple[str, ...]:
+    """The networks that a run of `config` needs, by their keys in a pipeline."""
+    chosen = method(config)
+    return (*chosen.networks, *chosen.further(config))
+
+
 def make_loss(pipeline: StableDiffusion, config: ConfigDict) -> Loss:
     """The loss of `config.method`.
 

@@ -35,6 +35,7 @@ class Method:
 
     Attributes:
       networks: those that it needs, by their keys in a pipeline.
+      further: config -> those that a config asks for besides.
       reads: the fields of a batch that it needs; a cache has others in the place of some.
       trains: a regular expression for the whole names of the parameters that its loss depends on.
       make_loss: (pipeline, config) -> its loss.
@@ -56,5 +57,6 @@ class Method:
     cached: bool
     make_validation: Callable[[Any, Any], Validation] | None = None
     caption: str = "Samples, a row a prompt"
+    further: Callable[[Any], tuple[str, ...]] = lambda config: ()
     unet_inputs: Callable[[int], int] = lambda latents: latents
     of_base: bool = False

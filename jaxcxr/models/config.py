@@ -435,6 +435,31 @@ class BertConfig(_Config):
 
 
 @dataclasses.dataclass(frozen=True)
+class DiscriminatorConfig(_Config):
+    """A discriminator of patches: the channels of an image, and those after its first convolution."""
+
+    in_channels: _Width = 1
+    width: _Width = 64
+
+    @property
+    def blocks(self) -> int:
+        """None is counted: it has always as many layers."""
+        return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class LpipsConfig(_Config):
+    """The network whose features LPIPS compares, alex or vgg."""
+
+    net: str = "vgg"
+
+    @property
+    def blocks(self) -> int:
+        """None is counted: a net has always as many layers."""
+        return 0
+
+
+@dataclasses.dataclass(frozen=True)
 class ClassifierConfig(_Config):
     """A classifier of images: an architecture, its classes in order, and what it takes an image as.
 

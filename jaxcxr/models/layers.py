@@ -36,6 +36,7 @@ def conv(
     padding: tuple[int, int] | None = None,
     kernel_init: nnx.Initializer | None = None,
     bias_init: nnx.Initializer = initial.zeros,
+    use_bias: bool = True,
     dtype: DTypeLike,
     rngs: nnx.Rngs,
 ) -> nnx.Conv:
@@ -49,6 +50,7 @@ def conv(
         padding=((before, after), (before, after)),
         kernel_init=kernel_init or initial.torch_kernel(),
         bias_init=bias_init,
+        use_bias=use_bias,
         dtype=dtype,
         rngs=rngs,
     )

@@ -63,6 +63,7 @@ _OTHERS = (
     r".*\.(conv(_in|_out|_shortcut|_norm_out)?|(post_)?quant_conv|proj_(in|out)|encoder_hid_proj|linear_[12]|cond_proj"
     r"|to_[qkv]|to_out\.0|(group_|final_layer_)?norm[123]?|layer_norm[12]|LayerNorm"
     r"|conv[03]|fc|classifier|bn[0-9]|norm[0-9]|downsample\.[01]"
+    r"|controlnet_(mid_block|down_blocks\.\d+|cond_embedding\.blocks\.\d+)|main\.\d+|features\.\d+|model\.1"
     r"|(token|position)_embedding|(word|position|token_type)_embeddings|pooler\.dense|lora_[AB])"
 )
 _LEAF = r"\.(kernel|bias|scale|embedding|mean|var)"

@@ -15,7 +15,7 @@ from jaxcxr.data.moments import Card
 from jaxcxr.errors import UserError
 from jaxcxr.interop import diffusers, orbax, published, single_file
 from jaxcxr.interop.pipeline import TEACHER, TEACHER_TOKENIZER, StableDiffusion
-from jaxcxr.methods import method
+from jaxcxr.methods import method, networks
 from jaxcxr.training.feed import tokenizer_folder
 from jaxcxr.training.model import assemble, parts, with_teacher, with_text_encoder
 
@@ -47,7 +47,7 @@ def digest(config: ConfigDict) -> str:
       UserError: as `describe`, of the bases.
     """
     found, files = hashlib.sha256(), {**_base(config)}
-    if config.model.text_encoder and "text_encoder" in method(config).networks:
+    if config.model.text_encoder and "text_encoder" in networks(config):
         with contextlib.suppress(UserError):  # the data are not here, or raw and name no tokenizer
             folder = tokenizer_folder(config)
             files |= {

@@ -17,7 +17,7 @@ from jaxcxr.adaptation import Adaptation
 from jaxcxr.data import tokens
 from jaxcxr.data.moments import Card
 from jaxcxr.errors import UserError
-from jaxcxr.interop.pipeline import StableDiffusion
+from jaxcxr.interop.pipeline import LPIPS, StableDiffusion
 from jaxcxr.interop.tensors import Tensor
 from jaxcxr.methods import make_loss, method
 from jaxcxr.methods.method import Loss
@@ -74,7 +74,7 @@ def make_program(config: ConfigDict, pipeline: StableDiffusion, mesh: Mesh) -> P
     learnt = jax.eval_shape(learning.start, parameters, jax.random.key(0))
     check_rates(config.optimizer.rates, (*parameters, *learnt))
     _check_learnt(config, parameters, learning, learnt)
-    exact = learning.exact
+    exact = learning.exact | {name for name in parameters if name.startswith(f"{LPIPS}.")}  # it computes in float32
 
     def kept(name: str, value: Any) -> Any:
         return value if name in exact else rounded(name, value, dtype)

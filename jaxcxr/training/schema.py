@@ -50,6 +50,8 @@ class Model:
     unet: dict[str, Any] = dataclasses.field(default_factory=dict)
     text_encoder: dict[str, Any] = dataclasses.field(default_factory=dict)
     classifier: dict[str, Any] = dataclasses.field(default_factory=dict)
+    lpips: dict[str, Any] = dataclasses.field(default_factory=dict)
+    discriminator: dict[str, Any] = dataclasses.field(default_factory=dict)
     scheduler: dict[str, Any] = dataclasses.field(default_factory=dict)
     measure_scaling_factor: bool = False
 
@@ -76,6 +78,7 @@ class Objective:
     timestep_bias_multiplier: float = 1.0
     timestep_bias_portion: float = 0.25
     kl_weight: float = 1e-6
+    reduction: Word = "mean"
     perceptual: dict[str, float] = dataclasses.field(default_factory=dict)
     uncertain: Word = "negative"
     class_weights: Word = "none"

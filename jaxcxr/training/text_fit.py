@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from jaxcxr.errors import UserError
 from jaxcxr.interop.pipeline import TEACHER, network_config_of, parse_object
-from jaxcxr.methods import method
+from jaxcxr.methods import networks
 from jaxcxr.parsing import to_json
 
 FITS = {"linear": "text_proj", "mlp": "text_mlp", "cross_attention": None}
@@ -30,7 +30,7 @@ def with_fit(config: ConfigDict, files: Mapping[str, bytes]) -> dict[str, bytes]
     """
     fit = config.model.text_encoder_fit
     unet = parse_object("unet/config.json", files.get("unet/config.json", b"{}"))
-    if TEACHER in method(config).networks and unet.get("encoder_hid_dim"):
+    if TEACHER in networks(config) and unet.get("encoder_hid_dim"):
         raise UserError(
             f"config.model.base={config.model.base!r}: its U-Net has a projection of text already, so that its text"
             " encoder cannot be the teacher; give the checkpoint that the projection was made for"

@@ -9,8 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from jaxcxr.errors import UserError
+from jaxcxr.models.config import LpipsConfig
 from jaxcxr.models.layers import Identity, conv
 
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
@@ -116,12 +118,13 @@ class Lpips(nnx.Module):
             if place in NETS[net].compared:
                 setattr(self, f"lin{NETS[net].compared.index(place)}", Head(channels, rngs=rngs))
 
-    def __call__(self, first: jax.Array, second: jax.Array) -> jax.Array:
+    def __call__(self, first: jax.Array, second: jax.Array, *, calibrated: bool = True) -> jax.Array:
         """Distances of pairs, float32 (B,), 0 for equal images.
 
         Args:
           first: images in [−1, 1], (B, H, W, 1) or (B, H, W, 3); a gray is repeated to three channels.
           second: images of the same shape.
+          calibrated: whether channels are weighed; they all count 1 otherwise.
 
         Raises:
           UserError: the shapes differ or are others, or a side is too small for the pools.
@@ -139,7 +142,8 @@ class Lpips(nnx.Module):
         with jax.default_matmul_precision("highest"):
             distances = jnp.zeros(len(first), jnp.float32)
             for index, (a, b) in enumerate(zip(self._compared(first), self._compared(second), strict=True)):
-                weighed = getattr(self, f"lin{index}")(jnp.square(_normalized(a) - _normalized(b)))
+                apart = jnp.square(_normalized(a) - _normalized(b))
+                weighed = getattr(self, f"lin{index}")(apart) if calibrated else apart.sum(axis=-1, keepdims=True)
                 distances += weighed.mean(axis=(1, 2, 3))
             return distances
 
@@ -157,3 +161,11 @@ class Lpips(nnx.Module):
 def _normalized(features: jax.Array) -> jax.Array:
     """Features of unit length at each pixel; zeros stay."""
     return features / (jnp.sqrt(jnp.square(features).sum(axis=-1, keepdims=True)) + EPSILON)
+
+
+class LpipsModel(Lpips):
+    """The same as a network of a run, described by a `LpipsConfig`; it computes in float32 whatever `dtype` is."""
+
+    def __init__(self, config: Mapping[str, Any] | LpipsConfig, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
+        self.config = LpipsConfig.from_dict(config)
+        super().__init__(self.config.net, rngs=rngs)
