@@ -79,7 +79,7 @@ def make_loss(pipeline: StableDiffusion, config: ConfigDict) -> Loss:
                 return errors(networks, made, image)["error"].mean()
 
             played = _played(pipeline, parameters, latents, reconstruction, image, error_of)
-            total = total + adversarial * played.pop("weight") * played["generator"] + played["discriminator"]
+            total = total + adversarial * played["weight"] * played["generator"] + played["discriminator"]
             found |= played
         return total, {name: term.mean() for name, term in found.items()}
 
