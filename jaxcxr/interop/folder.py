@@ -23,8 +23,13 @@ CARRIED: dict[str, tuple[str, ...]] = {
 OWN: dict[str, tuple[str, ...]] = {"classifier": ("config.json",)}
 """What a checkpoint of this package may have besides: a network that is no part of a diffusers pipeline."""
 
-OF_A_RUN: dict[str, tuple[str, ...]] = {**OWN, "teacher": ("config.json",), "teacher_tokenizer": tokens.FILES}
-OF_A_RUN |= {"lpips": ("config.json",), "discriminator": ("config.json",)}
+OF_A_RUN: dict[str, tuple[str, ...]] = {
+    **OWN,
+    "teacher": ("config.json",),
+    "teacher_tokenizer": tokens.FILES,
+    "lpips": ("config.json",),
+    "discriminator": ("config.json",),
+}
 """What the `model/` of a workdir may have besides."""
 
 

@@ -25,7 +25,7 @@ from jaxcxr.interop import checksums
 from jaxcxr.interop.checkpoint import Checkpoint
 from jaxcxr.interop.diffusers import read_files
 from jaxcxr.interop.folder import CARRIED, OWN, has_file
-from jaxcxr.interop.pipeline import OF_A_RUN, write_files
+from jaxcxr.interop.pipeline import UNPUBLISHED, write_files
 from jaxcxr.interop.tensors import Tensor, cast_all, contiguous
 
 MODEL, CHECKPOINTS, FROZEN, BEST = "model", "checkpoints", "frozen", "best.json"
@@ -107,7 +107,7 @@ def read(path: Path, *, ema: bool = True, only: Iterable[str] | None = None) -> 
             raise UserError(f"{path / FROZEN}: is damaged, {what}; copy it again")
         frozen = read_item(path / FROZEN / "params")
     files, tensors = adaptation.merged(files, frozen | learnt)
-    own = {name: tensor for name, tensor in tensors.items() if name.split(".")[0] not in OF_A_RUN}
+    own = {name: tensor for name, tensor in tensors.items() if name.split(".")[0] not in UNPUBLISHED}
     return Checkpoint(files, own).only(only)
 
 

@@ -47,7 +47,7 @@ LPIPS, DISCRIMINATOR = "lpips", "discriminator"
 PUBLISHED = (*NETWORKS, CLASSIFIER, CONTROLNET)
 """Every network that is published under its name."""
 
-OF_A_RUN = (TEACHER, LPIPS, DISCRIMINATOR)
+UNPUBLISHED = (TEACHER, LPIPS, DISCRIMINATOR)
 """Networks that a run has and a published pipeline has not."""
 
 _CLASSES: dict[str, type[nnx.Module]] = {
@@ -228,7 +228,7 @@ def from_files(
 ) -> StableDiffusion:
     """The pipeline that a folder's config files describe, its parameters shapes only (no memory)."""
     networks = {}
-    for name in (*PUBLISHED, *OF_A_RUN):
+    for name in (*PUBLISHED, *UNPUBLISHED):
         file = files.get(f"{name}/config.json")
         if file is not None and (only is None or name in only):
             networks[name] = _shapes(name, file, dtype)
@@ -305,7 +305,7 @@ def network_config(name: str, architecture: Mapping[str, Any]) -> bytes:
     """The `config.json` of a network that a run config describes."""
     if name == CLASSIFIER:
         return parsing.to_json(configs.ClassifierConfig.from_dict(architecture).to_dict())
-    if name in OF_A_RUN:
+    if name in UNPUBLISHED:
         return parsing.to_json(dict(architecture))
     if name != "text_encoder":
         return parsing.to_json(

@@ -94,7 +94,7 @@ def _played(
     image: jax.Array,
     error_of: Callable[[jax.Array], jax.Array],
 ) -> dict[str, jax.Array]:
-    """Both sides of the game: what the autoencoder wants of the discriminator's answers, and what that wants, (B,) each.
+    """What the autoencoder wants of the discriminator's answers, and what the discriminator wants, (B,) each.
 
     The discriminator's is a hinge (Lim & Ye 2017, arXiv 1705.02894). Neither side's gradient reaches the other, so one
     update serves both. The `weight` is that of Esser et al. 2021, arXiv 2012.09841, equation 7: the norm of the error's

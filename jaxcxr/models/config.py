@@ -449,9 +449,10 @@ class DiscriminatorConfig(_Config):
 
 @dataclasses.dataclass(frozen=True)
 class LpipsConfig(_Config):
-    """The network whose features LPIPS compares, alex or vgg."""
+    """The network whose features LPIPS compares, alex or vgg, and whether its channels have weights."""
 
     net: str = "vgg"
+    calibrated: bool = True
 
     @property
     def blocks(self) -> int:

@@ -8,12 +8,14 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from jaxcxr.errors import UserError
 from jaxcxr.models import initial
 from jaxcxr.models.config import DiscriminatorConfig
 from jaxcxr.models.features.batch_norm import BatchNorm
 from jaxcxr.models.layers import conv
 
 _SLOPE = 0.2
+_LEAST = 24  # pixels of a side that three halvings and two kernels without stride leave a patch of
 
 
 class PatchDiscriminator(nnx.Module):
@@ -31,7 +33,8 @@ class PatchDiscriminator(nnx.Module):
         self.config = config = DiscriminatorConfig.from_dict(config)
         self.dtype = dtype
         widths = [config.width * 2**level for level in range(4)]
-        before, layers = config.in_channels, nnx.List()
+        before = config.in_channels
+        layers: Any = nnx.List()
         for level, width in enumerate((*widths, 1)):
             layers.append(
                 conv(
@@ -54,7 +57,14 @@ class PatchDiscriminator(nnx.Module):
         self.main = layers
 
     def __call__(self, images: jax.Array) -> jax.Array:
-        """A logit for each patch, 70 × 70 pixels, that it is of an image: `(B, H, W, C) -> (B, h, w, 1)`, in [−1, 1]."""
+        """A logit for each patch, 70 × 70 pixels, that it is of an image: `(B, H, W, C) -> (B, h, w, 1)`, in [−1, 1].
+
+        Raises:
+          UserError: a side has less than 24 pixels.
+        """
+        if min(images.shape[1:3]) < _LEAST:
+            height, width = images.shape[1:3]
+            raise UserError(f"images: are of {height} x {width} pixels; a discriminator needs {_LEAST} or more a side")
         hidden_states = images.astype(self.dtype)
         for layer in self.main:
             hidden_states = layer(hidden_states)

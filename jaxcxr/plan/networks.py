@@ -15,7 +15,7 @@ from jaxcxr.data.moments import Card
 from jaxcxr.errors import UserError
 from jaxcxr.interop import diffusers, orbax, published, single_file
 from jaxcxr.interop.pipeline import TEACHER, TEACHER_TOKENIZER, StableDiffusion
-from jaxcxr.methods import method, networks
+from jaxcxr.methods import networks
 from jaxcxr.training.feed import tokenizer_folder
 from jaxcxr.training.model import assemble, parts, with_teacher, with_text_encoder
 

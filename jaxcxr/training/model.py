@@ -34,7 +34,7 @@ from jaxcxr.interop.pipeline import (
 )
 from jaxcxr.methods import method, networks
 from jaxcxr.parsing import to_json
-from jaxcxr.training import labels, text_fit
+from jaxcxr.training import judges, labels, text_fit
 from jaxcxr.training.feed import tokenizer_folder
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -57,7 +57,7 @@ def make_model(config: ConfigDict, key: jax.Array) -> tuple[StableDiffusion, dic
     described, inherited = parts(config)
     base = _read_bases(config.model, inherited, compute_dtype(config))
     pipeline = assemble(config, base.files, lambda: tokenizer_folder(config))
-    drawn = {name: pipeline.networks[name] for name in described if name != LPIPS}
+    drawn = {name: pipeline.networks[name] for name in (*described, DISCRIMINATOR) if name in pipeline.networks}
     fresh = initialize(StableDiffusion(drawn, {}), key)
     if TEACHER in pipeline.networks and not any(name.startswith(f"{TEACHER_TOKENIZER}/") for name in pipeline.files):
         raise UserError(f"config.model.base={config.model.base!r}: has no tokenizer/ for its text encoder, the teacher")
@@ -73,8 +73,8 @@ def make_model(config: ConfigDict, key: jax.Array) -> tuple[StableDiffusion, dic
         unet = StableDiffusion({"unet": pipeline.networks["unet"]}, {})
         fresh |= initialize(unet, key, functools.partial(text_fit.is_fresh, config))
     parameters = fresh | kept | (_pretrained(config) if CLASSIFIER in described else {})
-    if LPIPS in described:
-        parameters |= _lpips(config)
+    if LPIPS in pipeline.networks:
+        parameters |= judges.weights(config)
     if config.textual_inversion.tokens:
         parameters = textual_inversion.with_rows(config, pipeline.tokenizer, parameters, key)
     return pipeline, parameters
@@ -92,12 +92,8 @@ def parts(config: ConfigDict) -> tuple[dict[str, dict[str, Any]], tuple[str, ...
     Raises:
       UserError: a text encoder that is to learn from the base's is not given.
     """
-    needed, model = networks(config), config.model
+    needed, model = [name for name in networks(config) if name not in judges.JUDGES], config.model
     described = {name: model[name].to_dict() for name in needed if model.get(name)}
-    if LPIPS in needed:
-        described[LPIPS] = {"net": _lpips_net(config)}
-    if DISCRIMINATOR in needed:
-        described.setdefault(DISCRIMINATOR, {})
     if TEACHER in needed and not (model.text_encoder_base or "text_encoder" in described):
         raise UserError(
             f"config.model.text_encoder_base: is empty; name the text encoder that is to learn from that of"
@@ -142,10 +138,9 @@ def assemble(config: ConfigDict, base: Mapping[str, bytes], tokenizer: Callable[
             files |= {name: data for name, data in base.items() if name.startswith("tokenizer/")}
     if CLASSIFIER in described:
         described[CLASSIFIER] = _classifier(config)
-    if DISCRIMINATOR in described:
-        vae = described.get("vae") or parse_object("vae/config.json", files["vae/config.json"])
-        described[DISCRIMINATOR] = {"in_channels": vae.get("in_channels", 3), **described[DISCRIMINATOR]}
     files |= {f"{name}/config.json": network_config(name, text) for name, text in described.items()}
+    judging = judges.described(config, files)
+    files |= {f"{name}/config.json": network_config(name, text) for name, text in judging.items()}
     files = _with_inputs(config, text_fit.with_fit(config, textual_inversion.with_words(config, files)))
     if CONTROLNET in needed and f"{CONTROLNET}/config.json" not in files:
         files[f"{CONTROLNET}/config.json"] = controlnet_config(files)
@@ -275,28 +270,6 @@ def _pretrained(config: ConfigDict) -> dict[str, jax.Array]:
         )
     weights = readers[own].read(Path(file))
     return {f"{CLASSIFIER}.{name}": jnp.asarray(value) for name, value in weights.items()}
-
-
-def _lpips_net(config: ConfigDict) -> str:
-    """The net of `config.model.lpips`; raises UserError where it names none."""
-    chosen = config.model.lpips
-    if unknown := set(chosen) - {"net", "backbone", "heads"}:
-        raise UserError(f"config.model.lpips: has {sorted(unknown)[0]!r}; it may have net, backbone and heads")
-    if not chosen.get("backbone"):
-        raise UserError(
-            "config.model.lpips: the loss has a term of LPIPS; give torchvision's file of its network, as"
-            " {'net': 'vgg', 'backbone': 'vgg16-397923af.pth'}, and 'heads' where the package lpips is not installed"
-        )
-    return str(chosen.get("net", "vgg"))
-
-
-def _lpips(config: ConfigDict) -> dict[str, jax.Array]:
-    """The weights of the files that `config.model.lpips` names."""
-    from jaxcxr.evaluation import perceptual
-
-    chosen, heads = config.model.lpips, config.model.lpips.get("heads", "")
-    found = perceptual.read(_lpips_net(config), Path(chosen.backbone), Path(heads) if heads else None)
-    return {f"{LPIPS}.{name}": jnp.asarray(value) for name, value in found.items()}
 
 
 def _vocabulary(tokenizer: Any) -> dict[str, int]:

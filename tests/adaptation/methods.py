@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
+from safetensors.numpy import save_file
 
 from jaxcxr import config as configs
 from jaxcxr.data.loader import as_text, open_split
@@ -26,6 +27,9 @@ _VAE = {
     "up_block_types": ["UpDecoderBlock2D"],
     "mid_block_add_attention": False,
 }
+ALEX = {0: (64, 3, 11, 11), 3: (192, 64, 5, 5), 6: (384, 192, 3, 3), 8: (256, 384, 3, 3), 10: (256, 256, 3, 3)}
+LARGER = 32
+"""Pixels a side, for networks that a picture of `runs.SIZE` is too small for."""
 _WORD = "{view} radiograph with <effusion>. {report}"
 
 
@@ -40,10 +44,22 @@ def write_source(folder: Path) -> Path:
     for number, each in enumerate(ids):
         pixels = np.random.default_rng(number).integers(0, 256, (runs.SIZE, runs.SIZE, 3), np.uint8)
         Image.fromarray(pixels).save(folder / "conditions" / f"{each}.png")
+    write_alex(folder / "alex.safetensors")
     (folder / "weights.csv").write_text("\n".join(["id,weight", *rows]) + "\n")
-    folders = {"data": str(runs.data()), "words": str(runs.worded((_WORD,)))}
+    folders = {"data": str(runs.data()), "larger": str(runs.data(LARGER)), "words": str(runs.worded((_WORD,)))}
     (folder / "folders.json").write_text(json.dumps(folders))
     return folder
+
+
+def write_alex(file: Path) -> None:
+    """Random weights with the names and shapes of torchvision's AlexNet, as far as LPIPS reads it."""
+    draw = np.random.default_rng(0)
+    tensors = {}
+    for place, shape in ALEX.items():
+        spread = np.sqrt(2 / np.prod(shape[1:]))
+        tensors[f"features.{place}.weight"] = draw.normal(0, spread, shape).astype(np.float32)
+        tensors[f"features.{place}.bias"] = draw.normal(0, 0.1, shape[0]).astype(np.float32)
+    save_file(tensors, file)
 
 
 def config_of(name: str, source: Path, prior: Path | None = None) -> ConfigDict:
@@ -98,6 +114,15 @@ METHODS: dict[str, Callable[[Path, dict[str, str]], dict[str, Any]]] = {
         "data.conditions": str(source / "conditions"),
     },
     "inpainting": lambda source, folders: {"method": "inpainting"},
+    "autoencoder": lambda source, folders: {
+        "method": "autoencoder",
+        "trainable": r"(vae|discriminator)\..*",
+        "data.path": folders["larger"],
+        "data.size": LARGER,
+        "model.discriminator": ConfigDict({"width": 8}),
+        "model.lpips": ConfigDict({"net": "alex", "backbone": str(source / "alex.safetensors")}),
+        "objective.perceptual": ConfigDict({"ssim": 0.5, "features": 0.1, "adversarial": 0.5}),
+    },
     "projection": lambda source, folders: {
         "method": "projection",
         "trainable": r"unet\.encoder_hid_proj\..*",

@@ -29,7 +29,10 @@ def source(tmp_path_factory):
 def meshes_of(argument):
     """As `tests.parallel.meshes` takes it: of NAME@SOURCE."""
     name, source = argument.split("@", 1)
-    return methods.config_of(name, Path(source)), MESHES
+    config = methods.config_of(name, Path(source))
+    # A discriminator has norms of the whole batch.
+    cases = [(*where, {} if "adversarial" in config.objective.perceptual else changes) for *where, changes in MESHES]
+    return config, cases
 
 
 # Prior preservation is another mixture of the same step.

@@ -16,11 +16,11 @@ ROOT = Path(__file__).parents[2]
 
 
 @functools.cache
-def data() -> Path:
-    """A prepared set of phantoms, made once."""
+def data(size: int = SIZE) -> Path:
+    """A prepared set of phantoms of so many pixels a side, made once."""
     folder = Path(tempfile.mkdtemp(prefix="jaxcxr-data-"))
     config = configs.load(ROOT / "configs" / "phantom.py").data
-    config.size, config.tokenizer_vocab = SIZE, 600
+    config.size, config.tokenizer_vocab = size, 600
     write_tree(folder / "tree", 40, 64)
     prepare(config, folder / "tree", folder / "data")
     return folder / "data"

@@ -95,13 +95,14 @@ class Lpips(nnx.Module):
 
     Args:
       net: a key of `NETS`.
+      calibrated: whether it has the weights of channels.
       rngs: its `params` stream draws the initial parameters.
 
     Raises:
       UserError: there is no such net.
     """
 
-    def __init__(self, net: str, *, rngs: nnx.Rngs):
+    def __init__(self, net: str, *, calibrated: bool = True, rngs: nnx.Rngs):
         if net not in NETS:
             raise UserError(f"LPIPS net {net!r:.100}: is not known; give {' or '.join(NETS)}")
         self.net, channels = net, 3
@@ -115,7 +116,7 @@ class Lpips(nnx.Module):
                 )
             else:
                 self.features.append(MaxPool(layer) if isinstance(layer, int) else Relu())
-            if place in NETS[net].compared:
+            if calibrated and place in NETS[net].compared:
                 setattr(self, f"lin{NETS[net].compared.index(place)}", Head(channels, rngs=rngs))
 
     def __call__(self, first: jax.Array, second: jax.Array, *, calibrated: bool = True) -> jax.Array:
@@ -160,7 +161,10 @@ class Lpips(nnx.Module):
 
 def _normalized(features: jax.Array) -> jax.Array:
     """Features of unit length at each pixel; zeros stay."""
-    return features / (jnp.sqrt(jnp.square(features).sum(axis=-1, keepdims=True)) + EPSILON)
+    squared = jnp.square(features).sum(axis=-1, keepdims=True)
+    # Where no feature is active a square root has no slope: the gradient of the distance is 0 there, as its limit is.
+    length = jnp.where(squared > 0, jnp.sqrt(jnp.where(squared > 0, squared, 1)), 0)
+    return features / (length + EPSILON)
 
 
 class LpipsModel(Lpips):
@@ -168,4 +172,4 @@ class LpipsModel(Lpips):
 
     def __init__(self, config: Mapping[str, Any] | LpipsConfig, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs):
         self.config = LpipsConfig.from_dict(config)
-        super().__init__(self.config.net, rngs=rngs)
+        super().__init__(self.config.net, calibrated=self.config.calibrated, rngs=rngs)
