@@ -48,6 +48,7 @@ class Options:
     karras: bool = False
     timestep_spacing: str | None = None
     keep_outside: bool = False
+    colour: bool = False
     control_scale: float = 1.0
 
     def check(self) -> None:
@@ -107,6 +108,8 @@ class Drawer:
         self.size = default_size(pipeline) if options.size is None else options.size
         self._inpaints, self._controls = is_inpainting(pipeline), CONTROLNET in pipeline.networks
         self.shape = latent_shape(pipeline, self.size, inpaints=self._inpaints)
+        if options.colour and pipeline.vae.config.in_channels != 3:
+            raise UserError("--colour: this autoencoder has no channels for colour; leave it out")
         self._pipeline, self._options, self._mesh = pipeline, options, mesh
         self._length = tokens.length(pipeline.tokenizer)
         self._states = self._length, pipeline.text_encoder.config.hidden_size
@@ -150,7 +153,9 @@ class Drawer:
     def draw(
         self, some: Sequence[Request], places: Sequence[tuple[int, int]], noise: np.ndarray | None = None
     ) -> np.ndarray:
-        """The pictures of requests of one kind, float32 (B, H, W, C) in [0, 1]; those of edited images are gray.
+        """The pictures of requests of one kind, float32 (B, H, W, C) in [0, 1].
+
+        Those of edited images are gray unless `colour` is set.
 
         Args:
           some: B requests, a multiple of the mesh's devices.
@@ -168,7 +173,7 @@ class Drawer:
         first = self._held.unconditional if kind.shares_first else None
         generate = self._program(kind.begin, kind.edits == "edit_mask")
         pictures = np.asarray(generate(self._held.parameters, batch, picture_keys(own), first))
-        return pictures.mean(axis=-1, keepdims=True) if kind.edits else pictures
+        return pictures.mean(axis=-1, keepdims=True) if kind.edits and not self._options.colour else pictures
 
     def count_cut(self, some: Sequence[Request]) -> int:
         """How many requests have a text that is longer than the text encoder takes."""
@@ -223,7 +228,7 @@ class Drawer:
         return arrays | {name: np.stack(stack) for name, stack in self._pictures(some, kind.edits).items()}
 
     def _pictures(self, some: Sequence[Request], edits: str) -> dict[str, list[np.ndarray]]:
-        """The images and masks of requests, each uint8 (H, W, 1)."""
+        """The images, uint8 (H, W, 1 or 3), and masks, uint8 (H, W, 1), of requests."""
         read: dict[int | str, np.ndarray] = {}  # the same one may be that of all
 
         def load(picture: Any, name: str) -> np.ndarray:
@@ -258,7 +263,9 @@ class Drawer:
         return pixels
 
     def _load(self, picture: Any, name: str) -> np.ndarray:
-        square = requests.read_picture(images.load_square, picture, name, self.size)
+        channels = 3 if name == "image" and self._options.colour else 1
+        load = functools.partial(images.load_square, channels=channels)
+        square = requests.read_picture(load, picture, name, self.size)
         if name == "image":
             return square
         mask = (square >= 128).astype(np.uint8)  # as diffusers rounds it

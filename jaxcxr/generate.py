@@ -243,9 +243,12 @@ def initial_noise(seed: int, index: int, shape: tuple[int, int, int]) -> np.ndar
     return np.asarray(jax.random.normal(jax.random.fold_in(jax.random.key(seed), index), shape))
 
 
-def to_gray(pictures: jax.Array | np.ndarray) -> np.ndarray:
-    """uint8 (B, H, W) of pictures (B, H, W, C) in [0, 1]; the channels of a gray picture agree and are averaged.
+def to_bytes(pictures: jax.Array | np.ndarray, channels: int = 1) -> np.ndarray:
+    """uint8 (B, H, W, channels) of pictures (B, H, W, C) in [0, 1]; for one channel those of a picture are averaged.
 
     NaN is black.
     """
-    return np.round(np.nan_to_num(np.asarray(pictures, np.float32)).mean(axis=-1) * 255).astype(np.uint8)
+    pictures = np.nan_to_num(np.asarray(pictures, np.float32))
+    if channels == 1:
+        pictures = pictures.mean(axis=-1, keepdims=True)
+    return np.round(pictures * 255).astype(np.uint8)

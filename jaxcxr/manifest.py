@@ -40,7 +40,10 @@ class Adapter:
 
 
 # Not in older manifests, and in none where they are as usual.
-_NEWER = {"karras", "timestep_spacing", "guidance_rescale", "keep_outside", "adapters", "controlnet", "control_scale"}
+_NEWER = {
+    *("karras", "timestep_spacing", "guidance_rescale", "keep_outside", "colour"),
+    *("adapters", "controlnet", "control_scale"),
+}
 
 
 @dataclasses.dataclass(frozen=True)

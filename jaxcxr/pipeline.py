@@ -51,6 +51,7 @@ class Pipeline:
         keep_mask: Any = None,
         strength: float | None = None,
         keep_outside: bool = False,
+        colour: bool = False,
         control: Any = None,
         control_scale: float = 1.0,
         eta: float = 0.0,
@@ -80,6 +81,7 @@ class Pipeline:
           control: as `image`: the condition image of a ControlNet, of the pictures' size.
           control_scale: what a ControlNet adds is multiplied by it.
           keep_outside: paste the image's own pixels outside the mask.
+          colour: edit in colour.
           eta: of DDIM.
           karras: noise levels of Karras et al.
           timestep_spacing: linspace, leading or trailing.
@@ -89,7 +91,7 @@ class Pipeline:
           output_type: "pil", or "np" for one array.
 
         Returns:
-          Pillow images; or float32 (N, H, W, C) in [0, 1]. Edited pictures have one channel.
+          Pillow images; or float32 (N, H, W, C) in [0, 1]. Edited pictures have one channel, or three with `colour`.
 
         Raises:
           UserError: an argument does not fit the checkpoint or another argument.
@@ -105,6 +107,7 @@ class Pipeline:
             karras=karras,
             timestep_spacing=timestep_spacing,
             keep_outside=keep_outside,
+            colour=colour,
             control_scale=control_scale,
         )
         if output_type not in ("pil", "np"):

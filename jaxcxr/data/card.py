@@ -9,12 +9,13 @@ def text(summary: Summary, licence: str) -> str:
     """The card, as Markdown; `licence` says what may be done with the data."""
     settings = summary.settings
     prompts = ", ".join(f"`{template}`" for template in settings["prompts"])
+    colour = "8-bit gray" if settings["channels"] == 1 else "8-bit colour"
     lines = [
         "# Radiographs and prompts",
         "",
         f"Made by `jaxcxr prepare` ({summary.source}, fingerprint {summary.fingerprint}).",
         "",
-        f"- **Images**: {settings['size']} × {settings['size']}, 8-bit gray, padded square, never cropped or flipped.",
+        f"- **Images**: {settings['size']} × {settings['size']}, {colour}, padded square, never cropped or flipped.",
         f"- **Prompts**: {prompts}.",
         *([f"- **Validation**: the split `validate` was {summary.carving()}."] if summary.carved else []),
         f"- **Use**: {licence}",

@@ -1,4 +1,4 @@
-"""Radiograph files to square 8-bit gray arrays and back: never cropped, never flipped."""
+"""Image files to square 8-bit arrays, gray or in colour, and back: never cropped, never flipped."""
 
 import io
 import struct
@@ -20,9 +20,9 @@ MOST_BYTES = 4  # of a file, for each pixel allowed: as many as a decoded pixel 
 _BAND = 2**20  # samples that are converted at once
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # the limit is data.max_pixels
 
-# A file's first bytes, the rest of its header (8 bits of gray, no interlacing), and the filter that takes the row above
-# from a row.
-_PNG, _GRAY, _UP = b"\x89PNG\r\n\x1a\n", bytes((8, 0, 0, 0, 0)), 2
+# A file's first bytes, the rest of its header by channels (8 bits, gray or colour, no interlacing), and the filter that
+# takes the row above from a row.
+_PNG, _HEADERS, _UP = b"\x89PNG\r\n\x1a\n", {1: bytes((8, 0, 0, 0, 0)), 3: bytes((8, 2, 0, 0, 0))}, 2
 
 
 class UnreadableImage(Exception):
@@ -83,6 +83,23 @@ def _to_gray(image: Image.Image) -> Image.Image:
     return Image.fromarray(gray)
 
 
+def _converted(image: Image.Image, channels: int) -> Image.Image:
+    """Converts to 8-bit gray, or to 8-bit colour, where a gray picture is the same in each channel."""
+    if channels == 1 or image.mode.startswith(("I", "F")):
+        image = _to_gray(image)
+    return image if channels == 1 else image.convert("RGB")
+
+
+def gray(pixels: np.ndarray) -> np.ndarray:
+    """The gray picture uint8 (H, W) of one of one or three channels, uint8 (H, W, C)."""
+    return pixels[..., 0] if pixels.shape[-1] == 1 else np.asarray(Image.fromarray(pixels).convert("L"))
+
+
+def picture_of(pixels: np.ndarray) -> Image.Image:
+    """Pixels, uint8 (H, W, C) of one or three channels, for Pillow."""
+    return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+
+
 def _open(path: Path, most_pixels: int) -> Image.Image:
     if path.suffix.lower() != ".dcm":
         return open_picture(path, most_pixels)
@@ -92,9 +109,13 @@ def _open(path: Path, most_pixels: int) -> Image.Image:
 
 
 def load_square(
-    picture: Path | Image.Image, size: int, intensity: str = "stored", most_pixels: int = DEFAULT_PIXELS
+    picture: Path | Image.Image,
+    size: int,
+    intensity: str = "stored",
+    most_pixels: int = DEFAULT_PIXELS,
+    channels: int = 1,
 ) -> np.ndarray:
-    """Reads an image file as a (size, size, 1) uint8 array, padded with black to a centred square.
+    """Reads an image file as a (size, size, channels) uint8 array, padded with black to a centred square.
 
     The longer side is resized to `size` by an antialiased Lanczos filter; JPEGs are first reduced by the
     decoder (DCT scaling) to no less than that, which makes full-size radiographs cheap to read.
@@ -106,6 +127,7 @@ def load_square(
       intensity: "stored"; "equalize" spreads the gray levels evenly; "percentile" stretches them so that the
         lowest and the highest 0.5 % become black and white.
       most_pixels: that the picture may have; what its header says is checked before a pixel is decoded.
+      channels: 1, gray, or 3, in colour, which is for "stored" intensities.
 
     Raises:
       FileNotFoundError: there is no such file.
@@ -115,14 +137,14 @@ def load_square(
     try:
         if isinstance(picture, Image.Image):
             require_pixels(*picture.size, most_pixels)
-            turned, gray = picture.getexif().get(ExifTags.Base.Orientation), _to_gray(picture)
+            turned, whole = picture.getexif().get(ExifTags.Base.Orientation), _converted(picture, channels)
         else:
             with _open(picture, most_pixels) as image:
-                image.draft("L", _fit(image.size, size))
+                image.draft("L" if channels == 1 else "RGB", _fit(image.size, size))
                 turned = image.getexif().get(ExifTags.Base.Orientation)
-                gray = _to_gray(image)
-        gray = _upright(gray, turned)  # the smaller picture is turned
-        inner = gray.resize(_fit(gray.size, size), Image.Resampling.LANCZOS)
+                whole = _converted(image, channels)
+        whole = _upright(whole, turned)  # the smaller picture is turned
+        inner = whole.resize(_fit(whole.size, size), Image.Resampling.LANCZOS)
     except (FileNotFoundError, MemoryError, UnreadableImage, UserError):
         raise
     except Exception as error:  # Pillow's decoders raise almost anything on damaged files
@@ -131,9 +153,10 @@ def load_square(
         inner = ImageOps.equalize(inner)
     elif intensity == "percentile":
         inner = ImageOps.autocontrast(inner, cutoff=0.5)
-    square = np.zeros((size, size, 1), np.uint8)
+    square = np.zeros((size, size, channels), np.uint8)
     top, left = (size - inner.height) // 2, (size - inner.width) // 2
-    square[top : top + inner.height, left : left + inner.width, 0] = np.asarray(inner)
+    pixels = np.asarray(inner).reshape(inner.height, inner.width, channels)
+    square[top : top + inner.height, left : left + inner.width] = pixels
     return square
 
 
@@ -177,12 +200,12 @@ def load_colour(picture: Path | Image.Image, most_pixels: int = DEFAULT_PIXELS) 
         raise UnreadableImage(type(error).__name__) from error
 
 
-def _upright(gray: Image.Image, turned: int | None) -> Image.Image:
+def _upright(picture: Image.Image, turned: int | None) -> Image.Image:
     """The picture turned as the orientation tag `turned` says."""
     if turned is None:
-        return gray
-    gray.getexif()[ExifTags.Base.Orientation] = turned
-    return ImageOps.exif_transpose(gray)
+        return picture
+    picture.getexif()[ExifTags.Base.Orientation] = turned
+    return ImageOps.exif_transpose(picture)
 
 
 def picture_size(picture: Path | Image.Image, most_pixels: int = DEFAULT_PIXELS) -> tuple[int, int]:
@@ -211,15 +234,15 @@ def _fit(wh: tuple[int, int], side: int) -> tuple[int, int]:
 
 
 def encode_png(image: np.ndarray) -> bytes:
-    """Encodes a (height, width, 1) uint8 array as a gray PNG."""
-    height, width, _ = image.shape
+    """Encodes a (height, width, 1 or 3) uint8 array as a PNG, gray or in colour."""
+    height, width, channels = image.shape
     # Each row less the one above, and of repetitions runs alone. Pillow tries five filters a row and settles on ones
     # that save a tenth of the bytes but take twice the time to write and half as much again to read.
-    rows = np.full((height, 1 + width), _UP, np.uint8)
-    rows[:, 1:] = np.diff(image[..., 0], axis=0, prepend=np.uint8(0))
+    rows = np.full((height, 1 + width * channels), _UP, np.uint8)
+    rows[:, 1:] = np.diff(image.reshape(height, -1), axis=0, prepend=np.uint8(0))
     packer = zlib.compressobj(strategy=zlib.Z_RLE)
     chunks = (
-        (b"IHDR", struct.pack(">2I", width, height) + _GRAY),
+        (b"IHDR", struct.pack(">2I", width, height) + _HEADERS[channels]),
         (b"IDAT", packer.compress(rows) + packer.flush()),
         (b"IEND", b""),
     )
@@ -229,13 +252,15 @@ def encode_png(image: np.ndarray) -> bytes:
 
 
 def decode_png(data: bytes) -> np.ndarray:
-    """Decodes a gray PNG to a (height, width, 1) uint8 array; one of `encode_png` in less time than others."""
+    """Decodes a PNG of `encode_png` to a (height, width, channels) uint8 array; also another one, in more time."""
     (length,) = struct.unpack(">I", data[33:37])
     end = 41 + length
-    if (data[24:29], data[37:41], data[end + 8 : end + 12]) == (_GRAY, b"IDAT", b"IEND"):
+    channels = next((channels for channels, header in _HEADERS.items() if data[24:29] == header), 0)
+    if channels and (data[37:41], data[end + 8 : end + 12]) == (b"IDAT", b"IEND"):
         width, height = struct.unpack(">2I", data[16:24])
-        rows = np.frombuffer(zlib.decompress(data[41:end]), np.uint8).reshape(height, 1 + width)
+        rows = np.frombuffer(zlib.decompress(data[41:end]), np.uint8).reshape(height, 1 + width * channels)
         if (rows[:, 0] == _UP).all():
-            return np.add.accumulate(rows[:, 1:], axis=0, dtype=np.uint8)[..., None]
-    with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
-        return np.asarray(image)[..., None]
+            image = np.add.accumulate(rows[:, 1:], axis=0, dtype=np.uint8)
+            return image.reshape(height, width, channels)
+    with Image.open(io.BytesIO(data), formats=("PNG",)) as picture:
+        return np.asarray(picture).reshape(picture.height, picture.width, -1)

@@ -53,15 +53,17 @@ class Records(Sequence[dict[str, Any]]):
         return {name: list(value) if name in LISTS else value[0] for name, value in values.items()}
 
 
-def open_split(path: str | Path, split: str, size: int | None = None) -> Sequence[dict[str, Any]]:
+def open_split(
+    path: str | Path, split: str, size: int | None = None, channels: int | None = None
+) -> Sequence[dict[str, Any]]:
     """Opens one split of a folder that `jaxcxr prepare` wrote, for random access.
 
     Records are dicts with `image` (encoded PNG, bytes), `prompts`, `id`, `patient`, `view` (bytes, UTF-8),
     `labels`, `uncertain` ones, and of the `person` what is known of sex, age and race; `Batches` decodes them.
 
     Raises:
-      UserError: `path` is not a prepared folder, its images are not of `size` pixels, or it has nothing in
-        this split.
+      UserError: `path` is not a prepared folder, its images are not of `size` pixels and `channels`, or it has
+        nothing in this split.
     """
     path = Path(path)
     summary = Summary.require(path)
@@ -70,6 +72,9 @@ def open_split(path: str | Path, split: str, size: int | None = None) -> Sequenc
         raise UserError(f"{path}: not a prepared folder: make one with jaxcxr prepare")
     if size not in (None, side):
         raise UserError(f"{path}: holds images of {side} pixels, config.data.size is {size}; prepare again")
+    has = summary.settings.get("channels", 1)
+    if channels not in (None, has):
+        raise UserError(f"{path}: holds images of {has} channels, config.data.channels is {channels}; set it to {has}")
     return Records(folder, split)
 
 

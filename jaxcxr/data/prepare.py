@@ -76,7 +76,7 @@ def prepare(
             shards.make(maker, work, workers=workers, beam=beam)
             counts = _book(maker, work, ledger)
             _check(maker, work, ledger, failed)
-            shards.describe(partial / shards.RECORDS, work, counts, settings.size)
+            shards.describe(partial / shards.RECORDS, work, counts, settings.size, settings.channels)
             summary = _finish(partial, source, fingerprint, ledger, maker, work)
         for shard in work:
             maker.account(shard).unlink(missing_ok=True)
@@ -102,8 +102,10 @@ def _fingerprint(source: Source, *, carved: bool) -> str:
     """Hashes what the output follows from, short of the images and reports themselves.
 
     `validate_share` counts only where the split `validate` is carved out of train. Elsewhere it changes nothing.
+    Folders of gray images are older than `channels`.
     """
     free = LIMITS if carved else (*LIMITS, "validate_share")
+    free = free if source.settings.channels == 3 else (*free, "channels")
     chosen = {key: value for key, value in dataclasses.asdict(source.settings).items() if key not in free}
     digest = hashlib.sha256(json.dumps([source.name, chosen], sort_keys=True).encode())
     for path in [*source.tables(source.folder), *source.settings.lists(), *_given_tokenizer(source.settings)]:

@@ -108,13 +108,13 @@ class Made(NamedTuple):
     pixels: str  # a digest
 
 
-def features(size: int) -> Any:
-    """Returns the TFDS features of a record: a (size, size, 1) uint8 image, its prompts and where it comes from."""
+def features(size: int, channels: int) -> Any:
+    """Returns the TFDS features of a record: a (size, size, channels) uint8 image, prompts, and where it comes from."""
     import tensorflow_datasets as tfds
 
     return tfds.features.FeaturesDict(
         {
-            "image": tfds.features.Image(shape=(size, size, 1), encoding_format="png"),
+            "image": tfds.features.Image(shape=(size, size, channels), encoding_format="png"),
             "prompts": tfds.features.Sequence(tfds.features.Text()),
             "id": tfds.features.Text(),
             "patient": tfds.features.Text(),
@@ -172,7 +172,7 @@ def _read_image(path: Path, settings: Settings) -> np.ndarray:
     try:
         if path.stat().st_size == 0:
             raise Rejected("empty_image")
-        return images.load_square(path, settings.size, settings.intensity, settings.max_pixels)
+        return images.load_square(path, settings.size, settings.intensity, settings.max_pixels, settings.channels)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise Rejected("missing_image") from error
     except images.UnreadableImage as error:

@@ -25,6 +25,7 @@ def defaults() -> ConfigDict:
     # Height and width in pixels; the longer side is resized to it, the shorter padded with black. 0, for a training
     # alone: that of the prepared folder.
     config.size = 512
+    config.channels = 1  # gray; or 3, in colour
     config.intensity = "stored"  # or equalize (its histogram), or percentile: the lowest and highest 0.5 % are clipped
     config.views = ("PA", "AP")  # empty: every view, also an unstated one
     config.sections = ("impression", "findings")  # of reports.SECTIONS; {report} in a prompt is the first that is there
@@ -56,13 +57,14 @@ def defaults() -> ConfigDict:
     return config
 
 
-def of_pictures(size: int, tokenizer: str) -> ConfigDict:
+def of_pictures(size: int, tokenizer: str, channels: int = 1) -> ConfigDict:
     """Returns the `data` section that takes every picture that was drawn as it is, with its text.
 
     None of them is for validation, which is of real images.
     """
     config = defaults()
     config.size, config.views, config.min_words, config.validate_share = size, (), 0, 0.0
+    config.channels = channels
     config.tokenizer = tokenizer
     return config
 
@@ -72,6 +74,7 @@ class Settings:
     """The checked values of `config.data` that decide what a prepared folder holds."""
 
     size: int
+    channels: int
     intensity: str
     views: tuple[str, ...]
     sections: tuple[str, ...]
@@ -105,6 +108,12 @@ class Settings:
         for key, least in (("size", 8), ("min_words", 0), ("max_pixels", 1), ("max_report_bytes", 1)):
             if getattr(settings, key) < least:
                 raise UserError(f"data.{key} is {getattr(settings, key)}: give at least {least}")
+        if settings.channels not in (1, 3):
+            raise UserError(f"data.channels is {settings.channels}: give 1, gray, or 3, colour")
+        if settings.channels == 3 and settings.intensity != "stored":
+            raise UserError(
+                f"data.intensity is {settings.intensity!r}: is of gray images; with data.channels=3 give stored"
+            )
         if not settings.sections:
             raise UserError("data.sections is empty: name a report section such as 'impression'")
         if unknown := [name for name in settings.sections if name not in SECTIONS]:

@@ -88,7 +88,7 @@ class Maker:
 
     @functools.cached_property
     def _features(self) -> Any:
-        return features(self.source.settings.size)
+        return features(self.source.settings.size, self.source.settings.channels)
 
     def account(self, shard: Shard) -> Path:
         """The file that says that a shard is finished, written after its records."""
@@ -207,7 +207,7 @@ def accounts(maker: Maker, shards: Iterable[Shard]) -> Iterator[Account]:
         yield Account.read(maker.account(shard))
 
 
-def describe(folder: Path, shards: Sequence[Shard], counts: Sequence[int], size: int) -> None:
+def describe(folder: Path, shards: Sequence[Shard], counts: Sequence[int], size: int, channels: int) -> None:
     """Writes what makes a TFDS dataset of the files, read by `tfds.builder_from_directory`.
 
     Args:
@@ -215,6 +215,7 @@ def describe(folder: Path, shards: Sequence[Shard], counts: Sequence[int], size:
       shards: all of them.
       counts: their numbers of records.
       size: height and width in pixels.
+      channels: 1, gray, or 3, in colour.
     """
     import tensorflow_datasets as tfds
 
@@ -234,9 +235,9 @@ def describe(folder: Path, shards: Sequence[Shard], counts: Sequence[int], size:
     ]
     tfds.folder_dataset.write_metadata(
         data_dir=folder,
-        features=features(size),
+        features=features(size, channels),
         split_infos=splits,
         version="3.0.0",
         check_data=False,
-        description="Gray radiographs and prompts.",
+        description="Images and prompts.",
     )

@@ -21,15 +21,15 @@ def write(source: Sequence[dict[str, Any]], path: Path) -> None:
     chosen = np.linspace(0, len(source) - 1, count).round().astype(int)
     width, height = _TILE + _GAP, _TILE + _LINE * _LINES + 2 * _GAP
     rows = -(-count // _COLUMNS)
-    page = Image.new("L", (min(count, _COLUMNS) * width + _GAP, rows * height + _GAP), 255)
+    page = Image.new("RGB", (min(count, _COLUMNS) * width + _GAP, rows * height + _GAP), "white")
     draw = ImageDraw.Draw(page)
     font = ImageFont.load_default(11)
     for place, index in enumerate(chosen):
         record = source[int(index)]
         left, top = _GAP + place % _COLUMNS * width, _GAP + place // _COLUMNS * height
-        picture = Image.fromarray(images.decode_png(record["image"])[..., 0])
+        picture = images.picture_of(images.decode_png(record["image"]))
         page.paste(picture.resize((_TILE, _TILE), Image.Resampling.BICUBIC), (left, top))
         lines = textwrap.wrap(as_text(record["prompts"][0]), _CHARACTERS, max_lines=_LINES, placeholder=" …")
         for number, line in enumerate(lines):
-            draw.text((left, top + _TILE + 2 + number * _LINE), line, fill=0, font=font)
+            draw.text((left, top + _TILE + 2 + number * _LINE), line, fill="black", font=font)
     page.save(path)

@@ -20,7 +20,7 @@ from jaxcxr.evaluation.extractors.extractor import Weights
 from jaxcxr.evaluation.metrics import BETTER, pairs
 from jaxcxr.evaluation.metrics.classification import pearson
 from jaxcxr.evaluation.metrics.similarity import LEAST_SIDE, ms_ssim, ssim
-from jaxcxr.generate import to_gray
+from jaxcxr.generate import to_bytes
 from jaxcxr.interop.pipeline import StableDiffusion
 from jaxcxr.models.vae import reconstruction
 from jaxcxr.phantoms.anatomy import Chest, Pose
@@ -80,7 +80,7 @@ def reconstruct(
         if bad := np.flatnonzero(~np.isfinite(part).all(axis=(1, 2, 3))).tolist():
             place = sum(map(len, found)) + bad[0]
             raise UserError(f"vae: its reconstruction of image {place} is not finite; compute in float32")
-        found.append(to_gray(part))
+        found.append(to_bytes(part)[..., 0])
     return np.concatenate(found)
 
 

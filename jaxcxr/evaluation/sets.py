@@ -181,7 +181,7 @@ def stamp_of_records(folder: str | Path) -> str:
 
 
 def _from_bytes(data: bytes, side: int) -> np.ndarray:
-    pixels = images.decode_png(data)[..., 0]
+    pixels = images.gray(images.decode_png(data))
     return pixels if side in (0, len(pixels)) else images.load_square(Image.fromarray(pixels), side)[..., 0]
 
 

@@ -153,12 +153,13 @@ def _data(folders: tuple[Prepared, ...] | None) -> list[tuple[str, str]]:
     for number, folder in enumerate(folders, 1):
         of = f" {number} (weight {folder.weight:g})" if len(folders) > 1 else ""
         size, views = folder.settings.get("size"), folder.views.get("train", {})
+        colour = "grayscale" if folder.settings.get("channels", 1) == 1 else "colour"
         counted = ", ".join(f"{view or 'not stated'} {count}" for view, count in views.items())
         selected = _listed(folder.settings.get("views")) or "all"
         prompts, sections = (_listed(folder.settings.get(key)) for key in ("prompts", "sections"))
         splits = ", ".join(f"{split} {count}" for split, count in folder.splits.items() if count)
         rows += [
-            (f"images{of}", f"{size} × {size} pixels, grayscale, views: {counted or selected}"),
+            (f"images{of}", f"{size} × {size} pixels, {colour}, views: {counted or selected}"),
             (f"text{of}", f"{prompts}; sections: {sections}"),
             (f"splits{of}", f"{splits or 'not prepared: read as they are'} (of {folder.source})"),
         ]

@@ -98,7 +98,7 @@ def saliency(pipeline: StableDiffusion, config: ConfigDict, mesh: Mesh, batch: M
         def highest(pixels: jax.Array) -> jax.Array:
             return network.classify(pixels).max(axis=-1).sum()
 
-        slopes = jnp.abs(jax.grad(highest)(jnp.asarray(images, jnp.float32)))[..., 0]
+        slopes = jnp.abs(jax.grad(highest)(jnp.asarray(images, jnp.float32))).max(axis=-1, keepdims=True)
         most = slopes.max(axis=(1, 2), keepdims=True)
         return jnp.round(255 * slopes / jnp.where(most > 0, most, 1)).astype(jnp.uint8)
 
@@ -107,7 +107,8 @@ def saliency(pipeline: StableDiffusion, config: ConfigDict, mesh: Mesh, batch: M
     )
 
     def draw(parameters: Mapping[str, jax.Array]) -> np.ndarray:
-        return tile(np.concatenate([images[..., 0], np.asarray(found(parameters))]), len(images))
+        slopes = np.repeat(np.asarray(found(parameters)), images.shape[-1], axis=-1)
+        return tile(np.concatenate([images, slopes]), len(images))
 
     return draw
 

@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from jaxcxr.diffusion.editing import with_control
+from jaxcxr.generate import to_bytes
 from jaxcxr.interop.pipeline import CONTROLNET, NETWORKS, StableDiffusion
 from jaxcxr.methods import diffusion
 from jaxcxr.methods.method import Loss, Method
@@ -28,14 +29,14 @@ def make_loss(pipeline: StableDiffusion, config: ConfigDict) -> Loss:
 
 
 def conditioned(pipeline: StableDiffusion, config: ConfigDict, mesh: Mesh, batch: Mapping[str, np.ndarray]) -> Draw:
-    """Condition images, in gray, above what is drawn under them and the prompts of `config.samples`."""
+    """Condition images above what is drawn under them and the prompts of `config.samples`, in gray where images are."""
     shown, prompts, pictures = batch["condition"], config.samples.prompts, make_pictures(pipeline, config, mesh)
     texts = [prompts[number % len(prompts)] for number in range(len(shown))]
     noise = noise_of(pipeline, config.seed, range(len(shown)))
-    gray = shown.mean(axis=-1).round().astype(np.uint8)
+    above = to_bytes(shown / np.float32(255), config.data.channels)
 
     def draw(parameters: Mapping[str, jax.Array]) -> np.ndarray:
-        return tile(np.concatenate([gray, pictures(parameters, texts, noise, control=shown)]), len(shown))
+        return tile(np.concatenate([above, pictures(parameters, texts, noise, control=shown)]), len(shown))
 
     return draw
 

@@ -56,7 +56,7 @@ def painted(pipeline: StableDiffusion, config: ConfigDict, mesh: Mesh, batch: Ma
 
     def draw(parameters: Mapping[str, jax.Array]) -> np.ndarray:
         found = pictures(parameters, texts, noise, image=images, mask=mask)
-        return tile(np.concatenate([holes[..., 0], found]), len(images))
+        return tile(np.concatenate([holes, found]), len(images))
 
     return draw
 

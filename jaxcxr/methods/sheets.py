@@ -12,26 +12,27 @@ from ml_collections import ConfigDict
 from jaxcxr import requests
 from jaxcxr.data import tokens
 from jaxcxr.diffusion.samplers import BY_CLASS
-from jaxcxr.generate import default_size, initial_noise, latent_shape, make_generate, to_gray, unconditional_states
+from jaxcxr.generate import default_size, initial_noise, latent_shape, make_generate, to_bytes, unconditional_states
 from jaxcxr.interop.pipeline import StableDiffusion
 from jaxcxr.models.compute import compiler_options
 from jaxcxr.models.vae import reconstruction
 from jaxcxr.parallel import mesh as meshes
 
 Draw = Callable[[Mapping[str, jax.Array]], np.ndarray]
-"""Parameters by full name -> a sheet, uint8 (H, W)."""
+"""Parameters by full name -> a sheet, uint8 (H, W, C) of one or three channels."""
 
 Pictures = Callable[..., np.ndarray]
-"""(parameters by full name, a prompt for each picture, noise float32 (B, h, w, C)) -> uint8 (B, H, W). What else
+"""(parameters by full name, a prompt for each picture, noise float32 (B, h, w, C)) -> uint8 (B, H, W, C). What else
 `generate.Batch` has, images and masks to edit, is given by name."""
 
 
 def tile(pictures: np.ndarray, columns: int) -> np.ndarray:
-    """uint8 (N, H, W) -> one picture, `columns` across, row by row."""
+    """uint8 (N, H, W, C) -> one picture, `columns` across, row by row."""
     rows = -(-len(pictures) // columns)
-    pictures = np.pad(pictures, ((0, rows * columns - len(pictures)), (0, 0), (0, 0)))
-    height, width = pictures.shape[1:]
-    return pictures.reshape(rows, columns, height, width).swapaxes(1, 2).reshape(rows * height, columns * width)
+    pictures = np.pad(pictures, ((0, rows * columns - len(pictures)), (0, 0), (0, 0), (0, 0)))
+    height, width, channels = pictures.shape[1:]
+    placed = pictures.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
+    return placed.reshape(rows * height, columns * width, channels)
 
 
 def prompted(pipeline: StableDiffusion, config: ConfigDict, mesh: Mesh, batch: None = None) -> Draw:
@@ -77,7 +78,8 @@ def make_pictures(pipeline: StableDiffusion, config: ConfigDict, mesh: Mesh) -> 
         batch |= edited
         if len(texts) % mesh.size == 0:
             batch = jax.device_put(batch, meshes.batch_sharding(mesh))
-        return to_gray(pictures(parameters, batch, jax.random.split(jax.random.key(0), len(texts))))
+        drawn = pictures(parameters, batch, jax.random.split(jax.random.key(0), len(texts)))
+        return to_bytes(drawn, config.data.channels)
 
     return draw
 
@@ -92,6 +94,6 @@ def reconstructed(pipeline: StableDiffusion, config: ConfigDict, mesh: Mesh, bat
         return jnp.clip(reconstruction(vae, images) / 2 + 0.5, 0, 1)
 
     def draw(parameters: Mapping[str, jax.Array]) -> np.ndarray:
-        return tile(np.concatenate([images[..., 0], to_gray(reconstruct(parameters))]), len(images))
+        return tile(np.concatenate([images, to_bytes(reconstruct(parameters), images.shape[-1])]), len(images))
 
     return draw

@@ -35,7 +35,7 @@ class Classifier(nnx.Module):
     config: ClassifierConfig
 
     def classify(self, images: jax.Array) -> jax.Array:
-        """Gray images `(B, H, W, 1)`, 0 to 255, to the classes' logits `(B, K)` float32."""
+        """Images `(B, H, W, 1 or 3)`, 0 to 255, to the classes' logits `(B, K)` float32."""
         network: Any = self
         return network.logits(network(prepared(images, self.config))).astype(jnp.float32)
 
@@ -105,16 +105,22 @@ def architecture_class(name: Any) -> type[Classifier]:
 
 
 def prepared(images: jax.Array, config: ClassifierConfig) -> jax.Array:
-    """Gray images `(B, H, W, 1)`, 0 to 255, as a network takes them: `(B, image_size, image_size, in_channels)`.
+    """Images `(B, H, W, 1 or 3)`, 0 to 255, as a network takes them: `(B, image_size, image_size, in_channels)`.
 
     Larger ones are reduced by a linear filter that keeps high frequencies out.
+
+    Raises:
+      UserError: they are in colour, and the network takes gray ones.
     """
-    side, gray = config.image_size, jnp.asarray(images, jnp.float32)
-    if gray.shape[1:3] != (side, side):
-        gray = jax.image.resize(gray, (len(gray), side, side, 1), "linear", antialias=True)
+    side, pixels = config.image_size, jnp.asarray(images, jnp.float32)
+    channels = pixels.shape[-1]
+    if channels not in (1, config.in_channels):
+        raise UserError(f"images: are of {channels} channels, this classifier takes {config.in_channels}")
+    if pixels.shape[1:3] != (side, side):
+        pixels = jax.image.resize(pixels, (len(pixels), side, side, channels), "linear", antialias=True)
     if config.in_channels == 3:
-        return (gray / 255 - IMAGENET_MEAN) / IMAGENET_STD
-    return gray / 127.5 - 1
+        return (pixels / 255 - IMAGENET_MEAN) / IMAGENET_STD
+    return pixels / 127.5 - 1
 
 
 def batch_norms(network: nnx.Module) -> dict[str, BatchNorm]:

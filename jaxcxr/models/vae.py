@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
+from jaxcxr.errors import UserError
 from jaxcxr.models import initial
 from jaxcxr.models.attention import SelfAttention2D
 from jaxcxr.models.config import AutoencoderKLConfig
@@ -183,8 +184,16 @@ class AutoencoderKL(nnx.Module):
 
 
 def normalize(image: jax.Array | np.ndarray, channels: int) -> jax.Array:
-    """uint8 (B, H, W, 1) -> float32 (B, H, W, channels) in [−1, 1], the gray repeated."""
-    return jnp.repeat(jnp.asarray(image, jnp.float32) / 127.5 - 1, channels, axis=-1)
+    """uint8 (B, H, W, C) -> float32 (B, H, W, channels) in [−1, 1], a gray repeated.
+
+    Raises:
+      UserError: the image is in colour, and `channels` is 1.
+    """
+    if image.shape[-1] not in (1, channels):
+        raise UserError(
+            f"images: are of {image.shape[-1]} channels, this network takes {channels}; prepare them in gray"
+        )
+    return jnp.repeat(jnp.asarray(image, jnp.float32) / 127.5 - 1, channels // image.shape[-1], axis=-1)
 
 
 def sample_posterior(mean: jax.Array, logvar: jax.Array, keys: jax.Array) -> jax.Array:

@@ -41,17 +41,14 @@ def make_augment(config: Any) -> Callable[[Batch, jax.Array], Batch]:
 
 
 def _changed(image: jax.Array, key: jax.Array, augment: Any) -> jax.Array:
-    """One image, uint8 (H, W, 1)."""
+    """One image, uint8 (H, W, C)."""
     turn, *shift, light = jax.random.uniform(key, (4,), minval=-1.0, maxval=1.0)
     height, width = image.shape[:2]
     size = jnp.array([height, width], jnp.float32)
-    moved = turned(
-        image[..., 0].astype(jnp.float32),
-        jnp.deg2rad(augment.rotation) * turn,
-        augment.translation * size * jnp.stack(shift),
-    )
+    angle, by = jnp.deg2rad(augment.rotation) * turn, augment.translation * size * jnp.stack(shift)
+    moved = jax.vmap(lambda channel: turned(channel, angle, by), -1, -1)(image.astype(jnp.float32))
     lighter = moved + 255 * augment.brightness * light
-    return jnp.clip(jnp.round(lighter), 0, 255).astype(jnp.uint8)[..., None]
+    return jnp.clip(jnp.round(lighter), 0, 255).astype(jnp.uint8)
 
 
 def turned(image: jax.Array, angle: jax.Array, shift: jax.Array) -> jax.Array:

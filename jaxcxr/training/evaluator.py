@@ -82,5 +82,5 @@ class Evaluator:
         return self._generated(parameters)
 
     def picture(self, parameters: Mapping[str, jax.Array]) -> np.ndarray:
-        """A sheet of pictures, uint8 (H, W)."""
+        """A sheet of pictures, uint8 (H, W, C)."""
         return self._draw(parameters)

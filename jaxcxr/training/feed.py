@@ -150,7 +150,7 @@ def _open(folder: Folder, split: str, config: ConfigDict, tokenizer: Any) -> Seq
     if _is_raw(path):
         print(f"{path}: is read as it is, slowly; jaxcxr prepare makes it fast", file=sys.stderr)
         return RawSplit(path, Settings.from_config(config.data), split)
-    return open_split(path, split, config.data.size)
+    return open_split(path, split, config.data.size, config.data.channels)
 
 
 def with_steps(config: ConfigDict) -> ConfigDict:

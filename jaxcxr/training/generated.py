@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tqdm.auto import tqdm
 
-from jaxcxr.data.images import decode_png
+from jaxcxr.data.images import decode_png, gray
 from jaxcxr.data.loader import as_text, open_split
 from jaxcxr.data.records import EmptySplit
 from jaxcxr.data.summary import Summary
@@ -77,8 +77,8 @@ class Generated:
         for start in tqdm(range(0, count, self._size), desc="evaluate", leave=False, disable=hidden or None):
             rows = np.minimum(np.arange(start, start + self._size), count - 1)
             drawn = self._pictures(parameters, [self._texts[row] for row in rows], self._noise[rows])
-            done.append(drawn[: count - start])
-        return np.concatenate(done)
+            done += [gray(picture) for picture in drawn[: count - start]]
+        return np.stack(done)
 
 
 def _validation(config: ConfigDict, most: int, generated: int) -> tuple[list[np.ndarray], list[str]]:
@@ -87,11 +87,11 @@ def _validation(config: ConfigDict, most: int, generated: int) -> tuple[list[np.
     if Summary.read(path) is None:
         raise UserError(f"config.evaluation.every: {path} is not prepared; run jaxcxr prepare, or set it to 0")
     try:
-        records: Sequence[Any] = open_split(path, "validate", config.data.size)
+        records: Sequence[Any] = open_split(path, "validate", config.data.size, config.data.channels)
     except EmptySplit as error:
         raise UserError(f"config.evaluation.every: {path} has no images in split 'validate'; set it to 0") from error
     order = np.random.default_rng(config.seed).permutation(len(records)).tolist()
-    images = [decode_png(records[place]["image"])[..., 0] for place in order[: most or None]]
+    images = [gray(decode_png(records[place]["image"])) for place in order[: most or None]]
     texts = [as_text(records[place]["prompts"][0]) for place in order[:generated]]
     return images, [texts[number % len(texts)] for number in range(generated)]
 

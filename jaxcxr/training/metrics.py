@@ -9,8 +9,8 @@ from typing import Any, TextIO
 
 import jax
 import numpy as np
-from PIL import Image
 
+from jaxcxr.data.images import picture_of
 from jaxcxr.files import replace_file
 from jaxcxr.workdir import METRICS, read_metric_lines
 
@@ -58,12 +58,12 @@ class Metrics:
         return scalars
 
     def picture(self, step: int, pixels: np.ndarray) -> None:
-        """Writes a sheet, uint8 (H, W)."""
+        """Writes a sheet, uint8 (H, W, C) of one or three channels."""
         if self._board and (step, "samples") not in self._on_record:
             png = io.BytesIO()
-            Image.fromarray(pixels).save(png, format="png")
+            picture_of(pixels).save(png, format="png")
             replace_file(self._sheet(step), png.getvalue())
-            self._board.add_image("samples", pixels, step, dataformats="HW")
+            self._board.add_image("samples", pixels, step, dataformats="HWC")
 
     def _sheet(self, step: int) -> Path:
         return self._workdir / "samples" / f"{step:08d}.png"

@@ -247,7 +247,7 @@ def _with_sample_size(pipeline: StableDiffusion, side: int, dtype: Any) -> Stabl
 def _classifier(config: ConfigDict) -> dict[str, Any]:
     """The `config.json` that `config.model.classifier` describes, with what it leaves to the data."""
     given = config.model.classifier.to_dict()
-    channels = 3 if given.pop("pretrained", "") else 1
+    channels = 3 if given.pop("pretrained", "") else config.data.channels
     own = {"in_channels": channels, **given, "image_size": given.get("image_size") or config.data.size}
     return own | {"classes": given.get("classes") or labels.all_labels(config)}
 

@@ -14,9 +14,10 @@ from jaxcxr.errors import UserError
 from jaxcxr.training.feed import folders
 from jaxcxr.workdir import Prepared, read_data
 
-# Not compared: the size always has to be the folder's, the tokenizer is the folder's or the base's, `validate_share`
-# has no effect where the source has a split `validate`, and limits decide whether a row or a folder is damaged.
-_FREE = ("size", "tokenizer", "tokenizer_vocab", "validate_share", *settings.LIMITS)
+# Not compared: size and channels always have to be the folder's, the tokenizer is the folder's or the base's,
+# `validate_share` has no effect where the source has a split `validate`, and limits decide whether a row or a folder is
+# damaged.
+_FREE = ("size", "channels", "tokenizer", "tokenizer_vocab", "validate_share", *settings.LIMITS)
 _FILES = ("patients_in", "patients_out", "report_exceptions", "report_tables")  # are compared by their names
 
 

@@ -62,10 +62,10 @@ def _draw(config: ConfigDict) -> None:
         size=config.data.size,
         seed=config.seed,
         dtype=config.dtype,
-        gray=True,
+        gray=config.data.channels == 1,
     )
     rows = [{"prompt": prior.prompt}] * prior.count
     if not settings.already_done(pictures, rows):
         sample(pipeline, rows, settings, pictures, min(config.batch_size, prior.count))
-    data = of_pictures(config.data.size, str(tokenizer_folder(config)))
+    data = of_pictures(config.data.size, str(tokenizer_folder(config)), config.data.channels)
     on_first(lambda: prepare(data, pictures, folder))

@@ -166,7 +166,7 @@ def batch_shapes(
     """
     sharding, side, rows = meshes.batch_sharding(mesh), config.data.size, config.batch_size
     fields: dict[str, Callable[[], Any]] = {
-        "image": lambda: ((rows, side, side, 1), jnp.uint8),
+        "image": lambda: ((rows, side, side, config.data.channels), jnp.uint8),
         "condition": lambda: ((rows, side, side, pipeline.controlnet.config.conditioning_channels), jnp.uint8),
         "input_ids": lambda: ((rows, tokens.length(pipeline.tokenizer)), jnp.int32),
         "teacher_ids": lambda: ((rows, tokens.length(pipeline.teacher_tokenizer)), jnp.int32),

@@ -30,6 +30,7 @@ class Data:
     """Of `config.data` what training reads; what preparing reads is checked by `data.settings`."""
 
     size: int = 512
+    channels: int = 1
     tokenizer: Text = ""
     path: Text = "runs/data"
     mixture: tuple[Any, ...] = ()

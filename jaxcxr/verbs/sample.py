@@ -104,6 +104,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="share of the steps that are taken, above 0 to 1; default: 0.8, with --mask 1, with --edit-mask 0.5",
     )
     edits.add_argument("--mask", type=Path, help="white where the image is painted anew; of the image's size")
+    edits.add_argument("--colour", action="store_true", help="edit in colour; without it an edited image is gray")
     edits.add_argument("--keep-outside", action="store_true", help="paste the image's own pixels outside the mask")
     edits.add_argument(
         "--edit-mask", type=Path, help="in place of --mask: white where the image may change, as RadEdit changes it"
@@ -180,6 +181,7 @@ def _settings(args: argparse.Namespace, described: Any, dtype: str) -> Any:
         karras=args.karras,
         timestep_spacing=args.timestep_spacing,
         keep_outside=args.keep_outside,
+        colour=args.colour,
         adapters=tuple(
             Adapter(str(path), weight, interop.orbax.step_to_read(path))
             for path, weight in adapters.pairs(args.adapter, args.adapter_weight)

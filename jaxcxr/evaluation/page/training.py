@@ -39,8 +39,8 @@ def _sheet(run: Run) -> bytes:
     assert run.sheet is not None
     try:
         with open_picture(run.sheet, _SHEET_PIXELS) as sheet:
-            gray = sheet.convert("L")
+            shown = sheet.convert("L" if sheet.mode == "L" else "RGB")
     except Exception as error:  # Pillow's decoders raise almost anything on damaged files
         raise UserError(f"{run.sheet}: cannot be decoded ({error or type(error).__name__}); remove it") from error
-    gray.thumbnail((_SHEET_SIDE, _SHEET_SIDE), Image.Resampling.LANCZOS)
-    return encode_png(np.asarray(gray)[..., None])
+    shown.thumbnail((_SHEET_SIDE, _SHEET_SIDE), Image.Resampling.LANCZOS)
+    return encode_png(np.asarray(shown).reshape(shown.height, shown.width, -1))
