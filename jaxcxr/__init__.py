@@ -20,6 +20,7 @@ def load(
     weights: str = "ema",
     adapter: str | Path | Sequence[str | Path] = (),
     adapter_weight: float | Sequence[float] = (),
+    controlnet: str | Path | None = None,
 ) -> Pipeline:
     """Reads a checkpoint of any kind, ready to draw; see `jaxcxr.pipeline.load`. JAX is imported here, not before."""
     from jaxcxr import platforms
@@ -27,4 +28,6 @@ def load(
     platforms.only_those_here()
     from jaxcxr import pipeline
 
-    return pipeline.load(path, dtype=dtype, weights=weights, adapter=adapter, adapter_weight=adapter_weight)
+    return pipeline.load(
+        path, dtype=dtype, weights=weights, adapter=adapter, adapter_weight=adapter_weight, controlnet=controlnet
+    )

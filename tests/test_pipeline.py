@@ -1,5 +1,6 @@
 """Pictures from Python."""
 
+import inspect
 import json
 import subprocess
 import sys
@@ -292,3 +293,11 @@ def test_embeddings_that_do_not_fit_are_one_line(pipe, folder, tmp_path, capsys,
     assert len(said.splitlines()) == 1
     assert all(part in said for part in parts), said
     assert {path.name for path in tmp_path.iterdir()} <= {file.name}
+
+
+def test_the_top_level_takes_what_the_module_takes():
+    ours, whole = (
+        [(name, taken.kind, taken.default) for name, taken in inspect.signature(load).parameters.items()]
+        for load in (jaxcxr.load, jaxcxr.pipeline.load)
+    )
+    assert ours == whole

@@ -95,6 +95,14 @@ class Drawing:
     lungs: Array
     boxes: tuple[tuple[int, int, int, int], ...]
 
+    def condition(self, findings: Sequence[Finding]) -> Array:
+        """Where things are, uint8 [..., 3]: lungs in red, findings in green, devices in blue."""
+        channels = np.zeros((*self.image.shape, 3), bool)
+        channels[..., 0] = self.lungs
+        for finding, mask in zip(findings, self.masks, strict=True):
+            channels[..., 2 if finding.kind == "device" else 1] |= mask
+        return np.uint8(255) * channels
+
 
 def draw(
     patient: Patient,

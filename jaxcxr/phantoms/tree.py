@@ -269,18 +269,10 @@ class _Tree:
                 path = self.root / found[index]["mask"]
                 path.parent.mkdir(exist_ok=True)
                 Image.fromarray(np.uint8(255) * mask).save(path)
-            self._condition(ids["dicom_id"], findings, drawing)
+            path = self.root / "conditions" / f"{ids['dicom_id']}.png"
+            path.parent.mkdir(exist_ok=True)
+            Image.fromarray(drawing.condition(findings)).save(path)
         self.truth.append(ids | {"split": split, "view": view, "findings": found, "labels": true_labels(findings)})
-
-    def _condition(self, name: str, findings: list[Finding], drawing: Drawing) -> None:
-        """A picture of where things are: lungs in red, findings in green, devices in blue."""
-        channels = np.zeros((*drawing.image.shape, 3), bool)
-        channels[..., 0] = drawing.lungs
-        for finding, mask in zip(findings, drawing.masks, strict=True):
-            channels[..., 2 if finding.kind == "device" else 1] |= mask
-        path = self.root / "conditions" / f"{name}.png"
-        path.parent.mkdir(exist_ok=True)
-        Image.fromarray(np.uint8(255) * channels).save(path)
 
     def close(self, written: Written) -> None:
         """Write the tables, the truth and the settings."""
