@@ -14,29 +14,30 @@ from jaxcxr.errors import UserError
 BASES = ("phantom-no-effusion", "phantom", "phantom-unnamed")
 VAE = phantom.VAE | {"latent_channels": 8, "mid_block_add_attention": False}
 UNET = phantom.UNET | {"in_channels": 8, "out_channels": 8, "block_out_channels": (48, 96)}
+_LATER = {"findings": ("runs/bases/phantom-no-effusion", 4500), "phantom": ("runs/bases/findings", 6000)}
+"""Stages that begin with another's U-Net and text encoder, and their steps."""
 UNNAMED = ("Frontal chest radiograph, {view} view.",)
 
 
 def get_config(stage: str = "phantom") -> ConfigDict:
-    """`stage` is autoencoder, or details, which trains it on for small things; or the base to train:
-    phantom-no-effusion, phantom (from that) or phantom-unnamed.
+    """`stage` is autoencoder, or details, which trains it on for small things; or phantom-no-effusion, findings (from
+    that), phantom (from that) or phantom-unnamed.
     """
     if stage in _AUTOENCODERS:
         return _AUTOENCODERS[stage]()
-    if stage not in BASES:
-        raise UserError(f"configs/bases.py:{stage}: choose {', '.join([*_AUTOENCODERS, *BASES])}")
+    if stage not in (*BASES, *_LATER):
+        raise UserError(f"configs/bases.py:{stage}: choose {', '.join([*_AUTOENCODERS, *BASES, *_LATER])}")
     config = phantom.get_config("diffusion")
-    config.data.path = f"runs/bases/data-{stage}"
+    config.data.path = f"runs/bases/data-{'phantom' if stage in _LATER else stage}"
     config.data.tokenizer = "runs/bases/data/tokenizer"
     config.model.base = "runs/bases/white"
     config.model.unet = ConfigDict(UNET)
     config.model.measure_scaling_factor = False  # `jaxcxr convert --whiten` has measured it
     config.steps = 3000
-    if stage == "phantom":
-        config.model.base = "runs/bases/phantom-no-effusion"
+    if stage in _LATER:
+        config.model.base, config.steps = _LATER[stage]
         for inherited in ("unet", "text_encoder", "scheduler"):
             config.model[inherited] = ConfigDict()
-        config.steps = 4500
     elif stage == "phantom-unnamed":
         config.data.prompts = UNNAMED
         config.steps = 1200

@@ -27,19 +27,24 @@ pictures() {
   jaxcxr phantoms --out "$run/$1" --patients 8000 --size 64 --seed "$2" --prevalence "$prevalence" "${@:3}"
 }
 
-# base NAME PHANTOMS FROM: from drawn patients, and the checkpoint to begin with, to a diffusers folder.
-base() {
-  local name=$1 data=$run/data-$1 cache=$run/cache-$1 card=$run/bases/$1/README.md said text
-  local config=$config:$name from="--config.model.base=$run/$3" tokenizer="--config.data.tokenizer=$run/data/tokenizer"
-  say "$name: prepare, encode, train, export"
-  jaxcxr prepare --config "$config" --source "$run/$2" --out "$data" "$tokenizer"
+# learn STAGE DATA PHANTOMS FROM: from drawn patients, and the checkpoint to begin with, to a workdir.
+learn() {
+  local data=$run/data-$2 cache=$run/cache-$2 from="--config.model.base=$run/$4"
+  local config=$config:$1 tokenizer="--config.data.tokenizer=$run/data/tokenizer"
+  say "$1: prepare, encode, train"
+  jaxcxr prepare --config "$config" --source "$run/$3" --out "$data" "$tokenizer"
   jaxcxr cache --config "$config" --out "$cache" "--config.data.path=$data" "$tokenizer" "$from"
-  jaxcxr train --config "$config" --workdir "$run/$name" "--config.data.path=$data" "--config.data.cache=$cache" \
+  jaxcxr train --config "$config" --workdir "$run/$1" "--config.data.path=$data" "--config.data.cache=$cache" \
     "$tokenizer" "$from"
-  [ -e "$run/bases/$name" ] ||
-    jaxcxr convert "$run/$name" "$run/bases/$name" --to diffusers --dtype float16 --license apache-2.0
+}
+
+# publish NAME: the workdir as a diffusers folder.
+publish() {
+  local card=$run/bases/$1/README.md said text
+  [ -e "$run/bases/$1" ] ||
+    jaxcxr convert "$run/$1" "$run/bases/$1" --to diffusers --dtype float16 --license apache-2.0
   if [ -e "$card" ]; then
-    said="Data: drawn radiographs alone, of no patient. Trained by \`launch/bases.sh RUN $name\`."
+    said="Data: drawn radiographs alone, of no patient. Trained by \`launch/bases.sh RUN $1\`."
     # Bash replaces a quoted text as it stands, whatever is in it; sed would take the path for a pattern.
     sed "s|^Data: state here.*|$said|" "$card" >"$run/card.md"
     text=$(<"$run/card.md")
@@ -58,11 +63,15 @@ jaxcxr train --config "$config:details" --workdir "$run/details" "--config.data.
 if [ "$wanted" != phantom-unnamed ]; then
   pictures phantoms-no-effusion 2 --findings cardiomegaly,pneumothorax,consolidation,nodule,edema,device \
     --unmentioned effusion
-  base phantom-no-effusion phantoms-no-effusion white
+  learn phantom-no-effusion phantom-no-effusion phantoms-no-effusion white
+  publish phantom-no-effusion
 fi
 if [ "$wanted" = phantom ] || [ "$wanted" = all ]; then
-  base phantom phantoms phantom-no-effusion
+  learn findings phantom phantoms phantom-no-effusion
+  learn phantom phantom phantoms findings
+  publish phantom
 fi
 if [ "$wanted" = phantom-unnamed ] || [ "$wanted" = all ]; then
-  base phantom-unnamed phantoms white
+  learn phantom-unnamed phantom-unnamed phantoms white
+  publish phantom-unnamed
 fi
