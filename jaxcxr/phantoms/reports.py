@@ -97,18 +97,23 @@ IMPRESSION = {
         "NG tube tip below the diaphragm.",
         "Enteric tube ends in the stomach.",
         "Nasogastric tube in standard position.",
+        "NG tube ends in the stomach.",
+        "NG tube.",
     ),
     "central line": (
         "{Side} central line in the SVC.",
         "{Side} central venous catheter in place.",
         "{Side} subclavian line ends in the SVC.",
         "Central line from the {side}, tip in SVC.",
+        "{Side} central line.",
     ),
     "pacemaker": (
         "{Side} chest wall pacemaker.",
         "{Side}-sided pacemaker in place.",
         "Pacemaker on the {side} with ventricular lead.",
         "{Side} pectoral pacemaker, lead in place.",
+        "{Side} pacemaker with one lead.",
+        "{Side} pacemaker.",
     ),
 }
 

@@ -30,7 +30,7 @@ from jaxcxr.phantoms.generator import KINDS, MAX_SIZE, MIN_SIZE, Drawing, Findin
 from jaxcxr.phantoms.reports import LABELS, mentioned_labels, report_text, true_labels, write_report
 from jaxcxr.phantoms.studies import PORTABLE, PREVALENCE, sample_findings
 
-REVISION = 2
+REVISION = 3
 """Raised when the same settings would give other pictures or words."""
 COMMENT = "synthetic phantom, not a patient"
 SETTINGS, TRUTH = "phantom.json", "phantom-truth.jsonl"
