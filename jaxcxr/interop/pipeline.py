@@ -18,6 +18,7 @@ from jaxcxr.diffusion.samplers import Settings
 from jaxcxr.diffusion.schedule import Schedule
 from jaxcxr.errors import UserError
 from jaxcxr.models import config as configs
+from jaxcxr.models import text_config
 from jaxcxr.models.bert import BertModel
 from jaxcxr.models.classifier import ARCHITECTURES, Classifier, architecture_class
 from jaxcxr.models.clip import CLIPTextModel
@@ -71,8 +72,8 @@ _CONFIGS: dict[Any, Any] = {
     ControlNetModel: configs.ControlNetConfig,
     LpipsModel: configs.LpipsConfig,
     PatchDiscriminator: configs.DiscriminatorConfig,
-    CLIPTextModel: configs.CLIPTextConfig,
-    BertModel: configs.BertConfig,
+    CLIPTextModel: text_config.CLIPTextConfig,
+    BertModel: text_config.BertConfig,
     **dict.fromkeys(ARCHITECTURES.values(), configs.ClassifierConfig),
 }
 _DIFFUSERS = "0.35.0"  # the version whose configs are written

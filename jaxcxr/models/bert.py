@@ -14,8 +14,8 @@ from jaxcxr.errors import UserError
 from jaxcxr.models import initial
 from jaxcxr.models.attention import attention
 from jaxcxr.models.compute import PORTABLE
-from jaxcxr.models.config import BertConfig, layers_kept
 from jaxcxr.models.layers import LayerNorm, gelu, layer_norm
+from jaxcxr.models.text_config import BertConfig, layers_kept
 
 _ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": gelu,

@@ -14,8 +14,8 @@ from jaxcxr.errors import UserError
 from jaxcxr.models import initial
 from jaxcxr.models.attention import attention
 from jaxcxr.models.compute import PORTABLE
-from jaxcxr.models.config import CLIPTextConfig, layers_kept
 from jaxcxr.models.layers import gelu, layer_norm
+from jaxcxr.models.text_config import CLIPTextConfig, layers_kept
 
 
 def _linear(in_features: int, out_features: int, std: float, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.Linear:

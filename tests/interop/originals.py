@@ -12,7 +12,7 @@ from jaxcxr.interop.layout import to_torch
 from jaxcxr.interop.original_names import place
 from jaxcxr.interop.pipeline import from_files
 from jaxcxr.interop.tensors import Tensor, open_safetensors, write_safetensors
-from jaxcxr.models.config import AutoencoderKLConfig, CLIPTextConfig, UNet2DConditionConfig
+from jaxcxr.models import AutoencoderKLConfig, CLIPTextConfig, UNet2DConditionConfig
 
 WIDE = {"sample_size": 8, "norm_num_groups": 8, "cross_attention_dim": 16, "attention_head_dim": 2}
 UNETS = {

@@ -16,8 +16,8 @@ from jaxcxr.errors import UserError
 from jaxcxr.evaluation.extractors import resizing
 from jaxcxr.evaluation.extractors.extractor import Extractor, Weights, fitted, open_weights
 from jaxcxr.evaluation.extractors.texts import embedded, require_ids
-from jaxcxr.models.config import BertConfig
 from jaxcxr.models.features.biovil_t import WIDTH, BioViLTImageModel, CXRBertModel
+from jaxcxr.models.text_config import BertConfig
 
 PUBLISHED = "microsoft/BiomedVLP-BioViL-T"
 """The folder of the Hugging Face hub that has both towers; its licence is MIT."""

@@ -25,12 +25,12 @@ from jaxcxr.evaluation.extractors.extractor import (
     require_config,
 )
 from jaxcxr.evaluation.extractors.texts import embedded, require_ids
-from jaxcxr.models.config import CLIPTextConfig
 from jaxcxr.models.features.clip_vision import (
     CLIPTextModelWithProjection,
     CLIPVisionConfig,
     CLIPVisionModelWithProjection,
 )
+from jaxcxr.models.text_config import CLIPTextConfig
 
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
 STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)

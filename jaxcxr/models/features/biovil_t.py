@@ -13,10 +13,10 @@ from flax import nnx
 
 from jaxcxr.models import initial
 from jaxcxr.models.bert import BertModel
-from jaxcxr.models.config import BertConfig
 from jaxcxr.models.features.batch_norm import BatchNorm
 from jaxcxr.models.features.resnet import Bottleneck, ResNet
 from jaxcxr.models.layers import Identity, conv, gelu, layer_norm, linear
+from jaxcxr.models.text_config import BertConfig
 
 WIDTH = 128
 """Of the space that images and texts share."""

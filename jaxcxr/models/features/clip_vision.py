@@ -10,8 +10,8 @@ from flax import nnx
 
 from jaxcxr.models import initial
 from jaxcxr.models.clip import CLIPAttention, CLIPEncoder, CLIPTextModel
-from jaxcxr.models.config import CLIPTextConfig
 from jaxcxr.models.layers import layer_norm, linear
+from jaxcxr.models.text_config import CLIPTextConfig
 
 
 @dataclasses.dataclass(frozen=True)
