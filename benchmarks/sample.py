@@ -79,7 +79,8 @@ def written(model: str, folder: Path) -> Path:
     from jaxcxr import bases, interop
     from jaxcxr.data import tokens
     from jaxcxr.interop import published
-    from jaxcxr.interop.pipeline import SCHEDULER_CONFIG, from_files, initialize, model_index, network_config
+    from jaxcxr.interop.config_files import SCHEDULER_CONFIG, model_index, network_config
+    from jaxcxr.interop.pipeline import from_files, initialize
 
     if model == "phantom":
         return bases.find(model)

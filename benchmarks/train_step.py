@@ -37,7 +37,8 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 from ml_collections import ConfigDict  # noqa: E402
 
-from jaxcxr.interop.pipeline import StableDiffusion, from_files, network_config  # noqa: E402
+from jaxcxr.interop.config_files import network_config  # noqa: E402
+from jaxcxr.interop.pipeline import StableDiffusion, from_files  # noqa: E402
 from jaxcxr.parallel import chips  # noqa: E402
 from jaxcxr.parallel import mesh as meshes  # noqa: E402
 from jaxcxr.training import flops  # noqa: E402

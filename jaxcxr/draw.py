@@ -25,7 +25,8 @@ from jaxcxr.generate import (
     require_text,
     unconditional_states,
 )
-from jaxcxr.interop.pipeline import CONTROLNET, StableDiffusion
+from jaxcxr.interop.config_files import CONTROLNET
+from jaxcxr.interop.pipeline import StableDiffusion
 from jaxcxr.models.compute import compiler_options
 from jaxcxr.parallel import mesh as meshes
 from jaxcxr.requests import Request

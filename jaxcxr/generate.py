@@ -14,7 +14,8 @@ from jaxcxr.diffusion.guidance import guided
 from jaxcxr.diffusion.loop import sample
 from jaxcxr.diffusion.samplers import Sampler
 from jaxcxr.errors import UserError
-from jaxcxr.interop.pipeline import StableDiffusion, inpainting_inputs
+from jaxcxr.interop.config_files import inpainting_inputs
+from jaxcxr.interop.pipeline import StableDiffusion
 from jaxcxr.models.vae import normalize, sample_posterior, split_moments
 from jaxcxr.parallel import mesh as meshes
 

@@ -13,7 +13,8 @@ from jax.sharding import Mesh
 from jaxcxr import interop
 from jaxcxr.errors import UserError
 from jaxcxr.evaluation.batches import InBatches
-from jaxcxr.interop.pipeline import CLASSIFIER, StableDiffusion, from_files
+from jaxcxr.interop.config_files import CLASSIFIER
+from jaxcxr.interop.pipeline import StableDiffusion, from_files
 
 
 @dataclasses.dataclass(frozen=True)

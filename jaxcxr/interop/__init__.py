@@ -12,7 +12,8 @@ from jaxcxr import bases
 from jaxcxr.errors import UserError
 from jaxcxr.interop import diffusers, flax_legacy, orbax, single_file, verify
 from jaxcxr.interop.checkpoint import Checkpoint, check
-from jaxcxr.interop.pipeline import CONTROLNET, StableDiffusion, from_files, network_config_of
+from jaxcxr.interop.config_files import CONTROLNET, network_config_of
+from jaxcxr.interop.pipeline import StableDiffusion, from_files
 from jaxcxr.interop.tensors import Tensor
 
 __all__ = [

@@ -5,7 +5,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from jaxcxr.errors import UserError
-from jaxcxr.interop.pipeline import PUBLISHED, from_files, network_config_of
+from jaxcxr.interop.config_files import PUBLISHED, network_config_of
+from jaxcxr.interop.pipeline import from_files
 from jaxcxr.interop.tensors import Tensor, is_floating
 from jaxcxr.models.named import count_blocks
 

@@ -10,10 +10,7 @@ from jaxcxr.errors import UserError
 from jaxcxr.files import new_folder
 from jaxcxr.interop import refused
 from jaxcxr.interop.checkpoint import TOGETHER, Checkpoint
-from jaxcxr.interop.folder import CARRIED, OWN, has_file, read_carried
-from jaxcxr.interop.layout import from_torch, to_torch
-from jaxcxr.interop.pickled import open_pickled
-from jaxcxr.interop.pipeline import (
+from jaxcxr.interop.config_files import (
     CLASSIFIER,
     CONTROLNET,
     NETWORKS,
@@ -22,8 +19,11 @@ from jaxcxr.interop.pipeline import (
     network_class,
     parse_index,
     parse_object,
-    write_files,
 )
+from jaxcxr.interop.folder import CARRIED, OWN, has_file, read_carried
+from jaxcxr.interop.layout import from_torch, to_torch
+from jaxcxr.interop.pickled import open_pickled
+from jaxcxr.interop.pipeline import write_files
 from jaxcxr.interop.tensors import Tensor, open_safetensors, open_sharded, write_safetensors
 
 WEIGHTS = {

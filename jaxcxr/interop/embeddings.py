@@ -19,8 +19,9 @@ from jaxcxr.errors import UserError
 from jaxcxr.files import new_file, new_folder
 from jaxcxr.interop import torch_save
 from jaxcxr.interop.checkpoint import Checkpoint
+from jaxcxr.interop.config_files import network_config_of, parse_object
 from jaxcxr.interop.pickled import open_pickled
-from jaxcxr.interop.pipeline import StableDiffusion, network_config_of, parse_object
+from jaxcxr.interop.pipeline import StableDiffusion
 from jaxcxr.interop.tensors import Tensor, is_floating, open_safetensors, write_safetensors
 from jaxcxr.parsing import to_json
 

@@ -14,9 +14,10 @@ import numpy as np
 
 from jaxcxr.errors import UserError, one_line
 from jaxcxr.interop.checkpoint import Checkpoint, check_blocks, check_parameters
+from jaxcxr.interop.config_files import NETWORKS
 from jaxcxr.interop.diffusers import read_files
 from jaxcxr.interop.folder import has_file
-from jaxcxr.interop.pipeline import NETWORKS, from_files
+from jaxcxr.interop.pipeline import from_files
 from jaxcxr.interop.tensors import Tensor, require_name
 from jaxcxr.parsing import to_json
 

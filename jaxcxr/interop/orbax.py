@@ -23,9 +23,10 @@ from jaxcxr.errors import UserError, one_line
 from jaxcxr.files import new_folder, replace_file
 from jaxcxr.interop import checksums
 from jaxcxr.interop.checkpoint import Checkpoint
+from jaxcxr.interop.config_files import UNPUBLISHED
 from jaxcxr.interop.diffusers import read_files
 from jaxcxr.interop.folder import CARRIED, OWN, has_file
-from jaxcxr.interop.pipeline import UNPUBLISHED, write_files
+from jaxcxr.interop.pipeline import write_files
 from jaxcxr.interop.tensors import Tensor, cast_all, contiguous
 
 MODEL, CHECKPOINTS, FROZEN, BEST = "model", "checkpoints", "frozen", "best.json"

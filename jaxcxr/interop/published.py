@@ -4,7 +4,7 @@ import json
 import re
 from typing import Any
 
-from jaxcxr.interop.pipeline import SCHEDULER_CONFIG, model_index, network_config
+from jaxcxr.interop.config_files import SCHEDULER_CONFIG, model_index, network_config
 
 _SCHEDULER = {
     "beta_schedule": "scaled_linear",

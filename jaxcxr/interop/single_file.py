@@ -13,6 +13,7 @@ from jaxcxr.errors import UserError
 from jaxcxr.files import new_file
 from jaxcxr.interop import refused
 from jaxcxr.interop.checkpoint import Checkpoint, check_parameters
+from jaxcxr.interop.config_files import SCHEDULER_CONFIG, model_index, network_config, parse_object
 from jaxcxr.interop.diffusers import read_files
 from jaxcxr.interop.layout import from_torch, to_torch
 from jaxcxr.interop.original_names import (
@@ -25,7 +26,7 @@ from jaxcxr.interop.original_names import (
     other_family,
     place,
 )
-from jaxcxr.interop.pipeline import SCHEDULER_CONFIG, from_files, model_index, network_config, parse_object
+from jaxcxr.interop.pipeline import from_files
 from jaxcxr.interop.tensors import Tensor, Tensors, open_safetensors, write_safetensors
 from jaxcxr.parsing import to_json
 

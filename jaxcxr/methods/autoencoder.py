@@ -9,7 +9,8 @@ from ml_collections import ConfigDict
 
 from jaxcxr.diffusion.objective import kl_to_standard_normal, per_example, structural_similarity
 from jaxcxr.errors import UserError
-from jaxcxr.interop.pipeline import DISCRIMINATOR, LPIPS, StableDiffusion
+from jaxcxr.interop.config_files import DISCRIMINATOR, LPIPS
+from jaxcxr.interop.pipeline import StableDiffusion
 from jaxcxr.methods.method import Loss, Method
 from jaxcxr.methods.sheets import reconstructed
 from jaxcxr.models.classifier import batch_norms

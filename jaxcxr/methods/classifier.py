@@ -12,7 +12,8 @@ from ml_collections import ConfigDict
 
 from jaxcxr.errors import UserError
 from jaxcxr.evaluation.metrics.classification import auroc, average_precision
-from jaxcxr.interop.pipeline import CLASSIFIER, StableDiffusion
+from jaxcxr.interop.config_files import CLASSIFIER
+from jaxcxr.interop.pipeline import StableDiffusion
 from jaxcxr.methods.method import STATISTICS, Loss, Method, Validation
 from jaxcxr.methods.sheets import Draw, tile
 from jaxcxr.models.classifier import batch_norms, learning_norms

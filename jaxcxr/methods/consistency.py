@@ -15,7 +15,8 @@ from jaxcxr.diffusion.process import PREDICTIONS
 from jaxcxr.diffusion.samplers.lcm import boundary
 from jaxcxr.diffusion.schedule import add_noise, levels
 from jaxcxr.errors import UserError
-from jaxcxr.interop.pipeline import NETWORKS, StableDiffusion
+from jaxcxr.interop.config_files import NETWORKS
+from jaxcxr.interop.pipeline import StableDiffusion
 from jaxcxr.methods.diffusion import METHOD as DIFFUSION
 from jaxcxr.methods.diffusion import draw_latents, normal
 from jaxcxr.methods.method import Loss, Method

@@ -10,7 +10,8 @@ from ml_collections import ConfigDict
 
 from jaxcxr.diffusion.editing import with_control
 from jaxcxr.generate import to_bytes
-from jaxcxr.interop.pipeline import CONTROLNET, NETWORKS, StableDiffusion
+from jaxcxr.interop.config_files import CONTROLNET, NETWORKS
+from jaxcxr.interop.pipeline import StableDiffusion
 from jaxcxr.methods import diffusion
 from jaxcxr.methods.method import Loss, Method
 from jaxcxr.methods.sheets import Draw, make_pictures, noise_of, tile

@@ -18,7 +18,8 @@ from jaxcxr.diffusion.objective import (
 )
 from jaxcxr.diffusion.schedule import add_noise
 from jaxcxr.errors import UserError
-from jaxcxr.interop.pipeline import NETWORKS, StableDiffusion
+from jaxcxr.interop.config_files import NETWORKS
+from jaxcxr.interop.pipeline import StableDiffusion
 from jaxcxr.methods.method import Loss, Method
 from jaxcxr.methods.sheets import prompted
 from jaxcxr.models.vae import normalize, sample_posterior, split_moments

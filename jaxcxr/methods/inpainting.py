@@ -12,7 +12,8 @@ from jaxcxr.diffusion import masks
 from jaxcxr.diffusion.editing import with_channels
 from jaxcxr.errors import UserError
 from jaxcxr.generate import initial_noise, inpainting_channels, latent_shape
-from jaxcxr.interop.pipeline import NETWORKS, StableDiffusion, inpainting_inputs
+from jaxcxr.interop.config_files import NETWORKS, inpainting_inputs
+from jaxcxr.interop.pipeline import StableDiffusion
 from jaxcxr.methods import diffusion
 from jaxcxr.methods.method import Loss, Method
 from jaxcxr.methods.sheets import Draw, make_pictures, tile

@@ -7,7 +7,8 @@ from ml_collections import ConfigDict
 
 from jaxcxr.diffusion.objective import per_example
 from jaxcxr.errors import UserError
-from jaxcxr.interop.pipeline import NETWORKS, TEACHER, StableDiffusion
+from jaxcxr.interop.config_files import NETWORKS, TEACHER
+from jaxcxr.interop.pipeline import StableDiffusion
 from jaxcxr.methods.method import Loss, Method
 from jaxcxr.methods.sheets import prompted
 

@@ -14,7 +14,8 @@ from jaxcxr.data import tokens
 from jaxcxr.data.moments import Card
 from jaxcxr.errors import UserError
 from jaxcxr.interop import diffusers, orbax, published, single_file
-from jaxcxr.interop.pipeline import TEACHER, TEACHER_TOKENIZER, StableDiffusion
+from jaxcxr.interop.config_files import TEACHER, TEACHER_TOKENIZER
+from jaxcxr.interop.pipeline import StableDiffusion
 from jaxcxr.methods import networks
 from jaxcxr.training.feed import tokenizer_folder
 from jaxcxr.training.model import assemble, parts, with_teacher, with_text_encoder

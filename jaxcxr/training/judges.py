@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from jaxcxr.errors import UserError
-from jaxcxr.interop.pipeline import DISCRIMINATOR, LPIPS, parse_object
+from jaxcxr.interop.config_files import DISCRIMINATOR, LPIPS, parse_object
 from jaxcxr.methods import networks
 
 JUDGES = (LPIPS, DISCRIMINATOR)

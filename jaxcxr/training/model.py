@@ -15,7 +15,7 @@ from jaxcxr.adaptation import textual_inversion
 from jaxcxr.data import tokens
 from jaxcxr.diffusion import samplers
 from jaxcxr.errors import UserError
-from jaxcxr.interop.pipeline import (
+from jaxcxr.interop.config_files import (
     CLASSIFIER,
     CONTROLNET,
     DISCRIMINATOR,
@@ -23,15 +23,13 @@ from jaxcxr.interop.pipeline import (
     SCHEDULER_CONFIG,
     TEACHER,
     TEACHER_TOKENIZER,
-    StableDiffusion,
     controlnet_config,
-    from_files,
-    initialize,
     model_index,
     network_config,
     network_config_of,
     parse_object,
 )
+from jaxcxr.interop.pipeline import StableDiffusion, from_files, initialize
 from jaxcxr.methods import method, networks
 from jaxcxr.parsing import to_json
 from jaxcxr.training import judges, labels, text_fit

@@ -17,7 +17,8 @@ from jaxcxr.adaptation import Adaptation
 from jaxcxr.data import tokens
 from jaxcxr.data.moments import Card
 from jaxcxr.errors import UserError
-from jaxcxr.interop.pipeline import LPIPS, StableDiffusion
+from jaxcxr.interop.config_files import LPIPS
+from jaxcxr.interop.pipeline import StableDiffusion
 from jaxcxr.interop.tensors import Tensor
 from jaxcxr.methods import make_loss, method
 from jaxcxr.methods.method import Loss

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from ml_collections import ConfigDict
 
 from jaxcxr.errors import UserError
-from jaxcxr.interop.pipeline import TEACHER, network_config_of, parse_object
+from jaxcxr.interop.config_files import TEACHER, network_config_of, parse_object
 from jaxcxr.methods import networks
 from jaxcxr.parsing import to_json
 

@@ -15,10 +15,11 @@ from jaxcxr import interop, methods
 from jaxcxr.data.loader import Batches
 from jaxcxr.data.records import EmptySplit
 from jaxcxr.data.tokens import load as load_tokenizer
+from jaxcxr.interop.config_files import CLASSIFIER, TEACHER
 from jaxcxr.interop.diffusers import read_files, unknown_to_diffusers
 from jaxcxr.interop.folder import CARRIED, OF_A_RUN
 from jaxcxr.interop.orbax import MODEL
-from jaxcxr.interop.pipeline import CLASSIFIER, TEACHER, StableDiffusion, from_files
+from jaxcxr.interop.pipeline import StableDiffusion, from_files
 from jaxcxr.methods.diffusion import measure_scaling_factor
 from jaxcxr.parallel import mesh as meshes
 from jaxcxr.parallel.processes import least, on_first

@@ -187,7 +187,7 @@ def _check_words(files: Mapping[str, bytes], where: Path) -> None:
 
 def _known(only: tuple[str, ...] | None) -> tuple[str, ...] | None:
     from jaxcxr.errors import UserError
-    from jaxcxr.interop.pipeline import NETWORKS
+    from jaxcxr.interop.config_files import NETWORKS
 
     for name in only or ():
         if name not in NETWORKS:

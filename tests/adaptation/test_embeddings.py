@@ -12,7 +12,7 @@ from jaxcxr.data import tokens
 from jaxcxr.errors import UserError
 from jaxcxr.interop import embeddings
 from jaxcxr.interop.checkpoint import Checkpoint
-from jaxcxr.interop.pipeline import network_config
+from jaxcxr.interop.config_files import network_config
 from jaxcxr.interop.tensors import Tensor
 from tests import pipelines
 from tests.end_to_end.test_diffusers_parity import worst_pixel

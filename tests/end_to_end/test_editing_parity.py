@@ -13,7 +13,7 @@ import jaxcxr
 from jaxcxr.diffusion.samplers import SAMPLERS
 from jaxcxr.draw import picture_keys
 from jaxcxr.generate import initial_noise
-from jaxcxr.interop.pipeline import SCHEDULER_CONFIG
+from jaxcxr.interop.config_files import SCHEDULER_CONFIG
 from jaxcxr.pipeline import Pipeline
 from tests import pipelines
 

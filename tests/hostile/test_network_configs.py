@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from jaxcxr import interop
 from jaxcxr.errors import UserError
 from jaxcxr.interop.checkpoint import check
-from jaxcxr.interop.pipeline import CLASSIFIER, NETWORKS, from_files, network_config, network_config_of
+from jaxcxr.interop.config_files import CLASSIFIER, NETWORKS, network_config, network_config_of
+from jaxcxr.interop.pipeline import from_files
 from jaxcxr.interop.tensors import Tensor
 from tests import pipelines
 from tests.hostile.mutations import json_variants, one_line_or_fine

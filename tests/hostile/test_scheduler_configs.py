@@ -11,7 +11,8 @@ from jaxcxr.diffusion import samplers
 from jaxcxr.diffusion.schedule import Schedule
 from jaxcxr.diffusion.scheduler_classes import CLASSES
 from jaxcxr.errors import UserError
-from jaxcxr.interop.pipeline import SCHEDULER_CONFIG, StableDiffusion
+from jaxcxr.interop.config_files import SCHEDULER_CONFIG
+from jaxcxr.interop.pipeline import StableDiffusion
 from tests.hostile.mutations import byte_variants, json_variants, one_line_or_fine
 
 VALID = {

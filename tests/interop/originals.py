@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from jaxcxr.interop import pipeline, single_file
+from jaxcxr.interop import config_files, pipeline, single_file
 from jaxcxr.interop.checkpoint import Checkpoint
 from jaxcxr.interop.layout import to_torch
 from jaxcxr.interop.original_names import place
@@ -120,7 +120,7 @@ CONFIGS = {"unet": UNet2DConditionConfig, "vae": AutoencoderKLConfig, "text_enco
 def each_network_is_traced_once():
     """Tracing is most of the time here, and the same few networks are asked for again and again."""
     remembered = functools.cache(pipeline.abstract)
-    classes = {pipeline.network_class(network, {}): CONFIGS[network] for network in CONFIGS}
+    classes = {config_files.network_class(network, {}): CONFIGS[network] for network in CONFIGS}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline, "abstract", lambda cls, config, dtype: remembered(cls, classes[cls].from_dict(config)))
         yield

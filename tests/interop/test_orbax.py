@@ -9,7 +9,8 @@ import pytest
 
 from jaxcxr import interop
 from jaxcxr.errors import UserError
-from jaxcxr.interop.pipeline import network_config, write_files
+from jaxcxr.interop.config_files import network_config
+from jaxcxr.interop.pipeline import write_files
 from tests import pipelines
 
 # A state split over eight devices as training splits it; averages are the weights plus one.

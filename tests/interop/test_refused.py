@@ -10,7 +10,7 @@ from jaxcxr import interop
 from jaxcxr.__main__ import main
 from jaxcxr.diffusion.samplers import DDIM
 from jaxcxr.errors import UserError
-from jaxcxr.interop import diffusers, single_file
+from jaxcxr.interop import config_files, diffusers, single_file
 from jaxcxr.interop.refused import PIPELINES
 from tests import pipelines
 
@@ -269,7 +269,7 @@ def test_a_unet_with_class_labels_converts_but_does_not_draw(tmp_path):
 
 def test_the_index_of_a_pipeline_names_the_class_of_its_scheduler(source):
     files = diffusers.read_files(source) | {"scheduler/scheduler_config.json": b'{"_class_name": "PNDMScheduler"}'}
-    assert json.loads(interop.pipeline.model_index(files))["scheduler"] == ["diffusers", "PNDMScheduler"]
+    assert json.loads(config_files.model_index(files))["scheduler"] == ["diffusers", "PNDMScheduler"]
 
 
 def test_a_scheduler_is_of_the_class_that_the_index_names(changed):

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from jaxcxr import interop
 from jaxcxr.interop import diffusers, orbax, single_file
 from jaxcxr.interop.checkpoint import Checkpoint
-from jaxcxr.interop.pipeline import SCHEDULER_CONFIG, from_files, model_index, network_config
+from jaxcxr.interop.config_files import SCHEDULER_CONFIG, model_index, network_config
+from jaxcxr.interop.pipeline import from_files
 from jaxcxr.interop.tensors import Tensor
 from tests import pipelines
 

@@ -7,8 +7,9 @@ import pytest
 from safetensors.numpy import save_file
 
 from jaxcxr.errors import UserError
+from jaxcxr.interop.config_files import network_config
 from jaxcxr.interop.layout import to_torch
-from jaxcxr.interop.pipeline import from_files, initialize, network_config
+from jaxcxr.interop.pipeline import from_files, initialize
 from jaxcxr.models.classifier import ARCHITECTURES, batch_norms, prepared
 from jaxcxr.models.config import ClassifierConfig
 from jaxcxr.parallel.rules import STRATEGIES, unnamed

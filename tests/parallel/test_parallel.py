@@ -13,7 +13,8 @@ from ml_collections import ConfigDict
 from jaxcxr import config as configs
 from jaxcxr.errors import UserError
 from jaxcxr.interop import published
-from jaxcxr.interop.pipeline import from_files, network_config
+from jaxcxr.interop.config_files import network_config
+from jaxcxr.interop.pipeline import from_files
 from jaxcxr.parallel import rules
 from jaxcxr.parallel.mesh import make_mesh
 from tests import pipelines

@@ -11,7 +11,7 @@ from PIL import Image
 
 from jaxcxr.evaluation.classifiers import load_classifier
 from jaxcxr.evaluation.extractors.extractor import Extractor, Weights
-from jaxcxr.interop.pipeline import CLASSIFIER
+from jaxcxr.interop.config_files import CLASSIFIER
 from jaxcxr.models.classifier import Classifier, architecture_class, prepared
 from jaxcxr.models.config import ClassifierConfig
 
