@@ -14,14 +14,18 @@ from jaxcxr.errors import UserError
 BASES = ("phantom-no-effusion", "phantom", "phantom-unnamed")
 VAE = phantom.VAE | {"latent_channels": 8, "mid_block_add_attention": False}
 UNET = phantom.UNET | {"in_channels": 8, "out_channels": 8, "block_out_channels": (48, 96)}
-_LATER = {"findings": ("runs/bases/phantom-no-effusion", 4500), "phantom": ("runs/bases/findings", 6000)}
-"""Stages that begin with another's U-Net and text encoder, and their steps."""
+_LATER = {
+    "findings": ("phantom-no-effusion", 4500, 1e-3),
+    "further": ("findings", 6000, 1e-3),
+    "phantom": ("further", 2500, 5e-4),
+}
+"""Stages that begin with another's U-Net and text encoder: whose, their steps, and their rate."""
 UNNAMED = ("Frontal chest radiograph, {view} view.",)
 
 
 def get_config(stage: str = "phantom") -> ConfigDict:
-    """`stage` is autoencoder, or details, which trains it on for small things; or phantom-no-effusion, findings (from
-    that), phantom (from that) or phantom-unnamed.
+    """`stage` is autoencoder, or details, which trains it on for small things; or phantom-no-effusion; or
+    findings, further, phantom, each from the one before; or phantom-unnamed.
     """
     if stage in _AUTOENCODERS:
         return _AUTOENCODERS[stage]()
@@ -35,7 +39,8 @@ def get_config(stage: str = "phantom") -> ConfigDict:
     config.model.measure_scaling_factor = False  # `jaxcxr convert --whiten` has measured it
     config.steps = 3000
     if stage in _LATER:
-        config.model.base, config.steps = _LATER[stage]
+        before, config.steps, config.optimizer.learning_rate = _LATER[stage]
+        config.model.base = f"runs/bases/{before}"
         for inherited in ("unet", "text_encoder", "scheduler"):
             config.model[inherited] = ConfigDict()
     elif stage == "phantom-unnamed":

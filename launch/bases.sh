@@ -68,7 +68,8 @@ if [ "$wanted" != phantom-unnamed ]; then
 fi
 if [ "$wanted" = phantom ] || [ "$wanted" = all ]; then
   learn findings phantom phantoms phantom-no-effusion
-  learn phantom phantom phantoms findings
+  learn further phantom phantoms findings
+  learn phantom phantom phantoms further
   publish phantom
 fi
 if [ "$wanted" = phantom-unnamed ] || [ "$wanted" = all ]; then
