@@ -58,7 +58,7 @@ IMPRESSION = {
         "Bilateral {size} pleural effusions.",
         "{Size}-sized bilateral pleural effusions.",
         "Bilateral pleural effusions that are {size}.",
-        "Effusions in both pleural spaces, {size} in size.",
+        "Bilateral pleural effusions, {size} in size.",
     ),
     "cardiomegaly": (
         "{Size} cardiomegaly.",
