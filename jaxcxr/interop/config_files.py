@@ -33,7 +33,7 @@ CONTROLNET = "controlnet"
 """What adds a condition image to a U-Net; it is published beside the pipeline, or by itself."""
 
 LPIPS, DISCRIMINATOR = "lpips", "discriminator"
-"""What an autoencoder learns from besides: a distance that is frozen, and what it is to deceive; of a run alone."""
+"""Networks of an autoencoder's loss: a distance of images, frozen, and a discriminator, which learns."""
 
 PUBLISHED = (*NETWORKS, CLASSIFIER, CONTROLNET)
 """Every network that is published under its name."""

@@ -86,12 +86,12 @@ class StableDiffusion:
 
     @property
     def lpips(self) -> LpipsModel:
-        """The distance of images that an autoencoder learns by; a UserError says so if there is none."""
+        """The distance of images in an autoencoder's loss; a UserError says so if there is none."""
         return self._network(LPIPS)
 
     @property
     def discriminator(self) -> PatchDiscriminator:
-        """What an autoencoder is to deceive; a UserError says so if there is none."""
+        """The discriminator of an autoencoder's loss; a UserError says so if there is none."""
         return self._network(DISCRIMINATOR)
 
     @functools.cached_property

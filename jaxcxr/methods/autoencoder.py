@@ -79,15 +79,15 @@ def make_loss(pipeline: StableDiffusion, config: ConfigDict) -> Loss:
             def error_of(made: jax.Array) -> jax.Array:
                 return errors(networks, made, image)["error"].mean()
 
-            played = _played(pipeline, parameters, latents, reconstruction, image, error_of)
-            total = total + adversarial * played["weight"] * played["generator"] + played["discriminator"]
-            found |= played
+            losses = _adversarial(pipeline, parameters, latents, reconstruction, image, error_of)
+            total = total + adversarial * losses["weight"] * losses["generator"] + losses["discriminator"]
+            found |= losses
         return total, {name: term.mean() for name, term in found.items()}
 
     return loss
 
 
-def _played(
+def _adversarial(
     pipeline: StableDiffusion,
     parameters: Mapping[str, Any],
     latents: jax.Array,
@@ -95,11 +95,12 @@ def _played(
     image: jax.Array,
     error_of: Callable[[jax.Array], jax.Array],
 ) -> dict[str, jax.Array]:
-    """What the autoencoder wants of the discriminator's answers, and what the discriminator wants, (B,) each.
+    """The adversarial losses of the autoencoder and of the discriminator, (B,) each, and the first one's weight.
 
-    The discriminator's is a hinge (Lim & Ye 2017, arXiv 1705.02894). Neither side's gradient reaches the other, so one
-    update serves both. The `weight` is that of Esser et al. 2021, arXiv 2012.09841, equation 7: the norm of the error's
-    gradient at the decoder's last kernel over that of the generator's term. Norms take the batch's own statistics.
+    The discriminator's is a hinge (Lim & Ye 2017, arXiv 1705.02894). The first has no gradient at the discriminator and
+    the second none at the autoencoder, so one update serves both. The `weight` is that of Esser et al. 2021, arXiv
+    2012.09841, equation 7: the norm of the error's gradient at the decoder's last kernel over that of the first loss.
+    Batch norms take the batch's own statistics.
     """
 
     def answers(images: jax.Array, learning: bool) -> jax.Array:

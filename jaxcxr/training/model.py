@@ -32,7 +32,7 @@ from jaxcxr.interop.config_files import (
 from jaxcxr.interop.pipeline import StableDiffusion, from_files, initialize
 from jaxcxr.methods import method, networks
 from jaxcxr.parsing import to_json
-from jaxcxr.training import judges, labels, text_fit
+from jaxcxr.training import labels, loss_networks, text_fit
 from jaxcxr.training.feed import tokenizer_folder
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -72,7 +72,7 @@ def make_model(config: ConfigDict, key: jax.Array) -> tuple[StableDiffusion, dic
         fresh |= initialize(unet, key, functools.partial(text_fit.is_fresh, config))
     parameters = fresh | kept | (_pretrained(config) if CLASSIFIER in described else {})
     if LPIPS in pipeline.networks:
-        parameters |= judges.weights(config)
+        parameters |= loss_networks.weights(config)
     if config.textual_inversion.tokens:
         parameters = textual_inversion.with_rows(config, pipeline.tokenizer, parameters, key)
     return pipeline, parameters
@@ -90,7 +90,7 @@ def parts(config: ConfigDict) -> tuple[dict[str, dict[str, Any]], tuple[str, ...
     Raises:
       UserError: a text encoder that is to learn from the base's is not given.
     """
-    needed, model = [name for name in networks(config) if name not in judges.JUDGES], config.model
+    needed, model = [name for name in networks(config) if name not in loss_networks.NAMES], config.model
     described = {name: model[name].to_dict() for name in needed if model.get(name)}
     if TEACHER in needed and not (model.text_encoder_base or "text_encoder" in described):
         raise UserError(
@@ -137,8 +137,8 @@ def assemble(config: ConfigDict, base: Mapping[str, bytes], tokenizer: Callable[
     if CLASSIFIER in described:
         described[CLASSIFIER] = _classifier(config)
     files |= {f"{name}/config.json": network_config(name, text) for name, text in described.items()}
-    judging = judges.described(config, files)
-    files |= {f"{name}/config.json": network_config(name, text) for name, text in judging.items()}
+    others = loss_networks.described(config, files)
+    files |= {f"{name}/config.json": network_config(name, text) for name, text in others.items()}
     files = _with_inputs(config, text_fit.with_fit(config, textual_inversion.with_words(config, files)))
     if CONTROLNET in needed and f"{CONTROLNET}/config.json" not in files:
         files[f"{CONTROLNET}/config.json"] = controlnet_config(files)

@@ -1,4 +1,4 @@
-"""What judges an autoencoder's reconstructions while it learns: LPIPS, from files, and a discriminator."""
+"""The networks of an autoencoder's loss: LPIPS, whose weights are read from files, and a discriminator."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,11 +12,11 @@ from jaxcxr.errors import UserError
 from jaxcxr.interop.config_files import DISCRIMINATOR, LPIPS, parse_object
 from jaxcxr.methods import networks
 
-JUDGES = (LPIPS, DISCRIMINATOR)
+NAMES = (LPIPS, DISCRIMINATOR)
 
 
 def described(config: ConfigDict, files: Mapping[str, bytes]) -> dict[str, dict[str, Any]]:
-    """The architectures of the judges that a run of `config` needs, by their keys in a pipeline.
+    """The architectures of those that a run of `config` needs, by their keys in a pipeline.
 
     Args:
       config: of the run.
