@@ -34,7 +34,7 @@ def get_config() -> ConfigDict:
     config.ema_sharding = ""  # of the average, where it is to be another than that
     config.ema_memory = "device"  # or host: the average waits there between steps
 
-    config.data = settings.defaults()  # what `jaxcxr prepare` makes of the raw data; the keys are told there
+    config.data = settings.defaults()  # what `jaxcxr prepare` makes of the raw data; the keys are described there
     config.data.path = "runs/data"  # the folder it wrote
     # Further ones with their weights beside its 1, and their caches if it has one: (("runs/more", 0.5),).
     config.data.mixture = ()

@@ -1,4 +1,4 @@
-"""The whole road on phantoms at 64², at a size that learns what it is asked for.
+"""Everything from scratch on phantoms at 64², at a size that learns what it is asked for.
 
     launch/phantom.sh configs/phantom.py runs/phantom 2500 200
 

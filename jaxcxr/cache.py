@@ -42,7 +42,7 @@ def cache(config: ConfigDict, out: Path, dtype: str = "bfloat16", *, text: bool 
       dtype: to store in.
       text: store the text encoder's states of the prompts too.
 
-    Each process does its share of the shards on its own devices; a stopped job goes on at the shard it was in.
+    Each process does its share of the shards on its own devices; a stopped job resumes at the shard it was in.
 
     Raises:
       UserError: the data or the base cannot be read, `out` holds something else, or another job is writing it.

@@ -76,7 +76,7 @@ pre { overflow-x: auto; font-size: 0.8rem; line-height: 1.45; background: var(--
 
 
 def document(title: str, body: str, style: str = "", script: str = "") -> str:
-    """A page as HTML: UTF-8, no addresses. A browser is told to load nothing for it and to run no other script.
+    """A page as HTML: UTF-8, no addresses. Its policy lets a browser load nothing for it and run no other script.
 
     Args:
       title: plain text, escaped here.

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# To be sourced, with tpu, gpu or cpu: what the compiler is told on that hardware. Your own flags come last and win.
+# To be sourced, with tpu, gpu or cpu: the compiler's options on that hardware. Your own flags come last and win.
 # The names are those of XLA's flags guidance (openxla.org/xla/flags_guidance) and of JAX's xla_flags page.
 case $1 in
   tpu)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # All of it on phantoms: draw, prepare, train the autoencoder, train the diffusion, sample, export, evaluate.
-# Every step knows when it is done already, so running this again goes on where it stopped.
+# Every step knows when it is done already, so running this again resumes where it stopped.
 #
 #   launch/phantom.sh CONFIG RUN PATIENTS SAMPLES
 #   launch/phantom.sh configs/phantom.py runs/phantom 2500 200

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # A training on a Cloud TPU slice, of one host or many. Rents it, sets it up and trains on all hosts; when the slice is
-# preempted, rents it again and goes on, until the training is done; then gives it back.
+# preempted, rents it again and resumes, until the training is done; then gives it back.
 #
 #   launch/tpu_vm.sh NAME ZONE TYPE BUCKET ARGUMENTS...     of jaxcxr; BUCKET is at /mnt/jaxcxr
 #   launch/tpu_vm.sh cxr europe-west4-b v5litepod-16 my-bucket train --config configs/roentgen.py:v5e-16 \
@@ -81,7 +81,7 @@ while :; do
       exit "$code"
     fi
   fi
-  echo "$0: ended with exit code $code; goes on" >&2
+  echo "$0: ended with exit code $code; resumes" >&2
 done
 trap - EXIT
 if [ "${KEEP:-0}" = 1 ]; then

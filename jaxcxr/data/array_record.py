@@ -36,7 +36,7 @@ def _told(file: Path, call: Any, *args: Any) -> None:
     try:
         call(*args)
     except RuntimeError as error:  # of a full disk, among others
-        raise UserError(f"{file}: cannot be written ({str(error).splitlines()[0]}); run it again to go on") from error
+        raise UserError(f"{file}: cannot be written ({str(error).splitlines()[0]}); run it again to resume") from error
 
 
 class Files(Sequence[bytes]):

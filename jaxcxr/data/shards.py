@@ -160,7 +160,7 @@ def _on_processes(maker: Maker, shards: Sequence[Shard], workers: int) -> Iterat
             for future in concurrent.futures.as_completed([pool.submit(_make, shard) for shard in shards]):
                 yield future.result()
         except BrokenProcessPool as error:
-            raise UserError("a process of prepare was killed, for want of memory?; run it again to go on") from error
+            raise UserError("a process of prepare was killed, for want of memory?; run it again to resume") from error
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
@@ -198,7 +198,7 @@ def _on_beam(maker: Maker, shards: Sequence[Shard], options: Sequence[str]) -> N
             _ = pipeline | beam.Create(list(shards)) | beam.Reshuffle() | beam.Map(maker)
     except RuntimeError as error:
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"the Beam pipeline failed ({said}); run it again to go on") from error
+        raise UserError(f"the Beam pipeline failed ({said}); run it again to resume") from error
 
 
 def accounts(maker: Maker, shards: Iterable[Shard]) -> Iterator[Account]:

@@ -37,7 +37,7 @@ class Stage(NamedTuple):
 
 
 class Arm(NamedTuple):
-    """One way to train; with two stages the second goes on from the first."""
+    """One way to train; with two stages the second begins with the first."""
 
     name: str
     stages: tuple[Stage, ...]

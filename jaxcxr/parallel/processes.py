@@ -79,7 +79,7 @@ def join(timeout: int = 300) -> bool:
 
 
 def on_first(do: Callable[[], Any]) -> None:
-    """Runs `do` on the first process; all go on when it is done.
+    """Runs `do` on the first process; all continue when it is done.
 
     Raises:
       UserError: on the first process, what `do` raised; on the others, that it did.

@@ -53,7 +53,7 @@ from jaxcxr.workdir import (
 _NONE_YET = ".none_yet"  # a file in `checkpoints` until the first of them is complete
 # Of a train state, by the names that they have on the disk; its step is the folder's name.
 _ITEMS = {"params": "learnt", "ema": "average", "opt_state": "opt_state", "nonfinite": "nonfinite"}
-# What may differ when a run goes on: how far it goes, what it shows, and what it runs on.
+# What may differ when a run resumes: how far it goes, what it shows, and what it runs on.
 MAY_CHANGE = frozenset(
     [
         "steps",

@@ -16,7 +16,7 @@ from jaxcxr.workdir import METRICS, read_metric_lines
 
 
 class Metrics:
-    """Writes scalars and pictures of one run that goes on after `start`, from the first process alone.
+    """Writes scalars and pictures of one run that resumes after `start`, from the first process alone.
 
     Scalars go to `metrics.jsonl`, pictures to `samples/`, both to `tensorboard/`; what is on record already is left.
     Scalars may still be on their way from the device: each `write` puts the one before on the disk, so that the train

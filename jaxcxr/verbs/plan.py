@@ -2,7 +2,7 @@
 
 Neither weights nor data are needed: of --config.model.base the config files are read where it is here, and a published
 folder such as stable-diffusion-v1-4 is known by its name. TPUs want the extra plan-tpu, GPUs plan-cuda. A full-size
-step compiles for minutes. --sweep and --scaling keep what they have found in --out, so that run again they go on.
+step compiles for minutes. --sweep and --scaling keep what they have found in --out, so that they resume when run again.
 
 A --config file is Python and is executed. Read a config file from someone else before you use it.
 """

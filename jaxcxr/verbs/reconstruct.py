@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 class _Images(NamedTuple):
-    """What is reconstructed, uint8 (N, S, S), whose they are, and what `reconstructions.measure` is told of them."""
+    """What is reconstructed, uint8 (N, S, S), whose they are, and what else `reconstructions.measure` takes."""
 
     name: str
     pixels: np.ndarray

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A training on a GKE cluster with JobSet, on TPU slices or GPU nodes. It starts again after each preemption and goes on.
+# A training on a GKE cluster with JobSet, on TPU slices or GPU nodes. It starts again after each preemption and resumes.
 #
 #   launch/gke/jobset.sh NAME TARGET IMAGE BUCKET ARGUMENTS...     of jaxcxr; BUCKET is at /mnt/jaxcxr
 #   launch/gke/jobset.sh cxr v5e:4x4 europe-docker.pkg.dev/me/cxr/jaxcxr my-bucket train \
