@@ -313,9 +313,9 @@ def test_patients_are_split_by_hash(tmp_path):
 
 
 def test_records_of_before_uncertain_labels_are_read(tmp_path, monkeypatch):
-    whole = records.features(16)
+    whole = records.features(16, 1)
     older = type(whole)({name: feature for name, feature in whole.items() if name != "uncertain"})
-    monkeypatch.setattr(shards, "features", lambda size: older)
+    monkeypatch.setattr(shards, "features", lambda size, channels: older)
     made = records.make_record
 
     def make_older(*given):
