@@ -129,7 +129,7 @@ def test_a_folder_prepared_before_is_read(tmp_path):
     file = tmp_path / "out/summary.json"
     old = json.loads(file.read_text())
     del old["carved"]
-    for key in ("validate_share", "max_pixels", "max_report_bytes"):
+    for key in ("channels", "validate_share", "max_pixels", "max_report_bytes"):
         del old["settings"][key]
     file.write_text(json.dumps(old))
     assert Summary.require(tmp_path / "out").carved == 0
@@ -137,10 +137,10 @@ def test_a_folder_prepared_before_is_read(tmp_path):
 
 
 def fingerprint_before(tree, config):
-    """As the version without the three keys has made it."""
+    """As the version without these keys has made it."""
     source = open_source(tree, Settings.from_config(config))
     chosen = dataclasses.asdict(source.settings)
-    for key in ("validate_share", "max_pixels", "max_report_bytes", "max_bad_share"):
+    for key in ("channels", "validate_share", "max_pixels", "max_report_bytes", "max_bad_share"):
         del chosen[key]
     digest = hashlib.sha256(json.dumps([source.name, chosen], sort_keys=True).encode())
     for path in source.tables(tree):
@@ -151,7 +151,7 @@ def fingerprint_before(tree, config):
 def make_old(out, tree, config):
     """Makes a prepared folder one of the version before."""
     old = json.loads((out / "summary.json").read_text())
-    for key in ("validate_share", "max_pixels", "max_report_bytes"):
+    for key in ("channels", "validate_share", "max_pixels", "max_report_bytes"):
         del old["settings"][key]
     del old["carved"]
     (out / "summary.json").write_text(json.dumps({**old, "fingerprint": fingerprint_before(tree, config)}))
@@ -202,7 +202,7 @@ def test_views_of_several_words_are_names_and_sentences_are_not(tmp_path):
 def test_a_run_of_before_these_settings_were_there_resumes(tmp_path):
     config = configs.load(ROOT / "configs/base.py")
     old = json.loads(configs.to_json(config))
-    for key in ("validate_share", "max_pixels", "max_report_bytes"):
+    for key in ("channels", "validate_share", "max_pixels", "max_report_bytes"):
         del old["data"][key]
     (tmp_path / "config.json").write_text(json.dumps(old))
     check_workdir(tmp_path, config)

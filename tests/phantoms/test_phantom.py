@@ -26,7 +26,7 @@ from jaxcxr.phantoms.tree import write_tree
 DENIAL = re.compile(r"\b(no|not|neither|without|normal)\b", re.IGNORECASE)
 NAMES = {
     "effusion": "effusion",
-    "cardiomegaly": "cardiomegaly|enlargement",
+    "cardiomegaly": "cardiomegaly|enlargement|enlarged",
     "pneumothorax": "pneumothorax",
     "consolidation": "consolidation",
     "nodule": "nodule",
