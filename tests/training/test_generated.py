@@ -67,7 +67,8 @@ def test_a_run_puts_them_on_record_and_learns_the_same(tmp_path, base, monkeypat
     real = network.features(map(one.prepared, images))
     texts, last = drawn[-1]
     assert [text.encode() for text in texts[:6]] == [records[order[n % len(order)]]["prompts"][0] for n in range(6)]
-    assert found[6] == pytest.approx(frechet.frechet(real, network.features(map(one.prepared, last[:6, ..., 0]))), rel=1e-4)
+    of_last = network.features(map(one.prepared, last[:6, ..., 0]))
+    assert found[6] == pytest.approx(frechet.frechet(real, of_last), rel=1e-4)
     train(config(base, **{"evaluation.every": 0}), tmp_path / "without")
     jobs.assert_same(tmp_path / "run", tmp_path / "without")
 
