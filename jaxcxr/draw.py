@@ -23,6 +23,7 @@ from jaxcxr.generate import (
     latent_shape,
     make_generate,
     require_text,
+    to_bytes,
     unconditional_states,
 )
 from jaxcxr.interop.config_files import CONTROLNET
@@ -294,6 +295,4 @@ def picture_keys(places: Sequence[tuple[int, int]]) -> jax.Array:
 
 def to_image(picture: np.ndarray, gray: bool = False) -> Image.Image:
     """A picture, float32 (H, W, C) in [0, 1], for Pillow: of one channel, if it has one or `gray` says so."""
-    if gray or picture.shape[-1] == 1:
-        picture = picture.mean(axis=-1)
-    return Image.fromarray(np.round(picture * 255).astype(np.uint8))
+    return images.picture_of(to_bytes(picture, 1 if gray else picture.shape[-1]))

@@ -245,7 +245,7 @@ def initial_noise(seed: int, index: int, shape: tuple[int, int, int]) -> np.ndar
 
 
 def to_bytes(pictures: jax.Array | np.ndarray, channels: int = 1) -> np.ndarray:
-    """uint8 (B, H, W, channels) of pictures (B, H, W, C) in [0, 1]; for one channel those of a picture are averaged.
+    """uint8 (…, channels) of pictures (…, C) in [0, 1]; for one channel those of a picture are averaged.
 
     NaN is black.
     """

@@ -120,12 +120,12 @@ def _adversarial(
 
     made, pull = jax.vjp(decoded, jax.lax.stop_gradient(parameters[_LAST]))
     slopes = (jax.grad(error_of)(made), jax.grad(lambda x: -answers(x, False).mean())(made))
-    of_error, of_game = (jnp.linalg.norm(pull(slope.astype(made.dtype))[0].ravel()) for slope in slopes)
+    of_error, of_adversarial = (jnp.linalg.norm(pull(slope.astype(made.dtype))[0].ravel()) for slope in slopes)
     real, fake = answers(image, True), answers(jax.lax.stop_gradient(reconstruction), True)
     return {
         "generator": -mean(answers(reconstruction, False)),
         "discriminator": 0.5 * (mean(jax.nn.relu(1 - real)) + mean(jax.nn.relu(1 + fake))),
-        "weight": jax.lax.stop_gradient(jnp.clip(of_error / (of_game + _LEAST), 0, _MOST)),
+        "weight": jax.lax.stop_gradient(jnp.clip(of_error / (of_adversarial + _LEAST), 0, _MOST)),
     }
 
 

@@ -15,7 +15,7 @@ from jaxcxr.models.features.batch_norm import BatchNorm
 from jaxcxr.models.layers import conv
 
 _SLOPE = 0.2
-_LEAST = 24  # pixels of a side that three halvings and two kernels without stride leave a patch of
+_LEAST = 24  # pixels of a side; a smaller image leaves no output after the five convolutions
 
 
 class PatchDiscriminator(nnx.Module):

@@ -40,7 +40,7 @@ SIGN = {"right": -1, "left": 1}
 """The patient's right is image left, where body x is negative."""
 MIN_SIZE, MAX_SIZE = 64, 512
 VISIBLE = 128
-"""Pixels of a side. Smaller pictures have tubes and lines as many pixels wide as pictures of this size have."""
+"""Pixels. Below this size, tubes and lines keep the width in pixels that they have at it, so that they stay visible."""
 
 
 @dataclass(frozen=True)

@@ -96,7 +96,7 @@ def test_loss_and_both_gradients_are_pytorchs(base, lpips, images, reduction):
     (value, shown), slopes = jax.jit(jax.value_and_grad(mean, has_aux=True))(own)
 
     vae = diffusers.AutoencoderKL.from_pretrained(base, subfolder="vae")
-    judge = loaded(discriminator(), parameters, "discriminator").train()
+    critic = loaded(discriminator(), parameters, "discriminator").train()
     image = torch.tensor(images).permute(0, 3, 1, 2) / 127.5 - 1
     posterior = vae.encode(image).latent_dist
     drawn = jax.vmap(lambda key: jax.random.normal(key, (SIDE // 2, SIDE // 2, 4)))(keys)
@@ -106,17 +106,17 @@ def test_loss_and_both_gradients_are_pytorchs(base, lpips, images, reduction):
     error = (made - image).abs().mean() + 0.5 * (1 - ssim(made / 2 + 0.5, image / 2 + 0.5, data_range=1.0))
     error = error + 0.3 * distances[0] + 0.2 * distances[1]
     error = error * (SIDE**2 if reduction == "sum" else 1)
-    game = -judge.main(made).mean()
+    adversarial = -critic.main(made).mean()
     last = vae.decoder.conv_out.weight
-    of_error, of_game = (torch.autograd.grad(each, last, retain_graph=True)[0].norm() for each in (error, game))
-    weight = torch.clamp(of_error / (of_game + 1e-4), 0, 1e4).detach()
-    of_vae = error + 1e-6 * posterior.kl().mean() + 0.3 * weight * game
+    norms = [torch.autograd.grad(each, last, retain_graph=True)[0].norm() for each in (error, adversarial)]
+    weight = torch.clamp(norms[0] / (norms[1] + 1e-4), 0, 1e4).detach()
+    of_vae = error + 1e-6 * posterior.kl().mean() + 0.3 * weight * adversarial
     hinge = torch.nn.functional.relu
-    of_judge = 0.5 * (hinge(1 - judge.main(image)).mean() + hinge(1 + judge.main(made.detach())).mean())
+    of_critic = 0.5 * (hinge(1 - critic.main(image)).mean() + hinge(1 + critic.main(made.detach())).mean())
     assert float(shown["weight"]) == pytest.approx(weight.item(), rel=1e-4)
-    assert float(value) == pytest.approx((of_vae + of_judge).item(), rel=1e-5)
+    assert float(value) == pytest.approx((of_vae + of_critic).item(), rel=1e-5)
 
-    wanted = gradients(of_vae, vae, "vae") | gradients(of_judge, judge, "discriminator")
+    wanted = gradients(of_vae, vae, "vae") | gradients(of_critic, critic, "discriminator")
     found = dict(to_torch(name, np.asarray(slope)) for name, slope in slopes.items())
     assert set(found) - set(wanted) == {name for name in found if name.endswith(("running_mean", "running_var"))}
     for name, slope in wanted.items():
