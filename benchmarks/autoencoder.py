@@ -1,16 +1,17 @@
 """What the further terms of an autoencoder's loss are worth: reconstructions with and without them, at equal time.
 
-    python benchmarks/autoencoder.py --run runs/autoencoders [--data runs/cxr/data] [--seconds 240]
+    python benchmarks/autoencoder.py --run runs/autoencoders [--data runs/cxr/data] [--seconds 480]
 
-The autoencoder of configs/cxr_small.py learns with L1 for `--first` steps. From there it continues for `--seconds`
-with L1 alone, with SSIM besides, and with SSIM and a discriminator. The data are radiographs that were prepared at
-128², or, where none are given, drawn ones. Reconstructions of the test split are measured by error, by similarity, and
-by their Fréchet distance from the images. What is done is not done again. Writes
+The autoencoder of configs/cxr_small.py learns with L1 for `--first` steps. From there it continues with L1 alone, with
+SSIM besides, and with SSIM and a discriminator, for as many steps as cores compute in `--seconds`. The data are
+radiographs that were prepared at 128², or, where none are given, drawn ones. Reconstructions of the test split are
+measured by error, by similarity, and by their Fréchet distance from the images. What is done is not done again. Writes
 benchmarks/results/autoencoder-DATE.json.
 """
 
 import argparse
 import json
+import shutil
 import sys
 import time
 from collections.abc import Mapping
@@ -46,8 +47,8 @@ ARMS: dict[str, Mapping[str, float]] = {
     "L1, SSIM": {"ssim": 1.0},
     "L1, SSIM, discriminator": {"ssim": 1.0, "adversarial": 0.1},
 }
-PROBE = 40
-"""Steps that tell how many fit the time, by the later half of them."""
+PROBES = (2, 4, 24)
+"""Steps of trainings that tell what a step takes: the first compiles, the others differ in steps alone."""
 
 
 def prepared(run: Path) -> Path:
@@ -77,26 +78,26 @@ def continued(data: Path, first: Path, terms: Mapping[str, float], steps: int) -
     return config
 
 
-def seconds_a_step(workdir: Path, batch_size: int) -> float:
-    """By the metrics of the later half of a training."""
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    rates = [line["images_per_second"] for line in lines if "images_per_second" in line]
-    return batch_size / float(np.median(rates[len(rates) // 2 :]))
-
-
-def arm(run: Path, data: Path, first: Path, name: str, seconds: float) -> tuple[Path, dict[str, Any]]:
-    """Trains an arm for so many seconds; its workdir, and the steps and seconds."""
-    folder = run / name.replace(", ", "-").lower()
-    kept = folder.with_suffix(".json")
+def probed(run: Path, data: Path, first: Path) -> dict[str, float]:
+    """Seconds that both cores work on a step of each arm: of the process's time, which other work does not lengthen."""
+    kept = run / "seconds.json"
     if not kept.is_file():
-        probe = folder.with_name(f"{folder.name}-probe")
-        train(continued(data, first, ARMS[name], PROBE), probe)
-        config = continued(data, first, ARMS[name], 1)
-        config.steps = round(seconds / seconds_a_step(probe, config.batch_size))
-        began = time.perf_counter()
-        train(config, folder)
-        kept.write_text(json.dumps({"steps": config.steps, "seconds": round(time.perf_counter() - began)}))
-    return folder, json.loads(kept.read_text())
+        found = {}
+        for name, terms in ARMS.items():
+            spent = []
+            for steps in PROBES:
+                workdir = run / f"{_folder(name)}-{steps}"
+                began = time.process_time()
+                train(continued(data, first, terms, steps), workdir)
+                spent.append(time.process_time() - began)
+                shutil.rmtree(workdir)
+            found[name] = (spent[2] - spent[1]) / (PROBES[2] - PROBES[1])
+        kept.write_text(json.dumps(found))
+    return json.loads(kept.read_text())
+
+
+def _folder(name: str) -> str:
+    return name.replace(", ", "-").lower()
 
 
 def measured(workdir: Path, data: Path, network: Network, prepared: Any) -> dict[str, float]:
@@ -118,7 +119,7 @@ def main() -> None:
     parser.add_argument("--run", type=Path, required=True, help="folder for what is trained")
     parser.add_argument("--data", type=Path, help="prepared folder of 128²; default: drawn radiographs")
     parser.add_argument("--first", type=int, default=500, help="steps before the arms; default: %(default)s")
-    parser.add_argument("--seconds", type=float, default=240, help="of training for each arm; default: %(default)s")
+    parser.add_argument("--seconds", type=float, default=480, help="that cores work on each arm; default: %(default)s")
     args = parser.parse_args()
     jax.config.update("jax_compilation_cache_dir", str(args.run.absolute() / "compiled"))
     data = args.data or prepared(args.run)
@@ -129,9 +130,11 @@ def main() -> None:
     record.write(
         "autoencoder", ["jax", "flax"], {f"{of}, before": measured(args.run / "first", data, network, chosen.prepared)}
     )
-    for name in ARMS:
-        workdir, cost = arm(args.run, data, args.run / "first", name, args.seconds)
-        found = cost | measured(workdir, data, network, chosen.prepared)
+    for name, seconds in probed(args.run, data, args.run / "first").items():
+        config = continued(data, args.run / "first", ARMS[name], round(args.seconds / seconds))
+        train(config, args.run / _folder(name))
+        cost = {"steps": config.steps, "core_seconds_a_step": round(seconds, 3)}
+        found = cost | measured(args.run / _folder(name), data, network, chosen.prepared)
         record.write("autoencoder", ["jax", "flax"], {f"{of}, {name}": found})
 
 

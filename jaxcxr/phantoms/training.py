@@ -12,6 +12,7 @@ import argparse
 import collections
 import concurrent.futures
 import dataclasses
+import itertools
 import multiprocessing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -55,13 +56,13 @@ MASK_POSITIVE = 8.0
 class Settings:
     """What decides a classifier; `network` is one of `NETWORKS`. A third of each batch is drawn at 64 pixels a side.
 
-    The rate falls to zero twice, over so many `steps` each. In the second round what is too faint to be seen does not
-    count; the first does without asking, which takes a drawing more.
+    The rate falls to zero once in each round, over so many `steps`. From the second round on what is too faint to be
+    seen does not count; the first does without asking, which takes a drawing more.
     """
 
     network: str
     seed: int
-    steps: tuple[int, int]
+    steps: tuple[int, ...]
     batch_size: int = 32
     learning_rate: float = 2e-3
 
@@ -69,10 +70,10 @@ class Settings:
 TEST_SEED = 6_000_013
 """Of the patients on whom both classifiers are measured."""
 SIZES = (64, 128)
-CALIBRATION, HELD_OUT = 2400, 5600
+CALIBRATION, HELD_OUT = 8000, 5600
 """So many phantoms set the thresholds, and so many measure them: every class has 500 of the latter at least."""
 CLASSIFIERS = {
-    "first": Settings("placed", seed=5_000_011, steps=(1600, 2000)),
+    "first": Settings("placed", seed=5_000_011, steps=(1600, 2000, 2400)),
     "second": Settings("pooled", seed=4_000_037, steps=(1000, 1200)),
 }
 
@@ -170,16 +171,20 @@ def _loss(network, parameters, images, masks, present, grades, known):
     return of_classes.mean() + GRADE_WEIGHT * of_grades.sum() / jnp.maximum(graded_ones.sum(), 1) + of_maps.mean()
 
 
-def fit(settings: Settings, state: Path, progress: bool = False) -> dict[str, np.ndarray]:
-    """Trains, resuming from the file `state` where it is there; returns the parameters by name."""
-    network = NETWORKS[settings.network](nnx.Rngs(settings.seed))
-    parameters = named_parameters(network)
+def _rates(settings: Settings) -> optax.Schedule:
+    """The rate of each step: in every round up to its highest, and down to zero."""
     rounds = [
         optax.warmup_cosine_decay_schedule(0, settings.learning_rate, min(100, steps // 4), steps)
         for steps in settings.steps
     ]
-    schedule = optax.join_schedules(rounds, settings.steps[:1])
-    tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=0.02))
+    return optax.join_schedules(rounds, list(itertools.accumulate(settings.steps))[:-1])
+
+
+def fit(settings: Settings, state: Path, progress: bool = False) -> dict[str, np.ndarray]:
+    """Trains, resuming from the file `state` where it is there; returns the parameters by name."""
+    network = NETWORKS[settings.network](nnx.Rngs(settings.seed))
+    parameters = named_parameters(network)
+    tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(_rates(settings), weight_decay=0.02))
 
     @jax.jit
     def update(parameters, moments, key, images, present, grades, masks, known):

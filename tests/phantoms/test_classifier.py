@@ -156,3 +156,9 @@ def test_the_weights_are_in_the_wheel():
         file.name for pattern in patterns["jaxcxr.phantoms"] for file in (root / "jaxcxr" / "phantoms").glob(pattern)
     }
     assert packed == {f"{name}.safetensors" for name in NAMES}
+
+
+def test_the_rate_rises_and_falls_in_every_round():
+    rates = training._rates(dataclasses.replace(TINY, steps=(8, 12, 20)))
+    assert [float(rates(step)) for step in (0, 8, 20, 40)] == pytest.approx([0, 0, 0, 0], abs=1e-9)
+    assert [float(rates(step)) for step in (2, 11, 25)] == pytest.approx([TINY.learning_rate] * 3)
