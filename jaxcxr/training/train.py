@@ -1,6 +1,7 @@
 """The train loop; every run is this one, read from top to bottom."""
 
 import functools
+import json
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from jaxcxr import config as configs
 from jaxcxr import interop, methods
 from jaxcxr.data.loader import Batches
 from jaxcxr.data.records import EmptySplit
@@ -40,6 +42,7 @@ from jaxcxr.training.feed import (
 )
 from jaxcxr.training.metrics import Metrics
 from jaxcxr.training.model import compute_dtype, make_model, with_scaling_factor
+from jaxcxr.training.optimizer import learning_rate
 from jaxcxr.training.prior import with_prior
 from jaxcxr.training.program import Program, make_program
 from jaxcxr.training.progress import Progress, banner
@@ -108,7 +111,8 @@ def _train(
     del parameters
     values: Mapping[str, Any] = {}
 
-    metrics = Metrics(workdir, run.start)
+    metrics = Metrics(workdir, run.start, config.loggers, json.loads(configs.to_json(config)))
+    rate = learning_rate(config.optimizer, config.steps)
     progress = Progress(workdir, config.steps, run.start, _banner(config, run, every))
     watch = Watch(config.skip_nonfinite, lambda step: run.batches_of("train").places(step - 1))
     speed = Speed(
@@ -119,7 +123,8 @@ def _train(
     )
 
     def log(step: int) -> None:
-        metrics.write(step, {**values, **speed.report()})
+        # The rate of the update that led to `step`: the optimizer counts from 0.
+        metrics.write(step, {**values, "learning_rate": rate(step - 1), **speed.report()})
 
     def evaluated(what: str, do: Callable[..., Any]) -> Any:
         return do(_WAYS[what], evaluator, run.program.adaptation.expand(averaged(state), frozen))
