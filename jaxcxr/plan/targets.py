@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Iterator
 from typing import Any
 
+from jaxcxr import platforms
 from jaxcxr.errors import UserError
 from jaxcxr.parallel.chips import CHIPS, Chip
 

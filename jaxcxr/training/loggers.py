@@ -18,7 +18,13 @@ WANDB = "wandb.json"
 
 
 class Logger(Protocol):
-    """Takes what a run measures, from its first process alone."""
+    """Takes what a run measures, from its first process alone.
+
+    Attributes:
+      leaves: whether it may send what it takes elsewhere; it gets no images of the data set then.
+    """
+
+    leaves: bool
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Takes finite scalars of a step."""
@@ -32,6 +38,8 @@ class Logger(Protocol):
 
 class TensorBoard:
     """Event files in the workdir's `tensorboard/`."""
+
+    leaves = False
 
     def __init__(self, workdir: Path, start: int, config: Mapping[str, Any]):
         from tensorboardX import SummaryWriter
@@ -59,6 +67,8 @@ class WandB:
     machine is recorded. `step` is a value by which W&B draws the curves: its own counter only rises, so that steps that
     are done again after a restart would be dropped.
     """
+
+    leaves = True
 
     def __init__(self, workdir: Path, start: int, config: Mapping[str, Any]):
         import wandb
@@ -127,7 +137,7 @@ def opened(names: Sequence[str], workdir: Path, start: int, config: Mapping[str,
 def _run_id(workdir: Path) -> str:
     file = workdir / WANDB
     if file.is_file():
-        found = parsing.read_json(file, dict[str, str], remedy=f"remove {file} to log as a new run")
+        found: dict[str, str] = parsing.read_json(file, dict[str, str], remedy=f"remove {file} to log as a new run")
         if set(found) == {"id"} and found["id"].isalnum() and len(found["id"]) <= 64:
             return found["id"]
         raise UserError(f"{file}: holds no id of a run; remove it to log as a new run")

@@ -20,7 +20,7 @@ class Metrics:
     """Writes scalars and pictures of one run that resumes after `start`, from the first process alone.
 
     Scalars go to `metrics.jsonl`, pictures to `samples/`, both to the loggers of `names`, which also get the config;
-    what is on record already is left.
+    what is on record already is left. Pictures that are not `generated`, but hold images of the data set, stay here.
     Scalars may still be on their way from the device: each `write` puts the one before on the disk, so that the train
     step is never waited for. As a context it closes its files at the end, with what is pending unless the block failed.
     """
@@ -31,10 +31,13 @@ class Metrics:
         start: int,
         names: Sequence[str] = ("tensorboard",),
         config: Mapping[str, Any] | None = None,
+        *,
+        generated: bool = False,
     ):
         self._pending: tuple[int, Mapping[str, Any]] | None = None
         self._file: TextIO | None = None
         self._loggers: list[loggers.Logger] = []
+        self._generated = generated
         self._workdir, self._on_record = workdir, set[tuple[int, str]]()
         if jax.process_index() == 0:
             self._file, self._on_record = _open_after(workdir, start)
@@ -71,7 +74,8 @@ class Metrics:
             picture_of(pixels).save(png, format="png")
             replace_file(self._sheet(step), png.getvalue())
             for logger in self._loggers:
-                logger.picture(step, pixels)
+                if self._generated or not logger.leaves:
+                    logger.picture(step, pixels)
 
     def _sheet(self, step: int) -> Path:
         return self._workdir / "samples" / f"{step:08d}.png"

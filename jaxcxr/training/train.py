@@ -111,8 +111,10 @@ def _train(
     del parameters
     values: Mapping[str, Any] = {}
 
-    metrics = Metrics(workdir, run.start, config.loggers, json.loads(configs.to_json(config)))
-    rate = learning_rate(config.optimizer, config.steps)
+    plain, generated = json.loads(configs.to_json(config)), not methods.method(config).of_images
+    metrics = Metrics(workdir, run.start, config.loggers, plain, generated=generated)
+    schedule = learning_rate(config.optimizer, config.steps)
+    rate = jax.jit(lambda step, left_out: schedule(step - 1 - left_out))  # the optimizer counts its updates, from 0
     progress = Progress(workdir, config.steps, run.start, _banner(config, run, every))
     watch = Watch(config.skip_nonfinite, lambda step: run.batches_of("train").places(step - 1))
     speed = Speed(
@@ -123,8 +125,8 @@ def _train(
     )
 
     def log(step: int) -> None:
-        # The rate of the update that led to `step`: the optimizer counts from 0.
-        metrics.write(step, {**values, "learning_rate": rate(step - 1), **speed.report()})
+        rated = {"learning_rate": rate(step, values["nonfinite/in_all"])}
+        metrics.write(step, {**values, **rated, **speed.report()})
 
     def evaluated(what: str, do: Callable[..., Any]) -> Any:
         return do(_WAYS[what], evaluator, run.program.adaptation.expand(averaged(state), frozen))
@@ -292,6 +294,8 @@ def _banner(config: ConfigDict, run: _Run, every: Mapping[str, int]) -> list[str
     lines = banner(config, run.program, images, run.start)
     if off := [text for what, text in _NEEDS_VALIDATION.items() if every[what] != config[f"{what}_every"]]:
         lines.append(_NO_VALIDATION.format(config.data.path, " and no ".join(off)))
+    if "wandb" in config.loggers and every["sample"] and methods.method(config).of_images:
+        lines.append("W&B gets no pictures of this run: they hold images of the data set, and stay in samples/")
     if what := unknown_to_diffusers(run.pipeline.files):
         lines.append(f"warning: the U-Net has {what}, which diffusers does not have: jaxcxr alone can read it")
     return lines
