@@ -129,6 +129,7 @@ def get_config() -> ConfigDict:
     config.samples.sampler = ""  # ddim, pndm, dpm++, …; empty: that of the base's scheduler
     config.samples.guidance = 4.0
 
+    config.loggers = ("tensorboard",)  # beside metrics.jsonl and samples/; or wandb, or both, or () for none
     config.log_every = 10  # steps; 0 is never, as for the other `_every`
     config.eval_every = 500
     config.eval_batches = 4

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from jaxcxr import platforms
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
@@ -11,6 +13,9 @@ if TYPE_CHECKING:
     from jaxcxr.pipeline import Pipeline
 
 __version__ = "0.1.0"
+
+# Here, so that it holds for every process that imports the package: a notebook, a worker, a script.
+platforms.only_those_here()
 
 
 def load(
@@ -23,9 +28,6 @@ def load(
     controlnet: str | Path | None = None,
 ) -> Pipeline:
     """Reads a checkpoint of any kind, ready to draw; see `jaxcxr.pipeline.load`. JAX is imported here, not before."""
-    from jaxcxr import platforms
-
-    platforms.only_those_here()
     from jaxcxr import pipeline
 
     return pipeline.load(

@@ -15,33 +15,95 @@ from jaxcxr.errors import UserError, one_line
 from jaxcxr.files import check_local
 
 _PREFIX = "--config."
+_PACKAGE = Path(__file__).parent
+FOLDER = (_PACKAGE if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent) / "configs"
+"""The configs that come with the package: within it where a wheel is installed, beside it in a clone."""
+
+
+def names() -> tuple[str, ...]:
+    """The names of the configs that come with the package, such as `roentgen` and `evaluation/roentgen`."""
+    found = (file.relative_to(FOLDER).with_suffix("") for file in FOLDER.rglob("*.py"))
+    return tuple(sorted((name.as_posix() for name in found), key=lambda name: ("/" in name, name)))
+
+
+def find(path: str | Path) -> tuple[Path, str]:
+    """The file and the stage ("" for none) of `FILE.py`, `FILE.py:STAGE`, `NAME` or `NAME:STAGE`.
+
+    A file that exists comes first. A name is one of `names`, or its last part if no other config shares that; it may
+    also be written as in a clone, `configs/NAME.py`.
+
+    Raises:
+      UserError: there is no such file or name, or several configs share the name.
+    """
+    text = str(path)
+    if Path(text).is_file():
+        _say_taken(text)
+        return Path(text), ""
+    name, separator, stage = text.partition(".py:")
+    if separator:
+        name += ".py"
+    elif not text.endswith(".py"):
+        name, _, stage = text.partition(":")
+    for file in (Path(name), Path(f"{name}.py")):
+        if file.is_file():
+            _say_taken(name)
+            return file, stage
+    return FOLDER / f"{_shipped(name)}.py", stage
+
+
+def _shipped(text: str) -> str:
+    """The one of `names` that a text means."""
+    known, name = names(), text.removeprefix("./").removeprefix("configs/").removesuffix(".py")
+    if name in known:
+        return name
+    alike = [each for each in known if each.rpartition("/")[2] == name]
+    if len(alike) > 1:
+        raise UserError(f"{one_line(text)}: several configs have this name; give {' or '.join(alike)}")
+    if not alike:
+        raise UserError(
+            f"{one_line(text)}: no such config file, and no config that comes with jaxcxr; those are {', '.join(known)}"
+        )
+    return alike[0]
+
+
+def _say_taken(text: str) -> None:
+    """Says that a file of the working directory hides the config of this name that comes with the package."""
+    if text in names():
+        print(f"{text}: the file here is taken, not the config of this name that comes with jaxcxr", file=sys.stderr)
+
+
+def _places(path: Path) -> list[str]:
+    """Where a config finds what it builds on: beside it, in the folder above, and among those of the package.
+
+    The package's own folder, which is above the configs in a wheel, is none: its modules would hide Python's.
+    """
+    shipped = [FOLDER, *sorted(each for each in FOLDER.iterdir() if each.is_dir() and each.name != "__pycache__")]
+    above = [] if path.resolve().parent == FOLDER.resolve() else [path.parent.parent]
+    return [str(folder) for folder in (path.parent, *above, *shipped)]
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> ConfigDict:
-    """Runs `get_config()` of the file at `path` and applies overrides such as `--config.data.size=128`.
+    """Runs `get_config()` of the file that `find` gives and applies overrides such as `--config.data.size=128`.
 
-    `FILE.py:STAGE` calls `get_config("STAGE")`, for files that describe several stages of one run.
+    `FILE.py:STAGE` and `NAME:STAGE` call `get_config("STAGE")`, for files that describe several stages of one run.
 
     Raises:
-      UserError: the file is absent, has no `get_config` or no such stage, or an override names a key that does not
+      UserError: as `find`; has no `get_config` or no such stage, or an override names a key that does not
         exist or gives a value of another type than the key's.
     """
-    name, _, stage = str(path).partition(".py:")
-    path = Path(f"{name}.py" if stage else name)
-    if not path.is_file():
-        raise UserError(f"{path}: no such config file; the ready ones are in configs/")
+    path, stage = find(path)
     spec = importlib.util.spec_from_file_location(f"jaxcxr_config_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise UserError(f"{path}: is not a Python file; a config is FILE.py, or FILE.py:STAGE for one of its stages")
     module = importlib.util.module_from_spec(spec)
-    # So that a config can build on its neighbour, `import base`, or on those of the folder above.
-    sys.path[:0] = [str(path.parent), str(path.parent.parent)]
+    places = _places(path)
+    sys.path[:0] = places
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         raise UserError(f"{path}: this config fails: {_in_one_line(error, path)}") from error
     finally:
-        del sys.path[:2]
+        del sys.path[: len(places)]
     if not hasattr(module, "get_config"):
         raise UserError(f"{path}: a config file defines get_config() and returns a ConfigDict; this one does not")
     try:

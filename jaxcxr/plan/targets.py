@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Iterator
 from typing import Any
 
+from jaxcxr import platforms
 from jaxcxr.errors import UserError
 from jaxcxr.parallel.chips import CHIPS, Chip
 
@@ -180,6 +181,7 @@ def devices(target: Target) -> list[Any]:
     if target.platform == "cpu":
         return jax.devices("cpu")[: target.chips]
     if target.platform == "cuda":
+        platforms.with_cuda_compiler()
         jax.devices()  # loads the plug-ins
         nodes = f"1x{target.slices}x{target.shape[0]}"
         description = topologies.get_topology_desc(platform="cuda", topology=nodes, target_config=_gpu(target.chip))

@@ -60,6 +60,7 @@ MAY_CHANGE = frozenset(
         "epochs",
         "stopping",
         "evaluation",
+        "loggers",
         "log_every",
         "eval_every",
         "eval_batches",

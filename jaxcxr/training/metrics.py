@@ -1,9 +1,9 @@
-"""Metrics and pictures to the workdir and TensorBoard."""
+"""Metrics and pictures to the workdir and to loggers."""
 
 import io
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -12,28 +12,38 @@ import numpy as np
 
 from jaxcxr.data.images import picture_of
 from jaxcxr.files import replace_file
+from jaxcxr.training import loggers
 from jaxcxr.workdir import METRICS, read_metric_lines
 
 
 class Metrics:
     """Writes scalars and pictures of one run that resumes after `start`, from the first process alone.
 
-    Scalars go to `metrics.jsonl`, pictures to `samples/`, both to `tensorboard/`; what is on record already is left.
+    Scalars go to `metrics.jsonl`, pictures to `samples/`, both to the loggers of `names`, which also get the config;
+    what is on record already is left. Pictures that are not `generated`, but hold images of the data set, stay here.
     Scalars may still be on their way from the device: each `write` puts the one before on the disk, so that the train
     step is never waited for. As a context it closes its files at the end, with what is pending unless the block failed.
     """
 
-    def __init__(self, workdir: Path, start: int):
+    def __init__(
+        self,
+        workdir: Path,
+        start: int,
+        names: Sequence[str] = ("tensorboard",),
+        config: Mapping[str, Any] | None = None,
+        *,
+        generated: bool = False,
+    ):
         self._pending: tuple[int, Mapping[str, Any]] | None = None
-        self._file = self._board = None
+        self._file: TextIO | None = None
+        self._loggers: list[loggers.Logger] = []
+        self._generated = generated
         self._workdir, self._on_record = workdir, set[tuple[int, str]]()
         if jax.process_index() == 0:
-            from tensorboardX import SummaryWriter
-
             self._file, self._on_record = _open_after(workdir, start)
             if self._sheet(start).is_file():
                 self._on_record.add((start, "samples"))
-            self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
+            self._loggers = loggers.opened(names, workdir, start, config or {})
 
     def write(self, step: int, values: Mapping[str, Any]) -> dict[str, float]:
         """Takes values of `step`, scalars and `by_timestep`; returns those written now, of an earlier step."""
@@ -48,22 +58,24 @@ class Metrics:
         step, values = self._pending
         self._pending = None
         scalars = {name: x for name, x in _scalars(values).items() if (step, name) not in self._on_record}
-        if scalars and self._file and self._board:
+        if scalars and self._file:
             # JSON has no NaN: null is what its readers know.
             known = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
             self._file.write(json.dumps({"step": step, **known}) + "\n")
-            for name, value in known.items():
-                if value is not None:  # tensorboardX complains of each
-                    self._board.add_scalar(name, value, step)
+            finite = {name: value for name, value in known.items() if value is not None}
+            for logger in self._loggers:
+                logger.write(step, finite)
         return scalars
 
     def picture(self, step: int, pixels: np.ndarray) -> None:
         """Writes a sheet, uint8 (H, W, C) of one or three channels."""
-        if self._board and (step, "samples") not in self._on_record:
+        if self._file and (step, "samples") not in self._on_record:
             png = io.BytesIO()
             picture_of(pixels).save(png, format="png")
             replace_file(self._sheet(step), png.getvalue())
-            self._board.add_image("samples", pixels, step, dataformats="HWC")
+            for logger in self._loggers:
+                if self._generated or not logger.leaves:
+                    logger.picture(step, pixels)
 
     def _sheet(self, step: int) -> Path:
         return self._workdir / "samples" / f"{step:08d}.png"
@@ -74,9 +86,10 @@ class Metrics:
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         if kind is None:
             self.flush()
-        if self._file and self._board:
+        if self._file:
             self._file.close()
-            self._board.close()
+        for logger in self._loggers:
+            logger.close(kind is not None)
 
 
 def _scalars(values: Mapping[str, Any]) -> dict[str, float]:

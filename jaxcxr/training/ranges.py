@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from jaxcxr import methods
 from jaxcxr.errors import UserError
-from jaxcxr.training import schema
+from jaxcxr.training import loggers, schema
 
 _COUNTED = (
     *("steps", "log_every", "eval_every", "sample_every", "checkpoint_every", "keep", "skip_nonfinite"),
@@ -70,6 +70,7 @@ def check(config: ConfigDict) -> None:
             value = operator.attrgetter(key)(config)
             if not fits(value):
                 raise UserError(f"config.{key}={value}: may be {allowed}")
+    loggers.check(config.loggers)
     method = methods.method(config)
     if config.data.cache and not method.cached:
         raise UserError(

@@ -204,6 +204,7 @@ class Run:
     objective: Objective = dataclasses.field(default_factory=Objective)
     optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
     samples: Samples = dataclasses.field(default_factory=Samples)
+    loggers: tuple[str, ...] = ("tensorboard",)
     log_every: int = 10
     eval_every: int = 500
     eval_batches: int = 4

@@ -1,6 +1,7 @@
 """The train loop; every run is this one, read from top to bottom."""
 
 import functools
+import json
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from jaxcxr import config as configs
 from jaxcxr import interop, methods
 from jaxcxr.data.loader import Batches
 from jaxcxr.data.records import EmptySplit
@@ -40,6 +42,7 @@ from jaxcxr.training.feed import (
 )
 from jaxcxr.training.metrics import Metrics
 from jaxcxr.training.model import compute_dtype, make_model, with_scaling_factor
+from jaxcxr.training.optimizer import learning_rate
 from jaxcxr.training.prior import with_prior
 from jaxcxr.training.program import Program, make_program
 from jaxcxr.training.progress import Progress, banner
@@ -108,7 +111,10 @@ def _train(
     del parameters
     values: Mapping[str, Any] = {}
 
-    metrics = Metrics(workdir, run.start)
+    plain, generated = json.loads(configs.to_json(config)), not methods.method(config).of_images
+    metrics = Metrics(workdir, run.start, config.loggers, plain, generated=generated)
+    schedule = learning_rate(config.optimizer, config.steps)
+    rate = jax.jit(lambda step, left_out: schedule(step - 1 - left_out))  # the optimizer counts its updates, from 0
     progress = Progress(workdir, config.steps, run.start, _banner(config, run, every))
     watch = Watch(config.skip_nonfinite, lambda step: run.batches_of("train").places(step - 1))
     speed = Speed(
@@ -119,7 +125,8 @@ def _train(
     )
 
     def log(step: int) -> None:
-        metrics.write(step, {**values, **speed.report()})
+        rated = {"learning_rate": rate(step, values["nonfinite/in_all"])}
+        metrics.write(step, {**values, **rated, **speed.report()})
 
     def evaluated(what: str, do: Callable[..., Any]) -> Any:
         return do(_WAYS[what], evaluator, run.program.adaptation.expand(averaged(state), frozen))
@@ -287,6 +294,8 @@ def _banner(config: ConfigDict, run: _Run, every: Mapping[str, int]) -> list[str
     lines = banner(config, run.program, images, run.start)
     if off := [text for what, text in _NEEDS_VALIDATION.items() if every[what] != config[f"{what}_every"]]:
         lines.append(_NO_VALIDATION.format(config.data.path, " and no ".join(off)))
+    if "wandb" in config.loggers and every["sample"] and methods.method(config).of_images:
+        lines.append("W&B gets no pictures of this run: they hold images of the data set, and stay in samples/")
     if what := unknown_to_diffusers(run.pipeline.files):
         lines.append(f"warning: the U-Net has {what}, which diffusers does not have: jaxcxr alone can read it")
     return lines

@@ -30,6 +30,7 @@ OTHER_PROGRAMS = {
     "launch/bases.sh",  # tests/launch
 }
 TINY = {
+    "configs": [],
     "phantoms": ["--patients", "40"],
     "prepare": ["--config.data.size=16", "--config.data.tokenizer_vocab=600"],
     "cache": ["--config.data.size=16", "--config.batch_size=4", "--config.dtype=float32"],
