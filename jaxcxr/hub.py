@@ -146,7 +146,7 @@ def push(folder: Path, repository: str, *, public: bool = False) -> str:
     from huggingface_hub.errors import RepositoryNotFoundError
 
     name, api = check_push(repository), _api()
-    with _in_one_line(name, "model", "the upload"):
+    with _kept(folder, repository), _in_one_line(name, "model", "the upload"):
         try:
             private = api.repo_info(repository).private
         except RepositoryNotFoundError:
@@ -159,6 +159,15 @@ def push(folder: Path, repository: str, *, public: bool = False) -> str:
             )
         api.upload_folder(repo_id=repository, folder_path=folder, commit_message=f"Upload by jaxcxr {__version__}")
     return _address(name, "model")
+
+
+@contextlib.contextmanager
+def _kept(folder: Path, repository: str) -> Iterator[None]:
+    """Adds to an error that the folder is there, and how to upload it without making it again."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{error}; {folder} is written, and hf upload {repository} {folder} uploads it") from error
 
 
 def check_push(repository: str) -> Name:

@@ -192,9 +192,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(403, error="Forbidden")
         if rest.startswith("/preupload/"):
             files = json.loads(body)["files"]
-            return self._send(
-                200, {"files": [{"path": each["path"], "uploadMode": "regular"} for each in files]}
-            )
+            return self._send(200, {"files": [{"path": each["path"], "uploadMode": "regular"} for each in files]})
         files = dict(repository.commits[repository.branches["main"]])
         for line in map(json.loads, body.splitlines()):
             if line["key"] == "file":
@@ -213,7 +211,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         for name, value in (headers or {}).items():
             self.send_header(name, value)
-        self.send_header("Content-Type", "application/octet-stream" if isinstance(content, bytes) else "application/json")
+        self.send_header(
+            "Content-Type", "application/octet-stream" if isinstance(content, bytes) else "application/json"
+        )
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         if self.command == "HEAD":

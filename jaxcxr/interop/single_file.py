@@ -48,8 +48,9 @@ def read(
 
     Args:
       path: a `.safetensors`, `.ckpt`, `.pt` or `.pth` file.
-      config: a diffusers folder, or the name of a repository of the hub, of which everything but the weights is taken. Without it the configs follow from
-        the tensors' shapes, for networks of Stable Diffusion 1 and 2, and there is no tokenizer.
+      config: a diffusers folder, or the name of a repository of the hub, of which everything but the weights is
+        taken. Without it the configs follow from the tensors' shapes, for networks of Stable Diffusion 1 and 2, and
+        there is no tokenizer.
       prediction_type: what the U-Net predicts: epsilon, v_prediction or sample. Without it the config says so; where
         there is none, epsilon is taken for Stable Diffusion 1.
       ema: take the U-Net's averaged weights where there are any.

@@ -39,7 +39,9 @@ def of_checkpoint(only: Iterable[str] | None = None, *, weights: bool = True) ->
         index = [name for name in CARRIED[""] if name in there]
         if index or any(f"{name}/config.json" in there for name in PUBLISHED):
             if other := [part for part in FOLDERS if any(file.startswith(f"{part}/") for file in files)]:
-                raise Absent(f"has {other[0]}/, which is no part of Stable Diffusion 1 or 2, whose pipelines alone are read")
+                raise Absent(
+                    f"has {other[0]}/, which is no part of Stable Diffusion 1 or 2, whose pipelines alone are read"
+                )
             found = [name for name in networks if f"{name}/config.json" in there]
             return [*index, *carried, *(_weights_of(found, there) if weights else [])]
         if "config.json" in there:  # a network alone
