@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -45,6 +46,9 @@ class Hub(ThreadingHTTPServer):
       got: how often each file was downloaded.
       asked: every request, `METHOD PATH`.
       tokens: every token that came.
+      ranges: the downloads that began in the middle, as (file, first byte).
+      commits: the repositories that were written to, a name a commit.
+      delay: of each download, in seconds.
     """
 
     daemon_threads = True
@@ -52,7 +56,7 @@ class Hub(ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.repositories, self.cuts, self.got, self.asked = {}, Counter(), Counter(), []
-        self.tokens, self.ranges, self.commits = set(), [], []
+        self.tokens, self.ranges, self.commits, self.delay = set(), [], [], 0.0
 
     @property
     def address(self):
@@ -63,8 +67,7 @@ class Hub(ThreadingHTTPServer):
         return self.repositories[f"{kind}/{name}"]
 
     def add_folder(self, name, folder, kind="models", **settings):
-        files = {each.relative_to(folder).as_posix(): each.read_bytes() for each in folder.rglob("*") if each.is_file()}
-        return self.add(name, files, kind, **settings)
+        return self.add(name, files_of(folder), kind, **settings)
 
 
 @contextlib.contextmanager
@@ -176,6 +179,7 @@ class _Handler(BaseHTTPRequestHandler):
             start, code = int(found[1]), 206
             self.server.ranges.append((file, start))
             headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+        time.sleep(self.server.delay)
         cut = self.server.cuts[file] > 0
         self.server.cuts[file] -= cut
         return self._send(code, data[start:], headers=headers, cut=cut)
@@ -223,3 +227,24 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.flush()
             self.connection.close()
             self.close_connection = True
+
+
+def fill_cache(cache, name, files, kind="models", branch="main"):
+    """Lays files out in a folder as huggingface_hub's cache does, links to blobs; returns the commit."""
+    commit = hashlib.sha1(repr(sorted(files.items())).encode()).hexdigest()
+    root = Path(cache) / f"{kind}--{name.replace('/', '--')}"
+    for file, data in files.items():
+        blob = root / "blobs" / hashlib.sha256(data).hexdigest()
+        blob.parent.mkdir(parents=True, exist_ok=True)
+        blob.write_bytes(data)
+        link = root / "snapshots" / commit / file
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(os.path.relpath(blob, link.parent))
+    (root / "refs").mkdir(exist_ok=True)
+    (root / "refs" / branch).write_text(commit)
+    return commit
+
+
+def files_of(folder):
+    """The files of a folder by their names in it."""
+    return {each.relative_to(folder).as_posix(): each.read_bytes() for each in folder.rglob("*") if each.is_file()}
