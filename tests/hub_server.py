@@ -196,7 +196,10 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(403, error="Forbidden")
         if rest.startswith("/preupload/"):
             files = json.loads(body)["files"]
-            return self._send(200, {"files": [{"path": each["path"], "uploadMode": "regular"} for each in files]})
+            return self._send(
+                200,
+                {"files": [{"path": each["path"], "uploadMode": "regular", "shouldIgnore": False} for each in files]},
+            )
         files = dict(repository.commits[repository.branches["main"]])
         for line in map(json.loads, body.splitlines()):
             if line["key"] == "file":

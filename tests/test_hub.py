@@ -12,7 +12,7 @@ from jaxcxr.__main__ import main
 from jaxcxr.data import tokens
 from jaxcxr.errors import UserError
 from jaxcxr.hub import Name
-from jaxcxr.interop import wanted
+from jaxcxr.interop import adapters, wanted
 from jaxcxr.training.pinned import pinned
 from tests import hub_server
 from tests.hub_server import TOKEN
@@ -22,7 +22,7 @@ FIND = """
 import json, sys
 from jaxcxr import hub
 from jaxcxr.errors import UserError
-for name in json.loads(sys.stdin.read() if not NAMES else NAMES):
+for name in json.loads(NAMES):
     try:
         print(json.dumps(["found", str(hub.find(name, lambda files: [file for file in files if file != "unneeded"]))]))
     except UserError as error:
@@ -32,6 +32,7 @@ for name in json.loads(sys.stdin.read() if not NAMES else NAMES):
 
 def find(names, home, server=None, token=None, before="", **env):
     """What `hub.find` says of each name in a process of its own, and the process."""
+    home.mkdir(exist_ok=True)
     code = f"NAMES = {json.dumps(names)!r}\n{before}\n{FIND}"
     done = hub_server.run(code, hub_server.environment(home, server, token, **env), cwd=home)
     assert done.returncode == 0, done.stderr
@@ -247,7 +248,7 @@ def test_a_tokenizer_an_adapter_and_a_network_of_features_have_names_too(cache, 
 
     hub_server.fill_cache(cache, "org/lora", {"pytorch_lora_weights.safetensors": b"broken"})
     with pytest.raises(UserError, match=r"pytorch_lora_weights\.safetensors: "):
-        interop.adapters.merged(interop.read("phantom"), ["org/lora"], [])
+        adapters.merged(interop.read("phantom"), ["org/lora"], [])
     from jaxcxr.evaluation.extractors import choose_all
 
     hub_server.fill_cache(cache, "org/clip", {"model.safetensors": b"broken"})
@@ -421,3 +422,20 @@ def test_convert_reads_from_the_hub_and_pushes_to_it(server, tmp_path, phantom):
     assert b"Converted without training" in files["README.md"]
     assert "unet/diffusion_pytorch_model.bin" not in server.got
     assert WEIGHTS not in server.got, "the autoencoder alone was asked for"
+
+
+def test_a_manifest_names_the_commit_and_another_commit_is_another_job(cache, phantom, capsys):
+    commit = hub_server.fill_cache(cache, "org/phantom", phantom)
+    draw = ["sample", "--checkpoint", "org/phantom", "--prompt", "Small effusion.", "--steps", "1", "--out", "drawn"]
+    assert main(draw) == 0
+    rows = [json.loads(line) for line in (cache.parent / "drawn/manifest.jsonl").read_text().splitlines()]
+    assert rows[0]["checkpoint"] == f"org/phantom@{commit}"
+    assert main(draw) == 0
+    assert "already sampled" in capsys.readouterr().out
+
+    hub_server.fill_cache(cache, "org/phantom", {**phantom, "README.md": b"new"})
+    hub._look_up.cache_clear()
+    assert main(draw) == 2
+    assert (
+        f"drawn: holds samples of other prompts or settings (org/phantom@{commit}, not org" in capsys.readouterr().err
+    )

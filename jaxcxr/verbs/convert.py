@@ -34,7 +34,7 @@ EXAMPLE = "jaxcxr convert runs/phantom/diffusion runs/phantom/diffusers --to dif
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's options."""
-    parser.add_argument("source", type=Path, metavar="SRC", help="checkpoint of any kind")
+    parser.add_argument("source", type=Path, metavar="SRC", help="checkpoint of any kind, or ORG/NAME of the hub")
     parser.add_argument("destination", type=Path, metavar="DST", help="folder or file to write, new")
     parser.add_argument(
         "--to", required=True, choices=["diffusers", "orbax", "single-file", *_ADAPTERS, "embedding", "controlnet"]
