@@ -436,6 +436,5 @@ def test_a_manifest_names_the_commit_and_another_commit_is_another_job(cache, ph
     hub_server.fill_cache(cache, "org/phantom", {**phantom, "README.md": b"new"})
     hub._look_up.cache_clear()
     assert main(draw) == 2
-    assert (
-        f"drawn: holds samples of other prompts or settings (org/phantom@{commit}, not org" in capsys.readouterr().err
-    )
+    said = capsys.readouterr().err
+    assert f"drawn: holds samples of other prompts or settings (org/phantom@{commit}, not org/phantom@" in said

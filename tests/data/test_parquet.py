@@ -182,3 +182,26 @@ def test_of_a_data_set_of_the_hub_the_files_that_are_read_are_wanted():
         wanted(["README.md", "images.zip"])
     with pytest.raises(Absent, match="neither pictures nor Parquet"):
         wanted(["README.md"])
+
+
+def test_what_datasets_writes_is_read_as_datasets_reads_it(tmp_path):
+    datasets = pytest.importorskip("datasets", reason="wants Hugging Face's datasets")
+    pixels = np.random.default_rng(0).integers(0, 256, (7, 12, 20), np.uint8)
+    columns = {
+        "image": [Image.fromarray(each) for each in pixels],
+        "text": [f"text number {number} of it" for number in range(7)],
+        "label": [number % 3 for number in range(7)],
+    }
+    names = datasets.ClassLabel(names=["Normal", "Effusion", "Nodule"])
+    features = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string"), "label": names})
+    made = datasets.Dataset.from_dict(columns, features=features)
+    made.to_parquet(tmp_path / "train-00000-of-00001.parquet", batch_size=3)
+    files = {"train": str(tmp_path / "train-00000-of-00001.parquet")}
+    theirs = datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=str(tmp_path / "cache"))
+
+    source, found = listed(tmp_path, validate_share=0.0)
+    assert len(found) == len(theirs) == 7
+    for row, ours in zip(theirs, found, strict=True):
+        np.testing.assert_array_equal(np.asarray(source.picture(ours)), np.asarray(row["image"]))
+        assert ours.known["report"] == row["text"]
+        assert ours.labels == (theirs.features["label"].int2str(row["label"]),)
