@@ -85,7 +85,8 @@ def running():
 def environment(home, hub=None, token=None, **more):
     """What a process needs to use this hub, and no settings of the machine."""
     env = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
-    env |= {"HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1", "PYTHONPATH": str(_ROOT), "HF_HUB_DISABLE_XET": "1"}
+    env |= {"HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "1"}
+    env["PYTHONPATH"] = os.pathsep.join([str(_ROOT), *filter(None, [env.get("PYTHONPATH")])])
     env |= {"HF_ENDPOINT": hub.address} if hub else {"HF_HUB_OFFLINE": "1"}
     return env | ({"HF_TOKEN": token} if token else {}) | more
 

@@ -92,7 +92,7 @@ def _classes(file: Path, metadata: Mapping[bytes, bytes] | None) -> dict[str, li
     where = f"{file}: its schema's description"
     info: dict[str, Any] = parsing.parse_json(described, dict[str, Any], where, remedy="fetch it again")
     features = (info.get("info") or {}).get("features") if isinstance(info.get("info") or {}, dict) else None
-    found = {}
+    found: dict[str, list[str]] = {}
     for name, feature in (features or {}).items() if isinstance(features, dict) else ():
         inner = feature.get("feature", feature) if isinstance(feature, dict) else {}
         if isinstance(inner, dict) and inner.get("_type") == "ClassLabel":
