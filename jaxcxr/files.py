@@ -33,6 +33,8 @@ def check_local(path: object, what: str = "") -> None:
     found = _URL.match(str(path)) if isinstance(path, str | Path) else None
     if found and (found[2] == "//" or isinstance(path, Path)):  # a Path has made one slash of two
         rest = str(path)[found.end() :]
+        if found[1] == "hf" or rest.startswith(("huggingface.co/", "hf.co/")):
+            raise UserError(f"{what}{found[1]}://{rest}: is an address; give the repository's name alone, as ORG/NAME")
         raise UserError(
             f"{what}{found[1]}://{rest}: only files and folders of this machine are read and written;"
             " mount the bucket or download it, and give the local path"

@@ -1,3 +1,4 @@
+import io
 import json
 import subprocess
 import sys
@@ -6,10 +7,13 @@ import numpy as np
 import pytest
 from huggingface_hub import constants
 from ml_collections import ConfigDict
+from PIL import Image
 
 from jaxcxr import bases, hub, interop
 from jaxcxr.__main__ import main
 from jaxcxr.data import tokens
+from jaxcxr.data.prepare import prepare
+from jaxcxr.data.settings import defaults
 from jaxcxr.errors import UserError
 from jaxcxr.hub import Name
 from jaxcxr.interop import adapters, wanted
@@ -254,6 +258,46 @@ def test_a_tokenizer_an_adapter_and_a_network_of_features_have_names_too(cache, 
     hub_server.fill_cache(cache, "org/clip", {"model.safetensors": b"broken"})
     with pytest.raises(UserError, match=r"model\.safetensors: "):
         choose_all(["clip-b-32"], ["clip-b-32=org/clip"])
+
+
+def test_a_plan_and_an_evaluation_read_names_too(cache, phantom):
+    from jaxcxr.evaluation.sets import open_set
+    from jaxcxr.plan import networks
+
+    without = {name: data for name, data in phantom.items() if not name.endswith(".safetensors")}
+    hub_server.fill_cache(cache, "org/configs", without)
+    assert networks._files("org/configs") == interop.read("phantom").files
+    drawn = {f"{value}.png": png(value) for value in range(3)}
+    hub_server.fill_cache(cache, "org/drawn", drawn, "datasets")
+    assert len(open_set("org/drawn").items) == 3
+    hub_server.fill_cache(cache, "org/shards", {"data/train-00000-of-00001.parquet": b""}, "datasets")
+    with pytest.raises(UserError, match="org/shards: is in Parquet; .* jaxcxr prepare --source"):
+        open_set("org/shards")
+
+
+def png(value):
+    data = io.BytesIO()
+    Image.fromarray(np.full((16, 16), value, np.uint8)).save(data, "PNG")
+    return data.getvalue()
+
+
+@pytest.mark.parametrize("address", ["hf://org/name", "https://huggingface.co/org/name"])
+def test_an_address_of_the_hub_is_refused_with_the_form_of_a_name(address, capsys):
+    assert main(["sample", "--checkpoint", address, "--prompt", "x", "--out", "o"]) == 2
+    assert "give the repository's name alone, as ORG/NAME" in capsys.readouterr().err
+
+
+def test_a_data_set_of_the_hub_is_prepared(cache, tmp_path):
+    pytest.importorskip("tensorflow_datasets", reason="is of jaxcxr[data]")
+    rows = [{"file_name": f"{value}.png", "text": f"Small effusion number {value}."} for value in range(6)]
+    files = {f"train/{value}.png": png(value) for value in range(6)}
+    files["train/metadata.jsonl"] = "\n".join(map(json.dumps, rows)).encode()
+    hub_server.fill_cache(cache, "org/films", {**files, "README.md": b"about"}, "datasets")
+    config = ConfigDict({**defaults(), "size": 16, "views": (), "tokenizer_vocab": 600})
+    summary = prepare(config, "org/films", tmp_path / "out", workers=1)
+    assert (summary.source, summary.splits["train"]) == ("ImageFolder", 5)
+    with pytest.raises(UserError, match="org/none: no such file or folder here, and no data set of that name"):
+        prepare(config, "org/none", tmp_path / "other", workers=1)
 
 
 def test_the_needed_files_are_downloaded_once_and_are_there_offline(server, tmp_path):

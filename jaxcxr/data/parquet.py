@@ -59,27 +59,27 @@ def opened(file: Path) -> Iterator[Any]:
       UserError: pyarrow is not installed, or the file is damaged, now or later in the block.
     """
     try:
-        import pyarrow
         import pyarrow.parquet
     except ImportError as error:
         raise UserError(f"{file}: pyarrow is not installed; type pip install 'jaxcxr[data]'") from error
     try:
         with pyarrow.parquet.ParquetFile(file) as table:
             yield table
-    except (pyarrow.ArrowException, OSError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # of pyarrow's own classes, and Python's where a text is not UTF-8 or a time is none
         raise UserError(f"{file}: cannot be read ({one_line(type(error).__name__)}); fetch it again") from error
 
 
-def read_rows(file: Path, without: str = "") -> Iterator[dict[str, Any]]:
-    """Yields the rows of a table as dicts, without one of its columns; numbers of classes become their names.
+def read_rows(file: Path) -> Iterator[dict[str, Any]]:
+    """Yields the rows of a table as dicts of its `_columns`; numbers of classes become their names.
 
     Raises:
       UserError: as `opened`.
     """
     with opened(file) as table:
-        schema = table.schema_arrow
-        names = _classes(file, schema.metadata)
-        for batch in table.iter_batches(256, columns=[name for name in schema.names if name != without]):
+        names = _classes(file, table.schema_arrow.metadata)
+        for batch in table.iter_batches(256, columns=_columns(table.schema_arrow)):
             for row in batch.to_pylist():
                 yield {key: _named(value, names[key]) if key in names else value for key, value in row.items()}
 
@@ -130,10 +130,11 @@ class ParquetFolder(Source):
         """The rows of the shards; see the base class."""
         for file, split in find(self.folder).items():
             with opened(file) as table:
-                column, columns = _pictures(file, table.schema_arrow), set(table.schema_arrow.names)
-            offered = {image_folder.field_of(name) for name in columns - {column} if image_folder.is_field(name)}
+                _pictures(file, table.schema_arrow)
+                columns = _columns(table.schema_arrow)
+            offered = {image_folder.field_of(name) for name in columns if image_folder.is_field(name)}
             check_templates(self.settings.prompts, offered, str(file))
-            for number, values in enumerate(read_rows(file, column)):
+            for number, values in enumerate(read_rows(file)):
                 yield self.where(file, number + 1), _Row(file, number, split, values)
 
     def candidate(self, row: _Row) -> Candidate:
@@ -154,14 +155,21 @@ class ParquetFolder(Source):
             raise Rejected("missing_image")
         return images.picture_in(data, self.settings.max_pixels)
 
+    @functools.cached_property
+    def _starts(self) -> Any:
+        return functools.lru_cache(maxsize=4096)(_starts)
+
+    @functools.cached_property
+    def _encoded(self) -> Any:
+        return functools.lru_cache(maxsize=2)(_encoded)
+
     def _group(self, file: Path, number: int) -> tuple[int, Any]:
         """The first row of the row group that row `number` is in, and its encoded pictures."""
-        starts = _starts(file)
+        starts = self._starts(file)
         group = next(place for place in reversed(range(len(starts))) if starts[place] <= number)
-        return starts[group], _encoded(file, group)
+        return starts[group], self._encoded(file, group)
 
 
-@functools.lru_cache(maxsize=4096)
 def _starts(file: Path) -> list[int]:
     """The first row of each row group."""
     with opened(file) as table:
@@ -169,7 +177,6 @@ def _starts(file: Path) -> list[int]:
     return [sum(sizes[:group]) for group in range(len(sizes))]
 
 
-@functools.lru_cache(maxsize=2)
 def _encoded(file: Path, group: int) -> Any:
     """The encoded pictures of a row group."""
     with opened(file) as table:
@@ -189,6 +196,18 @@ def _pictures(file: Path, schema: Any) -> str:
     raise UserError(
         f"{file}: has {what} image, a struct of bytes and path; its columns are {names_to_print(schema.names)}"
     )
+
+
+def _columns(schema: Any) -> list[str]:
+    """The columns of texts, numbers and lists of these: neither pictures nor other bytes, which may be large."""
+    from pyarrow import types
+
+    def is_plain(kind: Any) -> bool:
+        if types.is_list(kind) or types.is_large_list(kind):
+            return is_plain(kind.value_type)
+        return not (types.is_nested(kind) or types.is_binary(kind) or types.is_large_binary(kind))
+
+    return [field.name for field in schema if is_plain(field.type)]
 
 
 def _is_pictures(kind: Any) -> bool:

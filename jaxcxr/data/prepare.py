@@ -28,7 +28,7 @@ from jaxcxr.files import begun_folder, replace_file
 
 
 def prepare(
-    config_data: ConfigDict, folder: Path, out: Path, *, workers: int | None = None, beam: Sequence[str] = ()
+    config_data: ConfigDict, folder: str | Path, out: Path, *, workers: int | None = None, beam: Sequence[str] = ()
 ) -> Summary:
     """Prepares `folder`, raw data of any kind that `source.kinds` lists, into the new folder `out`.
 

@@ -158,7 +158,7 @@ def wanted(files: Sequence[str]) -> list[str]:
     raise hub.Absent("has neither pictures nor Parquet files of a data set")
 
 
-def open_source(folder: Path, settings: Settings) -> Source:
+def open_source(folder: str | Path, settings: Settings) -> Source:
     """Opens a folder of raw data of any kind, here or of the hub.
 
     Raises:

@@ -94,11 +94,13 @@ def test_prepared_and_raw_are_the_same_pictures(data_set, tmp_path):
 
 def test_further_columns_are_fields_and_patients_stay_together(tmp_path):
     patients = [f"p{value // 2}" for value in range(8)]
-    write(tmp_path, "train.parquet", range(8), patient=patients, split=["test"] * 4 + ["train"] * 4, age=[50] * 8)
+    splits, masks = ["test"] * 4 + ["train"] * 4, [{"bytes": b"m", "path": "m.png"}] * 8
+    write(tmp_path, "train.parquet", range(8), patient=patients, split=splits, age=[50] * 8, mask=masks)
     _, found = listed(tmp_path, prompts=("Age {age}. {report}",), validate_share=0.0)
     assert [each.patient for each in found] == patients
     assert [each.split for each in found] == ["test"] * 4 + ["train"] * 4
     assert found[0].known["age"] == "50"
+    assert "mask" not in found[0].known
 
 
 def test_a_row_without_a_picture_or_with_a_broken_one_is_bad(tmp_path):
