@@ -270,6 +270,10 @@ def test_a_plan_and_an_evaluation_read_names_too(cache, phantom):
     drawn = {f"{value}.png": png(value) for value in range(3)}
     hub_server.fill_cache(cache, "org/drawn", drawn, "datasets")
     assert len(open_set("org/drawn").items) == 3
+    row = json.dumps({"file_name": "1.png", "text": "Small effusion."}).encode()
+    hub_server.fill_cache(cache, "org/told", {**drawn, "metadata.jsonl": row}, "datasets")
+    (item,) = open_set("org/told").items
+    assert item.text == "Small effusion."
     hub_server.fill_cache(cache, "org/shards", {"data/train-00000-of-00001.parquet": b""}, "datasets")
     with pytest.raises(UserError, match="org/shards: is in Parquet; .* jaxcxr prepare --source"):
         open_set("org/shards")

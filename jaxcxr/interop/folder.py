@@ -8,6 +8,7 @@ from typing import NamedTuple
 from jaxcxr import parsing
 from jaxcxr.data import tokens
 from jaxcxr.errors import UserError
+from jaxcxr.files import hub_blobs
 
 _CONFIG_BYTES = 4 * 2**20  # of a config.json; a long list of betas has a tenth of that
 
@@ -100,17 +101,9 @@ def has_file(file: Path, root: Path) -> bool:
         if not file.is_file():
             return False
         target = file.resolve(strict=True)
-        allowed = [root.resolve(), *_blobs(root)]
+        allowed = [root.resolve(), *hub_blobs(root)]
     except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: links that lead to themselves
         raise UserError(f"{file}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
     if not any(target.is_relative_to(folder) for folder in allowed):
         raise UserError(f"{file}: links out of the checkpoint's folder and is not followed; put the file itself there")
     return True
-
-
-def _blobs(root: Path) -> list[Path]:
-    """Where a snapshot of the hub's cache, `…/snapshots/REVISION`, keeps its files: `…/blobs`."""
-    for folder in (root.absolute(), *root.absolute().parents):
-        if folder.name == "snapshots" and (blobs := folder.with_name("blobs")).is_dir():
-            return [blobs.resolve()]
-    return []
