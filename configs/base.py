@@ -45,7 +45,7 @@ def get_config() -> ConfigDict:
     config.data.cache = ""  # the folder that `jaxcxr cache` wrote of it; empty: images are encoded on the way
 
     config.model = ConfigDict()
-    config.model.base = ""  # checkpoint of the networks that are not described below
+    config.model.base = ""  # checkpoint of the networks that are not described below; ORG/NAME: one of the hub
     config.model.text_encoder_base = ""  # checkpoint of the text encoder and its tokenizer, where it is another
     # How the base's U-Net takes that one: linear or mlp, a projection of its states, or cross_attention, new keys and
     # values; empty: as it is.

@@ -29,6 +29,7 @@ from jaxcxr.parallel import processes, rules
 from jaxcxr.training import ranges
 from jaxcxr.training.feed import tokenizer_folder, with_size
 from jaxcxr.training.model import compute_dtype, with_text_encoder
+from jaxcxr.training.pinned import pinned
 from jaxcxr.training.prepared import check_settings, describe
 
 
@@ -48,7 +49,7 @@ def cache(config: ConfigDict, out: Path, dtype: str = "bfloat16", *, text: bool 
       UserError: the data or the base cannot be read, `out` holds something else, or another job is writing it.
     """
     ranges.check(config)
-    config = with_size(config)
+    config = with_size(pinned(config))
     check_settings(config, describe(config))
     summary = Summary.require(Path(config.data.path))
     pipeline = _frozen(config, text)

@@ -33,6 +33,8 @@ def check_local(path: object, what: str = "") -> None:
     found = _URL.match(str(path)) if isinstance(path, str | Path) else None
     if found and (found[2] == "//" or isinstance(path, Path)):  # a Path has made one slash of two
         rest = str(path)[found.end() :]
+        if found[1] == "hf" or rest.startswith(("huggingface.co/", "hf.co/")):
+            raise UserError(f"{what}{found[1]}://{rest}: is an address; give the repository's name alone, as ORG/NAME")
         raise UserError(
             f"{what}{found[1]}://{rest}: only files and folders of this machine are read and written;"
             " mount the bucket or download it, and give the local path"
@@ -216,18 +218,27 @@ def missing(files: Sequence[Path]) -> list[int]:
     return [place for place, file in enumerate(files) if not file.is_file()]
 
 
+def hub_blobs(folder: Path) -> list[Path]:
+    """Where a snapshot of the Hugging Face Hub's cache, `…/snapshots/COMMIT`, has what its links lead to: `…/blobs`."""
+    for each in (folder.absolute(), *folder.absolute().parents):
+        if each.name == "snapshots" and (blobs := each.with_name("blobs")).is_dir():
+            return [blobs.resolve()]
+    return []
+
+
 def inside(folder: Path, name: str) -> Path:
-    """The regular file of the relative name `name` in a folder, links followed.
+    """The regular file of the relative name `name` in a folder, links followed; but not those of the hub's cache.
 
     Raises:
       UserError: it is absent, is no regular file, or lies outside of the folder.
     """
     try:
         file = (folder / name).resolve()
-        if Path(name).is_absolute() or not file.is_relative_to(folder.resolve()):
+        within = file.is_relative_to(folder.resolve())
+        if Path(name).is_absolute() or not (within or any(map(file.is_relative_to, hub_blobs(folder)))):
             raise UserError(f"{folder}: names {name[:100]!r}, which lies outside of it; names are relative to it")
         if file.is_file():
-            return file
+            return file if within else folder / name  # a blob's own name has no suffix
     except (OSError, ValueError):  # ValueError: a null byte in the name
         pass
     raise UserError(f"{folder}: has no file {name[:100]!r}, though it is listed; write the folder again")

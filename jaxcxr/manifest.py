@@ -17,7 +17,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from jaxcxr import parsing, requests
 from jaxcxr.draw import Options
-from jaxcxr.errors import UserError
+from jaxcxr.errors import UserError, one_line
 from jaxcxr.files import new_file, replace_file
 from jaxcxr.requests import Request
 from jaxcxr.rows import Rows
@@ -91,7 +91,9 @@ class Settings(Options):
             if "size" in row and row["size"] is None:  # of an older version: any size may be it
                 want = {**want, "size": None}
             if {**row, step: None} != {**want, step: None} or not isinstance(row.get(step), int | None):
-                raise UserError(f"{out}: holds samples of other prompts or settings; name another --out")
+                was, now = (str(each.get("checkpoint")) for each in (row, want))
+                other = f" ({one_line(was)}, not {now})" if was != now else ""
+                raise UserError(f"{out}: holds samples of other prompts or settings{other}; name another --out")
             if row != want:
                 moved = f"of step {row.get(step)} of {row['checkpoint']}, which is at {want[step]}"
             elif not lost and not is_whole(out / row["file_name"]):

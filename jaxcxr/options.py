@@ -47,7 +47,7 @@ def add_adapters(parser: argparse.ArgumentParser, purpose: str) -> None:
         action="append",
         default=[],
         metavar="PATH",
-        help=f"LoRA or textual inversion to {purpose}: file, folder or workdir; may be given several times",
+        help=f"LoRA or textual inversion to {purpose}: file, folder, workdir or ORG/NAME of the hub; may be repeated",
     )
     parser.add_argument(
         "--adapter-weight",

@@ -169,7 +169,7 @@ def load(
     """Reads a checkpoint of any kind, ready to draw.
 
     Args:
-      path: a workdir, a diffusers folder, or whatever `interop.read` knows.
+      path: a workdir, a diffusers folder, `ORG/NAME` of the Hugging Face Hub, or whatever else `interop.read` knows.
       dtype: of the computation, float32 or bfloat16; None for float32 on CPUs and bfloat16 elsewhere.
       weights: of a workdir, ema or raw.
       adapter: one or several to merge into it, each a .safetensors file, a folder or a workdir.
@@ -187,7 +187,7 @@ def load(
     strengths = [adapter_weight] if isinstance(adapter_weight, int | float) else list(adapter_weight)
     checkpoint = adapters.merged(interop.read(path, ema=weights == "ema"), paths, strengths, ema=weights == "ema")
     if controlnet is not None:
-        checkpoint = interop.with_controlnet(checkpoint, Path(controlnet), ema=weights == "ema")
+        checkpoint = interop.with_controlnet(checkpoint, controlnet, ema=weights == "ema")
     return Pipeline(interop.load_read(checkpoint, dtype=jnp.dtype(dtype)))
 
 

@@ -9,11 +9,12 @@ from jaxcxr.data.prompts import check_templates
 from jaxcxr.data.records import ANY_ID, Candidate, Where, check_ids
 from jaxcxr.data.source import Source
 
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".dcm"}
+SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".dcm"}
+"""Of pictures."""
 
 
 def _pictures(folder: Path) -> Iterator[Path]:
-    return (path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES)
+    return (path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
 
 
 def find(source: Path) -> dict[Path, str]:

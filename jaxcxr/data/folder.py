@@ -1,4 +1,4 @@
-"""Image folders in the Hugging Face convention: pictures and a metadata.jsonl or .csv with their `file_name`."""
+"""Image folders in the Hugging Face convention: pictures and a metadata.jsonl, .csv or .parquet with `file_name`s."""
 
 import dataclasses
 import re
@@ -22,7 +22,10 @@ SPLIT_NAMES = {
 }
 """The names of splits in that convention, and ours."""
 
-_NAMES = ("metadata.jsonl", "metadata.csv")
+METADATA_PARQUET = "metadata.parquet"
+NAMES = ("metadata.jsonl", "metadata.csv", METADATA_PARQUET)
+"""The metadata files; the first of them that is there is read."""
+
 _IMAGE, _TEXT = "file_name", "text"
 _ID = r"(?=.{1,64}$)\S+( \S+){0,2}"  # of a patient or study: at most three words, which reports have more of
 
@@ -39,8 +42,8 @@ class _Stated:
 
 
 def _metadata(folder: Path) -> Path | None:
-    """The metadata file of a folder; the first of `_NAMES` if it has both."""
-    return next((path for name in _NAMES if (path := folder / name).is_file()), None)
+    """The metadata file of a folder; the first of `NAMES` if it has several."""
+    return next((path for name in NAMES if (path := folder / name).is_file()), None)
 
 
 def find(source: Path) -> dict[Path, str]:
@@ -66,6 +69,11 @@ def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | Rejected]]:
                 continue
             labels = [label.strip() for label in re.split(r"[|;]", cells.get("labels", ""))]
             yield number, cells | ({"labels": list(filter(None, labels))} if "labels" in cells else {})
+        return
+    if path.name == METADATA_PARQUET:
+        from jaxcxr.data import parquet
+
+        yield from enumerate(parquet.read_rows(path), 1)
         return
     try:
         with path.open("rb") as file:
@@ -99,7 +107,7 @@ class _Row(NamedTuple):
 class ImageFolder(Source):
     """Pictures with a row each: `text` is the report, `split`, `view`, `patient`, `study` and `labels` are optional."""
 
-    signs = "metadata.jsonl or metadata.csv (here or in train/)"
+    signs = "metadata.jsonl, .csv or .parquet (here or in train/)"
     licence = "That of the images and texts it was made of."
 
     @classmethod
@@ -114,7 +122,7 @@ class ImageFolder(Source):
             columns = {key for _, row in rows if isinstance(row, dict) for key in row}
             if _IMAGE not in columns:
                 raise UserError(f"{path}: no column {_IMAGE}; it has {names_to_print(sorted(columns))}")
-            offered = {"report" if name == _TEXT else name for name in columns - {_IMAGE} if _is_field(name)}
+            offered = {field_of(name) for name in columns - {_IMAGE} if is_field(name)}
             check_templates(self.settings.prompts, offered, str(path))
             for line, row in rows:
                 yield self.where(path, line), row if isinstance(row, Rejected) else _Row(path.parent, split, row)
@@ -124,23 +132,38 @@ class ImageFolder(Source):
         values = row.values
         if not (isinstance(values.get("file_name"), str) and values["file_name"]):
             raise Rejected("row_without_file_name")
-        _stated(values, _Stated, "value_of_another_type")
-        _stated(values.get("labels"), list[str] | None, "labels_not_a_list")
         image = joined_below(row.root, values["file_name"])
-        name = image.relative_to(self.folder).as_posix()
-        check_ids(ANY_ID, name)
-        check_ids(_ID, *(said for key in ("patient", "study") if (said := _word(values, key))))
-        stated, patient = _word(values, "split", row.split), _word(values, "patient", name)
-        return Candidate(
-            id=name,
-            split=self.split_of(patient, SPLIT_NAMES.get(stated, stated)),
-            patient=patient,
-            study=_word(values, "study", name),
-            view=_word(values, "view"),
-            labels=tuple(values.get("labels") or ()),
-            image=str(image),
-            known=_known(values),
-        )
+        return candidate(self, image.relative_to(self.folder).as_posix(), str(image), row.split, values)
+
+
+def candidate(source: Source, name: str, image: str, split: str, values: dict[str, Any]) -> Candidate:
+    """The candidate of a row.
+
+    Args:
+      source: that has it.
+      name: its id.
+      image: where its picture is.
+      split: where the row states none.
+      values: of the row, by column.
+
+    Raises:
+      Rejected: a value is of another type, or an id of another form.
+    """
+    _stated(values, _Stated, "value_of_another_type")
+    _stated(values.get("labels"), list[str] | None, "labels_not_a_list")
+    check_ids(ANY_ID, name)
+    check_ids(_ID, *(said for key in ("patient", "study") if (said := _word(values, key))))
+    stated, patient = _word(values, "split", split), _word(values, "patient", name)
+    return Candidate(
+        id=name,
+        split=source.split_of(patient, SPLIT_NAMES.get(stated, stated)),
+        patient=patient,
+        study=_word(values, "study", name),
+        view=_word(values, "view"),
+        labels=tuple(values.get("labels") or ()),
+        image=image,
+        known=_known(values),
+    )
 
 
 def _stated(value: Any, kind: Any, reason: str) -> None:
@@ -150,7 +173,12 @@ def _stated(value: Any, kind: Any, reason: str) -> None:
         raise Rejected(reason) from error
 
 
-def _is_field(name: str) -> bool:
+def field_of(column: str) -> str:
+    """What prompts call a column."""
+    return "report" if column == _TEXT else column
+
+
+def is_field(name: str) -> bool:
     """Whether a prompt can ask for a column; other names may be text of a shifted row."""
     return name.isidentifier() and len(name) <= 40
 
@@ -159,7 +187,7 @@ def _known(row: dict[str, Any]) -> dict[str, str]:
     values = {
         key: reports.fold(", ".join(map(str, value)) if isinstance(value, list) else _word(row, key))
         for key, value in row.items()
-        if key not in (_IMAGE, _TEXT) and _is_field(key)
+        if key not in (_IMAGE, _TEXT) and is_field(key)
     }
     text = row.get(_TEXT)
     return values | ({"report": reports.fold(text) if isinstance(text, str) else ""} if _TEXT in row else {})

@@ -53,8 +53,19 @@ def open_picture(path: Path, most_pixels: int = DEFAULT_PIXELS) -> Image.Image:
       UnreadableImage: it is of another format, or larger than allowed.
     """
     require_bytes(path, most_pixels)
+    return _opened(path, most_pixels)
+
+
+def picture_in(data: bytes, most_pixels: int = DEFAULT_PIXELS) -> Image.Image:
+    """Opens the picture that a file's content is, as `open_picture`."""
+    if len(data) > MOST_BYTES * most_pixels + 2**20:
+        raise UnreadableImage("too many bytes", "image_too_large")
+    return _opened(io.BytesIO(data), most_pixels)
+
+
+def _opened(file: Path | io.BytesIO, most_pixels: int) -> Image.Image:
     try:
-        image = Image.open(path, formats=FORMATS)
+        image = Image.open(file, formats=FORMATS)
     except UnidentifiedImageError:
         raise UnreadableImage(f"neither {', '.join(FORMATS[:-1])} nor {FORMATS[-1]}") from None
     except Image.DecompressionBombError:

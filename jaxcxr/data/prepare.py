@@ -14,6 +14,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from jaxcxr import hub
 from jaxcxr.data import card, shards, sheet, tokens
 from jaxcxr.data.ledger import Ledger
 from jaxcxr.data.loader import Records
@@ -27,7 +28,7 @@ from jaxcxr.files import begun_folder, replace_file
 
 
 def prepare(
-    config_data: ConfigDict, folder: Path, out: Path, *, workers: int | None = None, beam: Sequence[str] = ()
+    config_data: ConfigDict, folder: str | Path, out: Path, *, workers: int | None = None, beam: Sequence[str] = ()
 ) -> Summary:
     """Prepares `folder`, raw data of any kind that `source.kinds` lists, into the new folder `out`.
 
@@ -37,7 +38,7 @@ def prepare(
 
     Args:
       config_data: the `data` section of a config.
-      folder: the raw data.
+      folder: the raw data, or the name of a data set of the Hugging Face Hub.
       out: the folder to write.
       workers: processes, and `beam`: options of an Apache Beam pipeline in their place; see `shards.make`.
 
@@ -49,6 +50,7 @@ def prepare(
     if not out.name:
         raise UserError(f"{out}: is no name of a new folder; give one")
     settings = Settings.from_config(config_data)
+    settings = dataclasses.replace(settings, tokenizer=hub.pinned(settings.tokenizer))
     source = open_source(folder, settings)
     if (done := Summary.read(out)) is not None:
         if not _is_same(done, source):
@@ -190,7 +192,8 @@ def _given_tokenizer(settings: Settings) -> list[Path]:
     """The files of `data.tokenizer`."""
     if not settings.tokenizer:
         return []
-    return [file for name in tokens.FILES if (file := Path(settings.tokenizer) / name).is_file()]
+    folder = hub.find(settings.tokenizer, tokens.wanted)
+    return [file for name in tokens.FILES if (file := folder / name).is_file()]
 
 
 def _tokenizer(settings: Settings, prompts: Iterator[str], folder: Path) -> Any:

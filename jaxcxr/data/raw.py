@@ -35,7 +35,8 @@ class RawSplit(Sequence[dict[str, Any]]):
         for offset in range(len(self)):
             candidate = self._listed[(place.__index__() + offset) % len(self)]
             try:
-                return make_record(candidate, self._source.fields(candidate), self._source.settings).record
+                source = self._source
+                return make_record(candidate, source.fields(candidate), source.settings, source.picture).record
             except (Rejected, NotSelected):
                 continue
         raise UserError(f"{self._source.folder}: no usable row; jaxcxr prepare lists what is wrong with them")

@@ -3,11 +3,12 @@
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from jaxcxr.data import images, prompts, tokens
 from jaxcxr.data.settings import Settings
@@ -126,8 +127,14 @@ def features(size: int, channels: int) -> Any:
     )
 
 
-def make_record(candidate: Candidate, fields: Mapping[str, str], settings: Settings, tokenizer: Any = None) -> Made:
-    """Makes a record of a candidate and the values that its source gives for prompts.
+def make_record(
+    candidate: Candidate,
+    fields: Mapping[str, str],
+    settings: Settings,
+    picture: Callable[[Candidate], Path | Image.Image],
+    tokenizer: Any = None,
+) -> Made:
+    """Makes a record of a candidate, the values that its source gives for prompts, and its picture.
 
     Raises:
       Rejected: the image is missing, damaged or too large, or a text is too long.
@@ -137,7 +144,7 @@ def make_record(candidate: Candidate, fields: Mapping[str, str], settings: Setti
     if any(len(value) > settings.max_report_bytes for value in fields.values()):
         raise Rejected("report_too_long")
     texts = _prompts(fields, settings, tokenizer)
-    image = images.encode_png(_read_image(Path(candidate.image), settings))
+    image = images.encode_png(_read_image(candidate, picture, settings))
     record = {
         "image": image,
         "prompts": texts,
@@ -168,11 +175,14 @@ def _prompts(fields: Mapping[str, str], settings: Settings, tokenizer: Any) -> l
     return texts
 
 
-def _read_image(path: Path, settings: Settings) -> np.ndarray:
+def _read_image(
+    candidate: Candidate, picture: Callable[[Candidate], Path | Image.Image], settings: Settings
+) -> np.ndarray:
     try:
-        if path.stat().st_size == 0:
+        found = picture(candidate)
+        if isinstance(found, Path) and found.stat().st_size == 0:
             raise Rejected("empty_image")
-        return images.load_square(path, settings.size, settings.intensity, settings.max_pixels, settings.channels)
+        return images.load_square(found, settings.size, settings.intensity, settings.max_pixels, settings.channels)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise Rejected("missing_image") from error
     except images.UnreadableImage as error:

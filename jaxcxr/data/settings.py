@@ -52,7 +52,7 @@ def defaults() -> ConfigDict:
     # Bytes of a report's file, also of one in a zip: a larger one is bad and not read. Characters of a text in a table:
     # a longer one is bad. Tables have limits of their own: 2**20 characters a line, 131,072 a field of a csv.
     config.max_report_bytes = 2**20
-    config.tokenizer = ""  # folder with CLIPTokenizer files; empty: train one on the train split
+    config.tokenizer = ""  # folder with CLIPTokenizer files, or ORG/NAME of the hub; empty: train one on train
     config.tokenizer_vocab = 4096  # at most; a small corpus has fewer words
     return config
 

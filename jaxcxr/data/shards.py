@@ -114,7 +114,8 @@ class Maker:
         """Yields the records, and books them and what makes none."""
         for candidate in shard.members:
             try:
-                made = make_record(candidate, self.source.fields(candidate), self.source.settings, self._counter)
+                fields, picture = self.source.fields(candidate), self.source.picture
+                made = make_record(candidate, fields, self.source.settings, picture, self._counter)
             except (Rejected, NotSelected) as refusal:
                 account.ledger.refuse(candidate.where, refusal)
                 continue

@@ -1,12 +1,14 @@
 """What a source of radiographs is: a class that lists its images and reads their texts; a module each."""
 
 import functools
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
+from PIL import Image
 from tqdm.auto import tqdm
 
+from jaxcxr import hub
 from jaxcxr.data.ledger import Ledger
 from jaxcxr.data.records import SPLITS, Candidate, NotSelected, Rejected, Where, check_patients
 from jaxcxr.data.selection import Selection
@@ -72,6 +74,10 @@ class Source:
         """The values for prompts, those of its report too; raises Rejected if that cannot be read."""
         return candidate.known
 
+    def picture(self, candidate: Candidate) -> Path | Image.Image:
+        """The file of its picture, or the picture; raises Rejected if there is none, or UnreadableImage."""
+        return Path(candidate.image)
+
     def candidates(self, ledger: Ledger) -> list[Candidate]:
         """Lists the selected images and books the others; raises UserError on bad tables.
 
@@ -118,8 +124,16 @@ def kinds() -> tuple[type[Source], ...]:
     from jaxcxr.data.folder import ImageFolder
     from jaxcxr.data.mimic_cxr import MimicCxr
     from jaxcxr.data.openi import OpenI
+    from jaxcxr.data.parquet import ParquetFolder
 
-    return ImageFolder, MimicCxr, CheXpert, OpenI, ClassFolder  # the one with the vaguest signs comes last
+    return (
+        ImageFolder,
+        MimicCxr,
+        CheXpert,
+        OpenI,
+        ParquetFolder,
+        ClassFolder,
+    )  # the one with the vaguest signs comes last
 
 
 def is_source(folder: Path) -> bool:
@@ -127,12 +141,30 @@ def is_source(folder: Path) -> bool:
     return folder.is_dir() and any(kind.tables(folder) for kind in kinds())
 
 
-def open_source(folder: Path, settings: Settings) -> Source:
-    """Opens a folder of raw data of any kind.
+def wanted(files: Sequence[str]) -> list[str]:
+    """Chooses the files of a data set of the hub: an image folder's tables and pictures, or shards in Parquet."""
+    from jaxcxr.data import class_folder, folder, parquet
+
+    pictures = [file for file in files if PurePosixPath(file).suffix.lower() in class_folder.SUFFIXES]
+    tops = {"", *(f"{split}/" for split in folder.SPLIT_NAMES)}
+    if tables := [file for file in files if file in {top + name for top in tops for name in folder.NAMES}]:
+        return [*tables, *pictures]
+    if found := [file for file in files if parquet.split_of(file)] or pictures:
+        return found
+    if inner := [file for file in files if file.endswith(".parquet")]:
+        raise hub.Absent(f"has Parquet in other folders; name one: append :{inner[0].split('/')[0]}")
+    if packed := [file for file in files if file.endswith((".zip", ".tar", ".tar.gz", ".tgz"))]:
+        raise hub.Absent(f"has its pictures in archives, such as {packed[0]}; unpack them and give their folder")
+    raise hub.Absent("has neither pictures nor Parquet files of a data set")
+
+
+def open_source(folder: str | Path, settings: Settings) -> Source:
+    """Opens a folder of raw data of any kind, here or of the hub.
 
     Raises:
       UserError: there is no such folder, it is of no kind, or the settings ask for what its kind does not have.
     """
+    folder = hub.find(folder, wanted, kind="dataset")
     signs = ", ".join(kind.signs for kind in kinds())
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder: a source is one that has one of {signs}")

@@ -7,13 +7,13 @@ import json
 import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from msgspec import Meta
 
-from jaxcxr import parsing
+from jaxcxr import hub, parsing
 from jaxcxr.data.added_tokens import expanded
 from jaxcxr.data.settings import LEAST_VOCAB
 from jaxcxr.errors import UserError, one_line
@@ -83,15 +83,23 @@ _KINDS_OF_JSON: dict[str, Any] = {
 }
 
 
+def wanted(files: Sequence[str]) -> list[str]:
+    """Chooses the files of a tokenizer, for `hub.find`."""
+    if found := [name for name in FILES if name in set(files)]:
+        return found
+    folders = [file.rpartition("/")[0] for file in files if PurePosixPath(file).name in ("vocab.json", "vocab.txt")]
+    raise hub.Absent("has no tokenizer at its top" + (f"; name its folder: append :{folders[0]}" if folders else ""))
+
+
 def load(folder: str | Path) -> Any:
-    """Loads a folder of CLIPTokenizer, BertTokenizer or RobertaTokenizer files, offline.
+    """Loads a folder of CLIPTokenizer, BertTokenizer or RobertaTokenizer files, here or of the hub.
 
     Raises:
       UserError: the folder is absent or does not hold a tokenizer.
     """
     import transformers
 
-    folder = Path(folder)
+    folder = hub.find(folder, wanted)
     files = {name: parsing.read_bytes(folder / name) for name in FILES if (folder / name).is_file()}
     if not ({"vocab.json", "merges.txt"} <= files.keys() or files.keys() & {"tokenizer.json", "vocab.txt"}):
         raise UserError(f"{folder}: no tokenizer here: give a folder with vocab.json and merges.txt, or vocab.txt")

@@ -10,10 +10,12 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from jaxcxr import hub
 from jaxcxr.errors import UserError
 from jaxcxr.evaluation.batches import InBatches
 from jaxcxr.evaluation.extractors.extractor import Weights, fitted, open_weights
 from jaxcxr.interop.tensors import Tensor
+from jaxcxr.interop.wanted import of_weights
 from jaxcxr.models.features.lpips import NETS, Lpips
 from jaxcxr.models.named import with_parameters
 from jaxcxr.models.vae import normalize
@@ -29,7 +31,7 @@ def read(net: str, backbone: Path, heads: Path | None = None, *, calibrated: boo
 
     Args:
       net: a key of `NETS`.
-      backbone: torchvision's file; what belongs to its `classifier` is left out.
+      backbone: torchvision's file, here or as ORG/NAME:FILE of the hub; what belongs to its `classifier` is left out.
       heads: the file of the package lpips, v0.1; the `bundled` one where none is given.
       calibrated: whether the weights of channels, which are in `heads`, are needed.
 
@@ -37,9 +39,10 @@ def read(net: str, backbone: Path, heads: Path | None = None, *, calibrated: boo
       UserError: there is no such net, or a file is absent, cannot be read, or is of another network.
     """
     build = _builder(net, calibrated)
+    backbone = hub.find(backbone, of_weights(BACKBONES[net]))
     if not backbone.is_file():
         raise UserError(f"{backbone}: no such file; LPIPS ({net}) needs torchvision's {BACKBONES[net]}")
-    heads = (heads or bundled(net)) if calibrated else None
+    heads = (hub.find(heads, of_weights(f"{net}.pth")) if heads else bundled(net)) if calibrated else None
     if calibrated and heads is None:
         raise UserError(f"LPIPS ({net}): has no file of its heads; install the package {PACKAGE} with pip, or name one")
     found: dict[str, Tensor] = {}

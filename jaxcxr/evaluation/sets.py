@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from jaxcxr import parsing
+from jaxcxr import hub, parsing
 from jaxcxr.data import images
 from jaxcxr.data.loader import as_text, open_split
 from jaxcxr.data.records import PERSON, SPLITS, EmptySplit
+from jaxcxr.data.source import wanted
 from jaxcxr.data.summary import Summary
 from jaxcxr.data.tables import read_rows
 from jaxcxr.errors import UserError
@@ -105,10 +106,10 @@ def open_set(place: str | Path) -> ImageSet:
     """Opens a prepared folder, a tree of phantoms, what `jaxcxr sample` wrote, or any folder of images.
 
     Args:
-      place: the folder. Of a prepared one the split `test` is read, or `validate` where that is empty; FOLDER:SPLIT
-        names another. Of phantoms those are read that no model is trained on. A folder of images may have a
-        `metadata.jsonl`, `metadata.csv` or `prompts.csv` with the columns file_name and, as far as they are known,
-        text (or prompt), labels, patient, view, sex, age and race.
+      place: the folder, or the name of a data set of the Hugging Face Hub. Of a prepared one the split `test` is read,
+        or `validate` where that is empty; FOLDER:SPLIT names another. Of phantoms those are read that no model is
+        trained on. A folder of images may have a `metadata.jsonl`, `metadata.csv` or `prompts.csv` with the columns
+        file_name and, as far as they are known, text (or prompt), labels, patient, view, sex, age and race.
 
     Raises:
       UserError: there is no such folder, it has no images, or its tables are damaged.
@@ -117,6 +118,7 @@ def open_set(place: str | Path) -> ImageSet:
     folder, split = _split_of(str(place))
     if not str(place):
         raise UserError("a folder of images has an empty name; is a variable of your script unset?")
+    folder = hub.find(folder, _of_hub, kind="dataset")
     if not folder.is_dir():
         prepared, _, named = str(place).rpartition(":")
         if prepared and (Path(prepared) / _SUMMARY).is_file():
@@ -134,6 +136,14 @@ def open_set(place: str | Path) -> ImageSet:
     else:
         kind, items = "folder", _listed(folder) if _table(folder) else _found(folder)
     return ImageSet(name, kind, items)
+
+
+def _of_hub(files: Sequence[str]) -> list[str]:
+    """Chooses the files of a data set of the hub."""
+    chosen = wanted(files)
+    if chosen[0].endswith(".parquet") and "metadata" not in chosen[0]:
+        raise hub.Absent("is in Parquet; make a prepared folder of it with jaxcxr prepare --source, and give that")
+    return chosen
 
 
 def _split_of(place: str) -> tuple[Path, str]:

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcxr import bases
+from jaxcxr import bases, hub
 from jaxcxr.errors import UserError
-from jaxcxr.interop import diffusers, flax_legacy, orbax, single_file, verify
+from jaxcxr.interop import diffusers, flax_legacy, orbax, single_file, verify, wanted
 from jaxcxr.interop.checkpoint import Checkpoint, check
 from jaxcxr.interop.config_files import CONTROLNET, network_config_of
 from jaxcxr.interop.pipeline import StableDiffusion, from_files
@@ -43,7 +43,8 @@ def read(
     a single file, a text encoder's folder of transformers.
 
     Args:
-      path: the checkpoint's folder or file, or the name of a base that comes with the package.
+      path: the checkpoint's folder or file, the name of a base that comes with the package, or that of a repository
+        of the Hugging Face Hub (`hub.Name`), of which the files that are needed are downloaded.
       only: the networks wanted, e.g. `("vae",)`; all that are there if None.
       ema: take the averaged weights where there are any.
       config: for a single file, a diffusers folder of the same architecture, with its tokenizer.
@@ -52,13 +53,13 @@ def read(
     Raises:
       UserError: nothing readable at `path`, or a tensor is missing, unexpected or misshapen.
     """
-    path = bases.find(path)
+    path = hub.find(path, wanted.of_checkpoint(only))
     if path.is_file():
         checkpoint = single_file.read(path, config=config, prediction_type=prediction_type, ema=ema)
     elif not path.is_dir():
         raise UserError(
-            f"{path}: no such file or folder; a checkpoint is a diffusers folder, a workdir, a file or one of"
-            f" the bases that come with jaxcxr: {', '.join(bases.NAMES)}"
+            f"{path}: no such file or folder; a checkpoint is a diffusers folder, a workdir, a file, ORG/NAME of the"
+            f" Hugging Face Hub or one of the bases that come with jaxcxr: {', '.join(bases.NAMES)}"
         )
     elif orbax.is_orbax(path):
         checkpoint = orbax.read(path, ema=ema, only=only)
@@ -71,17 +72,19 @@ def read(
     return check(checkpoint.only(only), str(path))
 
 
-def with_controlnet(checkpoint: Checkpoint, path: Path, *, ema: bool = True) -> Checkpoint:
+def with_controlnet(checkpoint: Checkpoint, path: str | Path, *, ema: bool = True) -> Checkpoint:
     """A checkpoint with a ControlNet in it.
 
     Args:
       checkpoint: with the U-Net that the ControlNet was trained for.
-      path: a folder with a ControlNet alone, or a checkpoint that has one, such as the workdir of a run.
+      path: a folder with a ControlNet alone, or a checkpoint that has one, such as the workdir of a run; or the name
+        of a repository of the hub.
       ema: take the averaged weights where there are any.
 
     Raises:
       UserError: there is none, or it was trained for another U-Net.
     """
+    path = hub.find(path, wanted.of_checkpoint((CONTROLNET,)))
     of_a_run = orbax.is_orbax(path)
     alone = (path / "config.json").is_file() and not of_a_run
     if not (of_a_run or alone or (path / CONTROLNET).is_dir()):

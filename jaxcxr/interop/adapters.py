@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxcxr import parsing
+from jaxcxr import hub, parsing
 from jaxcxr.adaptation import ADAPTATION, lora, settings_in, textual_inversion
 from jaxcxr.errors import UserError
-from jaxcxr.interop import adapter_files, embeddings, orbax
+from jaxcxr.interop import adapter_files, embeddings, orbax, wanted
 from jaxcxr.interop.adapter_files import FILE, Layer
 from jaxcxr.interop.checkpoint import Checkpoint
 from jaxcxr.interop.folder import has_file
@@ -30,7 +30,7 @@ def merged(
     Args:
       checkpoint: the base.
       paths: of adapters: a .safetensors file, a folder with `adapter_files.FILE`, or the workdir of a run; or of a
-        textual inversion: a file that `embeddings.read` reads, or a workdir.
+        textual inversion: a file that `embeddings.read` reads, or a workdir. Or names of repositories of the hub.
       weights: their strengths, in the same order; 1 for those that are left out, and for new words.
       ema: take the averaged weights of a workdir.
 
@@ -38,7 +38,8 @@ def merged(
       UserError: there are more weights than adapters, a weight is not finite, a path is no adapter that is read, or
         one does not fit the base.
     """
-    for path, weight in pairs(paths, weights):
+    for named, weight in pairs(paths, weights):
+        path = hub.find(named, wanted.of_adapter)
         words = _words(path, ema)
         if words:
             if weight != 1:

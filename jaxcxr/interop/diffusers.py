@@ -20,7 +20,7 @@ from jaxcxr.interop.config_files import (
     parse_index,
     parse_object,
 )
-from jaxcxr.interop.folder import CARRIED, OWN, has_file, read_carried
+from jaxcxr.interop.folder import CARRIED, OWN, has_file, read_carried, weight_files
 from jaxcxr.interop.layout import from_torch, to_torch
 from jaxcxr.interop.pickled import open_pickled
 from jaxcxr.interop.pipeline import write_files
@@ -185,20 +185,16 @@ def _read_network(network: str, folder: Path, root: Path, files: Mapping[str, by
 
 
 def _open_weights(folder: Path, name: str, root: Path) -> dict[str, Tensor]:
-    """The tensors of a network's folder, from the first there is of: whole precision, half, PyTorch's pickles."""
-    stem = name.removesuffix(".safetensors")
-    pickle = "pytorch_model" if stem == "model" else stem
-    for kind, suffix, open_file in ((stem, "safetensors", open_safetensors), (pickle, "bin", open_pickled)):
+    """The tensors of a network's folder, from the first there is of `weight_files`."""
+    for each in weight_files(name):
+        open_file: Any = open_safetensors if each.suffix == "safetensors" else open_pickled
 
         def open_here(file: Path, open_file: Any = open_file) -> dict[str, Tensor]:
             has_file(file, root)  # or it links elsewhere; one that is absent is named by its reader
             return open_file(file)
 
-        for variant in ("", ".fp16"):
-            if has_file(file := folder / f"{kind}{variant}.{suffix}", root):
-                return open_file(file)
-            if has_file(file := folder / f"{kind}.{suffix}.index{variant}.json", root):
-                return open_sharded(file, open_here)
+        if has_file(file := folder / each.name, root):
+            return open_sharded(file, open_here) if each.is_index else open_file(file)
     raise UserError(f"{folder / name}: no such file; this checkpoint is not complete")
 
 

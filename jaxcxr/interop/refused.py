@@ -42,7 +42,7 @@ _FAMILIES = (
     ("PixArt", "PixArt"),
     ("Sana", "Sana"),
 )
-_FOLDERS = (
+FOLDERS = (
     *("text_encoder_2", "text_encoder_3", "tokenizer_2", "tokenizer_3", "transformer", "transformer_2"),
     *("prior", "decoder", "movq", "vqvae", "image_encoder", "image_normalizer", "image_noising_scheduler"),
     *("t2i_adapter", "low_res_scheduler", "depth_estimator", "text_proj", "connectors"),
@@ -90,8 +90,8 @@ def check_pipeline(path: Path, index: Mapping[str, Any]) -> None:
             f"{path / 'model_index.json'}: _class_name {name!r:.100} is a pipeline of {family} family; only Stable"
             " Diffusion 1 and 2 are read"
         )
-    named = [part for part in _FOLDERS if isinstance(index.get(part), list) and index[part][:1] not in ([], [None])]
-    if found := named or [part for part in _FOLDERS if (path / part).is_dir()]:
+    named = [part for part in FOLDERS if isinstance(index.get(part), list) and index[part][:1] not in ([], [None])]
+    if found := named or [part for part in FOLDERS if (path / part).is_dir()]:
         raise UserError(f"{path / found[0]}: is no part of Stable Diffusion 1 or 2, whose pipelines alone are read")
 
 

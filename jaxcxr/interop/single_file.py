@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxcxr import hub
 from jaxcxr.diffusion.samplers import DDIM
 from jaxcxr.errors import UserError
 from jaxcxr.files import new_file
-from jaxcxr.interop import refused
+from jaxcxr.interop import refused, wanted
 from jaxcxr.interop.checkpoint import Checkpoint, check_parameters
 from jaxcxr.interop.config_files import SCHEDULER_CONFIG, model_index, network_config, parse_object
 from jaxcxr.interop.diffusers import read_files
@@ -47,8 +48,9 @@ def read(
 
     Args:
       path: a `.safetensors`, `.ckpt`, `.pt` or `.pth` file.
-      config: a diffusers folder, of which everything but the weights is taken. Without it the configs follow from
-        the tensors' shapes, for networks of Stable Diffusion 1 and 2, and there is no tokenizer.
+      config: a diffusers folder, or the name of a repository of the hub, of which everything but the weights is
+        taken. Without it the configs follow from the tensors' shapes, for networks of Stable Diffusion 1 and 2, and
+        there is no tokenizer.
       prediction_type: what the U-Net predicts: epsilon, v_prediction or sample. Without it the config says so; where
         there is none, epsilon is taken for Stable Diffusion 1.
       ema: take the U-Net's averaged weights where there are any.
@@ -72,7 +74,8 @@ def read(
     if config is None:
         files = _infer(found, path, prediction_type)
     else:
-        files = _with_prediction_type(read_files(Path(config)), prediction_type)
+        folder = hub.find(config, wanted.of_checkpoint(weights=False))
+        files = _with_prediction_type(read_files(folder), prediction_type)
     return Checkpoint(files, _pick(found, files, path, ema))
 
 

@@ -118,6 +118,11 @@ def from_first(make: Callable[[], list[int]]) -> list[int]:
     return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(sent)).tobytes())
 
 
+def text_from_first(make: Callable[[], str]) -> str:
+    """What `make` returns on the first process, as `from_first`."""
+    return bytes(from_first(lambda: [*make().encode()])).decode()
+
+
 def share_out(find: Callable[[], list[int]]) -> list[int]:
     """This process's share of the work that is left, as numbers.
 

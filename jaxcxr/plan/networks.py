@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxcxr import bases
+from jaxcxr import bases, hub
 from jaxcxr.data import tokens
 from jaxcxr.data.moments import Card
 from jaxcxr.errors import UserError
-from jaxcxr.interop import diffusers, orbax, published, single_file
+from jaxcxr.interop import diffusers, orbax, published, single_file, wanted
 from jaxcxr.interop.config_files import TEACHER, TEACHER_TOKENIZER
 from jaxcxr.interop.pipeline import StableDiffusion
 from jaxcxr.methods import networks
@@ -26,7 +26,8 @@ _LEAST = 2 * 256 + 2  # tokens: the bytes, and those ending a word, start and en
 def describe(config: ConfigDict) -> StableDiffusion:
     """The pipeline that a run of `config` would train, its parameters as shapes.
 
-    Of `config.model.base` the config files alone are read; a published checkpoint's are known by its folder's name.
+    Of `config.model.base` the config files alone are read, or downloaded; a published checkpoint's are known by its
+    folder's name.
     Where the data are not here, a tokenizer of the size that `config.data` allows stands in for theirs.
 
     Raises:
@@ -77,19 +78,19 @@ def _base(config: ConfigDict) -> dict[str, bytes]:
 def _files(path: str) -> dict[str, bytes]:
     """The files of a checkpoint but its weights."""
     folder = bases.find(path)
+    if not folder.exists() and (found := published.files(folder.name)) is not None:
+        return found
+    folder = hub.find(folder, wanted.of_checkpoint(weights=False))
     if folder.is_file():
         return single_file.read(folder).files
     if folder.is_dir():
         if orbax.is_orbax(folder):
             return diffusers.read_files(folder / orbax.MODEL)
         return diffusers.read_encoder(folder).files if diffusers.is_encoder(folder) else diffusers.read_files(folder)
-    found = published.files(folder.name)
-    if found is None:
-        raise UserError(
-            f"config.model.base={path}: is not here, so its networks are not known; name a folder with their"
-            f" config.json, or one of the published: {published.NAMES}"
-        )
-    return found
+    raise UserError(
+        f"config.model.base={path}: is not here, so its networks are not known; name a folder with their"
+        f" config.json, a repository of the hub, or one of the published: {published.NAMES}"
+    )
 
 
 def _tokenizer(config: ConfigDict) -> Path:

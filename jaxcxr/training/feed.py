@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
+from jaxcxr import hub
 from jaxcxr.adaptation import textual_inversion
 from jaxcxr.data import tokens, weights
 from jaxcxr.data.classes import Classes
@@ -187,7 +188,7 @@ def tokenizer_folder(config: ConfigDict) -> Path:
     if _is_raw(path):
         if not config.data.tokenizer:
             raise UserError(f"{path}: is not prepared and has no tokenizer: give config.data.tokenizer its folder")
-        return Path(config.data.tokenizer)
+        return hub.find(config.data.tokenizer, tokens.wanted)
     Summary.require(path)
     return path / "tokenizer"
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from jaxcxr import interop
+from jaxcxr import hub, interop
 from jaxcxr.adaptation import textual_inversion
 from jaxcxr.data import tokens
 from jaxcxr.diffusion import samplers
@@ -30,6 +30,7 @@ from jaxcxr.interop.config_files import (
     parse_object,
 )
 from jaxcxr.interop.pipeline import StableDiffusion, from_files, initialize
+from jaxcxr.interop.wanted import of_weights
 from jaxcxr.methods import method, networks
 from jaxcxr.parsing import to_json
 from jaxcxr.training import labels, loss_networks, text_fit
@@ -266,7 +267,7 @@ def _pretrained(config: ConfigDict) -> dict[str, jax.Array]:
         raise UserError(
             f"config.model.classifier.pretrained={file!r}: no file is of architecture {own!r}; leave it empty"
         )
-    weights = readers[own].read(Path(file))
+    weights = readers[own].read(hub.find(file, of_weights()))
     return {f"{CLASSIFIER}.{name}": jnp.asarray(value) for name, value in weights.items()}
 
 

@@ -43,6 +43,7 @@ from jaxcxr.training.feed import (
 from jaxcxr.training.metrics import Metrics
 from jaxcxr.training.model import compute_dtype, make_model, with_scaling_factor
 from jaxcxr.training.optimizer import learning_rate
+from jaxcxr.training.pinned import pinned
 from jaxcxr.training.prior import with_prior
 from jaxcxr.training.program import Program, make_program
 from jaxcxr.training.progress import Progress, banner
@@ -81,7 +82,7 @@ def train(config: ConfigDict, workdir: Path, stop_at: int | None = None, command
       FloatingPointError: a loss or gradient is not finite, more often than `config.skip_nonfinite` allows.
     """
     ranges.check(config)
-    config = with_prior(with_steps(with_size(config)))
+    config = with_prior(with_steps(with_size(pinned(config, workdir))))
     with Stopping() as stopping, opened(workdir, config):
         try:
             return _train(config, workdir, stop_at, stopping, command)

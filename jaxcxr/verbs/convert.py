@@ -1,17 +1,20 @@
 """Convert checkpoints between diffusers, Stable Diffusion's single files and Orbax, and publish adapters.
 
-SRC is any kind of checkpoint: a diffusers folder (safetensors, shards, fp16 variants, PyTorch's .bin), a single
-.safetensors or .ckpt file in Stable Diffusion's original layout, a folder of Flax msgpack, an Orbax folder, a workdir,
-or a text encoder's folder. Nothing in a pickled file is ever executed. The kind of DST is --to: a diffusers folder
-loads with StableDiffusionPipeline.from_pretrained, a single file in user interfaces that want one, an Orbax folder is
-a base for training, an embedding is the words alone that a text encoder has learnt, of a workdir its own: one word in
-DST.safetensors or, as AUTOMATIC1111 has it, DST.pt; several in a folder. DST appears whole or not at all; tensors keep
-their dtype unless --dtype is given. The newest checkpoint of a workdir is read, or the best one of a run that was
-stopped early; a damaged one is refused in one line, which names an older one that is whole.
+SRC is any kind of checkpoint, here or ORG/NAME of the Hugging Face Hub: a diffusers folder (safetensors, shards, fp16
+variants, PyTorch's .bin), a single .safetensors or .ckpt file in Stable Diffusion's original layout, a folder of Flax
+msgpack, an Orbax folder, a workdir, or a text encoder's folder. Nothing in a pickled file is ever executed. The kind of
+DST is --to: a diffusers folder loads with StableDiffusionPipeline.from_pretrained, a single file in user interfaces
+that want one, an Orbax folder is a base for training, an embedding is the words alone that a text encoder has learnt,
+of a workdir its own: one word in DST.safetensors or, as AUTOMATIC1111 has it, DST.pt; several in a folder. DST appears
+whole or not at all; tensors keep their dtype unless --dtype is given. The newest checkpoint of a workdir is read, or
+the best one of a run that was stopped early; a damaged one is refused in one line, which names an older one that is
+whole.
 
 --adapter merges a LoRA or a textual inversion into SRC. --to lora publishes the LoRA that a workdir has learnt, as
 diffusers' load_lora_weights reads it; --to lora-kohya for user interfaces that want kohya's names. DST is then a new
 folder, or a file that ends in .safetensors.
+
+--push uploads DST with its card to the Hugging Face Hub when it is written: privately, unless --public is given.
 
 --whiten is for an autoencoder of one's own, before anything learns from its latents: it gives their channels one width
 over the images of a folder, which helps a U-Net to learn small things, and changes no reconstruction.
@@ -31,7 +34,7 @@ EXAMPLE = "jaxcxr convert runs/phantom/diffusion runs/phantom/diffusers --to dif
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's options."""
-    parser.add_argument("source", type=Path, metavar="SRC", help="checkpoint of any kind")
+    parser.add_argument("source", type=Path, metavar="SRC", help="checkpoint of any kind, or ORG/NAME of the hub")
     parser.add_argument("destination", type=Path, metavar="DST", help="folder or file to write, new")
     parser.add_argument(
         "--to", required=True, choices=["diffusers", "orbax", "single-file", *_ADAPTERS, "embedding", "controlnet"]
@@ -53,11 +56,42 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--max-shard-size", metavar="SIZE", default="10GB", help="default: %(default)s")
     parser.add_argument("--license", metavar="NAME", default="other", help="for the model card; default: %(default)s")
+    parser.add_argument(
+        "--push",
+        metavar="ORG/NAME",
+        help="upload DST, a folder, to this repository of the hub; hf auth login comes first",
+    )
+    parser.add_argument("--public", action="store_true", help="with --push: for everybody to read")
     parser.add_argument("--verify", action="store_true", help="read the result back and compare every tensor")
 
 
 def run(args: argparse.Namespace) -> None:
     """Converts; raises UserError on a user's mistake."""
+    from jaxcxr import hub
+
+    _check_push(args)
+    _convert(args)
+    if args.push:
+        print(f"{hub.push(args.destination, args.push, public=args.public)}: {args.destination} is uploaded")
+
+
+def _check_push(args: argparse.Namespace) -> None:
+    """Raises UserError where the result could not be uploaded: before it is made."""
+    from jaxcxr import hub
+    from jaxcxr.errors import UserError
+
+    if args.public and not args.push:
+        raise UserError("--public: is for --push; give both")
+    if not args.push:
+        return
+    if args.to not in ("diffusers", *_ADAPTERS) or args.destination.suffix == ".safetensors":
+        raise UserError(
+            f"--push {args.push}: is for a folder with a card; give --to diffusers, or --to lora and a folder"
+        )
+    hub.check_push(args.push)
+
+
+def _convert(args: argparse.Namespace) -> None:
     import numpy as np
 
     from jaxcxr import interop

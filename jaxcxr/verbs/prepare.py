@@ -1,4 +1,6 @@
-"""Turn a tree of MIMIC-CXR (JPG or DICOM), CheXpert or Open-i, or an image folder, into ArrayRecord.
+"""Turn a tree of MIMIC-CXR (JPG or DICOM), CheXpert or Open-i, an image folder or Parquet files into ArrayRecord.
+
+The source may be a data set of the Hugging Face Hub, ORG/NAME: of an image folder or of Parquet files.
 
 Writes OUT whole or not at all: the records by split, the tokenizer, README.md (the data card), summary.json,
 contact_sheet.png and quarantine.jsonl, which lists every bad row by its number, with the reason. A source without a
@@ -22,7 +24,7 @@ EXAMPLE = "jaxcxr prepare --config configs/phantom.py --source runs/phantoms --o
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's options."""
     parser.add_argument("--config", required=True, type=Path, help="config file; its `data` section is used")
-    parser.add_argument("--source", required=True, type=Path, help="folder with the raw data")
+    parser.add_argument("--source", required=True, type=Path, help="folder with the raw data, or ORG/NAME of the hub")
     parser.add_argument("--out", required=True, type=Path, help="folder to write, new")
     parser.add_argument("--workers", type=whole(1, 1024), help="processes, 1 to 1,024; default: one a core")
     parser.add_argument(

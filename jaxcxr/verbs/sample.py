@@ -26,7 +26,9 @@ EXAMPLE = 'jaxcxr sample --checkpoint runs/phantom/diffusion --prompt "Small lef
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's options."""
-    parser.add_argument("--checkpoint", required=True, type=Path, help="workdir, diffusers folder or Orbax folder")
+    parser.add_argument(
+        "--checkpoint", required=True, type=Path, help="workdir, diffusers or Orbax folder, or ORG/NAME of the hub"
+    )
     prompts = parser.add_mutually_exclusive_group(required=True)
     prompts.add_argument("--prompt", action="append", help="what to draw; may be given several times")
     prompts.add_argument(
@@ -139,6 +141,7 @@ def _sample(args: argparse.Namespace) -> None:
     from jaxcxr.sample import sample
 
     rows = Rows(_prompts(args), _given(args))
+    _pin(args)
     checkpoint = interop.read(args.checkpoint, ema=args.weights == "ema")
     checkpoint = adapters.merged(checkpoint, args.adapter, args.adapter_weight, ema=args.weights == "ema")
     if args.controlnet:
@@ -154,6 +157,19 @@ def _sample(args: argparse.Namespace) -> None:
         processes.on_first(lambda: None if manifest.strip_of(args.out).exists() else manifest.write_strip(args.out))
     if args.prepared is not None:
         processes.on_first(lambda: _prepare(args, settings.size))
+
+
+def _pin(args: argparse.Namespace) -> None:
+    """Gives the names of repositories of the hub their commits: what the manifest says is what is drawn with."""
+    import json
+
+    from jaxcxr import hub
+    from jaxcxr.parallel.processes import text_from_first
+
+    named = [args.checkpoint, *args.adapter, *([args.controlnet] if args.controlnet else [])]
+    found = [Path(each) for each in json.loads(text_from_first(lambda: json.dumps([*map(hub.pinned, named)])))]
+    args.checkpoint, args.adapter = found[0], found[1 : 1 + len(args.adapter)]
+    args.controlnet = found[-1] if args.controlnet else None
 
 
 def _settings(args: argparse.Namespace, described: Any, dtype: str) -> Any:
@@ -193,15 +209,16 @@ def _settings(args: argparse.Namespace, described: Any, dtype: str) -> Any:
 
 def _prepare(args: argparse.Namespace, size: int) -> None:
     """Prepares the finished folder as a data set."""
-    from jaxcxr import bases
     from jaxcxr import config as configs
+    from jaxcxr import hub
     from jaxcxr.data.prepare import prepare
     from jaxcxr.data.settings import of_pictures
+    from jaxcxr.interop.wanted import of_checkpoint
 
     if args.config is not None:
         data = configs.load(args.config, args.overrides).data
     else:
-        checkpoint = bases.find(args.checkpoint)
+        checkpoint = hub.find(args.checkpoint, of_checkpoint())
         folders = (checkpoint / "tokenizer", checkpoint / "model" / "tokenizer")
         data = of_pictures(size, next((str(folder) for folder in folders if folder.is_dir()), ""))
     prepare(data, args.out, args.prepared)

@@ -7,9 +7,11 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from jaxcxr import hub
 from jaxcxr.errors import UserError
 from jaxcxr.evaluation.extractors import biovil_t, clip, dinov2, efficientnet, inception, torchvision_nets, xrv
 from jaxcxr.evaluation.extractors.extractor import Extractor, Weights, digest
+from jaxcxr.interop.wanted import of_weights
 
 EXTRACTORS: dict[str, Extractor] = {
     "efficientnet-lite0": efficientnet.EFFICIENTNET_LITE0,
@@ -57,7 +59,7 @@ def choose_all(wanted: Sequence[str], weights: Sequence[str] = ()) -> list[Chose
 
     Args:
       wanted: the texts.
-      weights: NAME=FILE, for those whose weights do not come with a package.
+      weights: NAME=FILE, for those whose weights do not come with a package; FILE may be ORG/NAME of the hub.
 
     Raises:
       UserError: there is no such extractor or preprocessing, its weights are not here, or are of another network.
@@ -82,7 +84,7 @@ def _choose(named: str, files: Mapping[str, str]) -> Chosen:
     preprocessing = preprocessing or next(iter(extractor.preprocessings))
     if preprocessing not in extractor.preprocessings:
         raise UserError(f"extractor {named}: its preprocessing may be {', '.join(extractor.preprocessings)}")
-    found = Path(files[name]) if files.get(name) else extractor.bundled()
+    found = hub.find(files[name], of_weights(*extractor.besides)) if files.get(name) else extractor.bundled()
     if found is None:
         raise UserError(f"extractor {name}: has no weights here; {extractor.source}; --weights {name}=FILE names them")
     weights = extractor.read(found)

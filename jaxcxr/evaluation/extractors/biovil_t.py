@@ -114,7 +114,8 @@ BIOVIL_T = Extractor(
     width=WIDTH,
     network=_network,
     preprocessings={"hi-ml": _hi_ml},
-    source=f"download the folder {PUBLISHED} of the Hugging Face hub, with {_FILE}",
+    source=f"they are {PUBLISHED} of the Hugging Face Hub, with {_FILE}",
     read=_read,
+    besides=(_FILE,),
     text=lambda file, texts: text_features(file if file.is_dir() else file.parent, texts),
 )

@@ -74,7 +74,7 @@ def _extractor(
         width=config.projection_dim,
         network=network,
         preprocessings=preprocessings,
-        source=f"download the folder {published} of the Hugging Face hub",
+        source=f"they are {published} of the Hugging Face Hub",
         read=functools.partial(_read, config, network, published),
         text=text_features,
     )

@@ -88,7 +88,7 @@ def _extractor(
         width=config.hidden_size,
         network=network,
         preprocessings=preprocessings,
-        source=f"download the folder {published} of the Hugging Face hub",
+        source=f"they are {published} of the Hugging Face Hub",
         read=functools.partial(_read, config, network, published),
     )
 

@@ -40,6 +40,7 @@ class Extractor:
       source: what to do to have a file of its weights, for a message.
       read: reads such a file; raises UserError where it is of another network.
       bundled: the file that an installed package has, or None.
+      besides: further files that it reads, where it is given a folder.
       text: (the file of the weights, texts) -> float32 (N, width), of a network that embeds texts too.
     """
 
@@ -49,6 +50,7 @@ class Extractor:
     source: str
     read: Callable[[Path], Weights]
     bundled: Callable[[], Path | None] = lambda: None
+    besides: tuple[str, ...] = ()
     text: Callable[[Path, Sequence[str]], np.ndarray] | None = None
 
 
