@@ -5,6 +5,8 @@ it is whole. Its writer holds a lock in that folder, which the system drops with
 same name can tell what an interrupted process left, and removes it. Where the file system has no locks nothing is
 removed.
 
+In a bucket nothing moves: an object appears whole, and a folder is whole when its marker is there (`buckets.py`).
+
 `private=True` is for what may hold data of patients. A new private folder has mode 0700, a new private file 0600. Other
 files in a private folder have usual modes, so one `chmod` of the folder shares them. A folder that exists already keeps
 its mode, its group and its access list, also an empty one whose place the output takes.
@@ -22,6 +24,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
+from jaxcxr import buckets
 from jaxcxr.errors import UserError
 
 _LOCK, _IDENTITY = ".writer", ".identity"
@@ -34,7 +37,7 @@ def check_local(path: object, what: str = "") -> None:
     if found and (found[2] == "//" or isinstance(path, Path)):  # a Path has made one slash of two
         rest = str(path)[found.end() :]
         raise UserError(
-            f"{what}{found[1]}://{rest}: only files and folders of this machine are read and written;"
+            f"{what}{found[1]}://{rest}: only files and folders of this machine are read and written here;"
             " mount the bucket or download it, and give the local path"
         )
 
@@ -46,7 +49,11 @@ def new_folder(path: str | Path, *, private: bool = False) -> Iterator[Path]:
     Raises:
       UserError: `path` exists and is not an empty folder, or it cannot be written, for its parent's sake or the disk's.
     """
-    path = Path(path)
+    path = buckets.place(path)
+    if buckets.holds(path):
+        with buckets.new_folder(path) as folder:
+            yield folder
+        return
     with _nothing_left(path):
         _require_new(path)
         with _partial(path) as partial:
@@ -61,7 +68,11 @@ def new_file(path: str | Path, *, private: bool = False) -> Iterator[Path]:
     Raises:
       UserError: as `new_folder`.
     """
-    path = Path(path)
+    path = buckets.place(path)
+    if buckets.holds(path):
+        with buckets.new_file(path) as file:
+            yield file
+        return
     with _nothing_left(path):
         if path.exists():
             raise UserError(f"{path}: exists already; name a new file or remove this one")
@@ -77,6 +88,10 @@ def replace_file(path: Path, data: bytes, *, private: bool = False) -> None:
     Raises:
       OSError: it cannot be written.
     """
+    if buckets.holds(path):
+        with buckets.explained(path):
+            path.write_bytes(data)
+        return
     with _partial(path) as partial:
         partial.write_bytes(data)
         if os.path.lexists(path) and stat.S_ISREG(path.lstat().st_mode):
@@ -153,6 +168,10 @@ def locked_folder(folder: Path, *, private: bool = False) -> Iterator[None]:
     Raises:
       UserError: another process has it, or it cannot be written.
     """
+    if buckets.holds(folder):
+        with buckets.held(folder):
+            yield
+        return
     try:
         make_folder(folder, private=private)
         file = (folder / ".lock").open("a")
@@ -161,6 +180,21 @@ def locked_folder(folder: Path, *, private: bool = False) -> Iterator[None]:
     with file:
         lock(file, folder)
         yield
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a folder that `new_folder` wrote is there."""
+    return buckets.is_complete(folder) if buckets.holds(folder) else folder.is_dir()
+
+
+def remove(path: Path) -> None:
+    """Removes a file, a link or a folder with all in it, if it is there."""
+    if buckets.holds(path):
+        buckets.remove(path)
+    elif path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def lock(file: IO[str], path: Path) -> None:
@@ -196,6 +230,8 @@ def remove_unfinished(folder: Path, name: str | None = None, *, living: bool = F
     What a living process is writing stays, unless `living`. So does what cannot be removed, or is on a file system
     without locks.
     """
+    if buckets.holds(folder):
+        return  # where nothing is written under another name
     written = re.compile(rf"\.{re.escape(name) if name else '.+'}\.partial-[0-9a-f]{{1,8}}")
     found: list[str] = []
     with contextlib.suppress(OSError):

@@ -11,10 +11,12 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from jaxcxr import interop, methods
+from jaxcxr import buckets, interop, methods
 from jaxcxr.data.loader import Batches
 from jaxcxr.data.records import EmptySplit
 from jaxcxr.data.tokens import load as load_tokenizer
+from jaxcxr.errors import UserError
+from jaxcxr.files import is_whole
 from jaxcxr.interop.config_files import CLASSIFIER, TEACHER
 from jaxcxr.interop.diffusers import read_files, unknown_to_diffusers
 from jaxcxr.interop.folder import CARRIED, OF_A_RUN
@@ -78,6 +80,8 @@ def train(config: ConfigDict, workdir: Path, stop_at: int | None = None, command
       FloatingPointError: a loss or gradient is not finite, more often than `config.skip_nonfinite` allows.
     """
     ranges.check(config)
+    if config.profile.steps and buckets.holds(workdir):
+        raise UserError(f"config.profile.steps={config.profile.steps}: no trace is written to {workdir}; set it to 0")
     config = with_prior(with_steps(with_size(config)))
     with Stopping() as stopping, opened(workdir, config):
         try:
@@ -218,7 +222,7 @@ def _open(config: ConfigDict, workdir: Path) -> tuple[_Run, Mapping[str, Any] | 
     mesh = meshes.make_mesh(config.mesh)
     meshes.check_batch(config.batch_size, config.accumulation, mesh)
     rows = meshes.local_rows(mesh, config.batch_size)
-    first_time = not (workdir / MODEL).is_dir()
+    first_time = not is_whole(workdir / MODEL)
     if not first_time:
         prepared.check_there(workdir, config)
     tokenizer, data = load_tokenizer(tokenizer_folder(config)), prepared.describe(config)

@@ -10,8 +10,8 @@ A --config file is Python and is executed. Read a config file from someone else 
 """
 
 import argparse
-from pathlib import Path
 
+from jaxcxr import buckets
 from jaxcxr.options import whole
 
 EXAMPLE = "jaxcxr train --config configs/phantom.py --workdir runs/phantom/diffusion"
@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config", help="config file, FILE.py or FILE.py:STAGE, which is executed; not needed to resume"
     )
-    parser.add_argument("--workdir", required=True, type=Path, help="folder of the run, new or to resume")
+    parser.add_argument("--workdir", required=True, type=buckets.output, help="folder of the run, new or to resume; gs://BUCKET/FOLDER too")
     parser.add_argument(
         "--stop-at",
         type=whole(1, 2**31 - 1),
