@@ -210,7 +210,9 @@ def explained(path: Path) -> Iterator[None]:
             raise UserError(f"{path}: permission is denied by the bucket ({_short(said)}); {remedy}") from error
         if re.search(r"bucket does not exist|NoSuchBucket", said) or _is_absent(path):
             make = "gcloud storage buckets create gs://" if scheme == "gs:" else "aws s3 mb s3://"
-            raise UserError(f"{path}: there is no bucket {bucket!r}; type {make}{bucket}, or correct the name") from error
+            raise UserError(
+                f"{path}: there is no bucket {bucket!r}; type {make}{bucket}, or correct the name"
+            ) from error
         raise
 
 
@@ -356,4 +358,3 @@ class Spool:
         self.push()
         if self._temporary is not None:
             self._temporary.cleanup()
-

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcxr import bases
+from jaxcxr import bases, buckets
 from jaxcxr.errors import UserError
 from jaxcxr.interop import diffusers, flax_legacy, orbax, single_file, verify
 from jaxcxr.interop.checkpoint import Checkpoint, check
@@ -53,6 +53,12 @@ def read(
       UserError: nothing readable at `path`, or a tensor is missing, unexpected or misshapen.
     """
     path = bases.find(path)
+    if buckets.holds(path) and not orbax.is_orbax(path):
+        buckets.check(path)
+        raise UserError(
+            f"{path}: in a bucket, a workdir of jaxcxr train is read, and this is none that is there; of another"
+            f" checkpoint type gcloud storage cp --recursive {path} . and give the copy"
+        )
     if path.is_file():
         checkpoint = single_file.read(path, config=config, prediction_type=prediction_type, ema=ema)
     elif not path.is_dir():

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor

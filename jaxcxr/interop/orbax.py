@@ -37,7 +37,7 @@ _AT_ONCE = 128 * 2**20  # bytes of tensors in memory while they are written
 
 def is_orbax(path: Path) -> bool:
     """Whether `path` is a folder this module reads."""
-    return (path / MODEL).is_dir() and (path / CHECKPOINTS).is_dir()
+    return is_whole(path / MODEL) and (path / CHECKPOINTS).is_dir()
 
 
 def steps(path: Path) -> list[int]:

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from jaxcxr import buckets
 from jaxcxr import config as configs
-from jaxcxr.data import settings
+from jaxcxr.data import settings, stage
 from jaxcxr.errors import UserError, one_line
 from jaxcxr.files import is_whole, locked_folder, new_folder, remove, replace_file
 from jaxcxr.interop import checksums
@@ -117,7 +117,7 @@ def resumed(workdir: Path, overrides: Sequence[str]) -> ConfigDict:
     values = read_config(workdir)
     if values is None:
         raise UserError(f"{workdir}: holds no run to resume; give --config FILE.py to start one")
-    return configs.changed(schema.completed(values, str(workdir / CONFIG)), overrides)
+    return configs.changed(schema.completed(values, str(workdir / CONFIG)), overrides, buckets=stage.KEYS)
 
 
 def check_workdir(workdir: Path, config: ConfigDict) -> None:
@@ -374,6 +374,7 @@ def _lasting(config: dict[str, Any], moved: bool) -> dict[str, Any]:
     lasting = {key: value for key, value in config.items() if key not in MAY_CHANGE}
     # A config of before a setting of preparing was there has its default, which need not be off.
     data = json.loads(configs.to_json(settings.defaults())) | lasting.get("data", {})
+    data.pop("stage", None)
     if moved:
         data.pop("path", None)
         entries = [each if isinstance(each, list) else [each] for each in data.get("mixture", ())]

@@ -10,7 +10,6 @@ import email.parser
 import hashlib
 import itertools
 import json
-import os
 import re
 import threading
 import urllib.parse
@@ -119,6 +118,10 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     store: Store
     uploads: dict[str, tuple[str, str, dict[str, str], bytearray]]
+
+    def handle(self) -> None:
+        with contextlib.suppress(ConnectionError):
+            super().handle()
 
     def log_message(self, *_: Any) -> None:
         pass
@@ -273,7 +276,13 @@ def serving(*buckets: str) -> Iterator[tuple[Store, dict[str, str]]]:
 def environment(port: int) -> dict[str, str]:
     address = f"http://127.0.0.1:{port}"
     named = {"STORAGE_EMULATOR_HOST": address, "TENSORSTORE_GCS_HTTP_URL": address, "FSSPEC_GCS_TOKEN": "anon"}
-    return {**named, "GOOGLE_AUTH_TOKEN_FOR_TESTING": "test", "NO_GCE_CHECK": "true", "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false", "GOOGLE_CLOUD_PROJECT": "test"}
+    return {
+        **named,
+        "GOOGLE_AUTH_TOKEN_FOR_TESTING": "test",
+        "NO_GCE_CHECK": "true",
+        "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
+        "GOOGLE_CLOUD_PROJECT": "test",
+    }
 
 
 if __name__ == "__main__":
