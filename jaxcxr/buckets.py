@@ -23,7 +23,7 @@ from typing import Any
 
 from jaxcxr.errors import UserError, one_line
 
-COMPLETE, LOCK = ".complete", ".lock"
+COMPLETE, LOCK, IDENTITY = ".complete", ".lock", ".identity"
 _ADDRESS = re.compile(r"(gs|s3)://([^/]+)(/.*)?")
 _PACKAGES = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}  # by scheme: the package, and the extra that has it
 _RENEWED, _STALE = 15.0, 45.0  # seconds: a lock is renewed so often; one that is not for so long is of a job that died
@@ -186,6 +186,40 @@ def new_file(path: Path) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix="jaxcxr-") as folder:
             yield Path(folder) / path.name
             upload(Path(folder) / path.name, path)
+
+
+@contextlib.contextmanager
+def written(path: Path) -> Iterator[Path]:
+    """Yields a name on this machine to write: `path`, or of a bucket one that replaces it when the block ends well."""
+    if not holds(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="jaxcxr-") as folder:
+        yield Path(folder) / path.name
+        with explained(path):
+            upload(Path(folder) / path.name, path)
+
+
+@contextlib.contextmanager
+def begun_folder(path: Path, identity: str) -> Iterator[Path]:
+    """Yields `path`, held for this job, with what an interrupted block of the same identity left; then marks it.
+
+    Raises:
+      UserError: it is whole already, was begun with another identity, is held, or cannot be written.
+    """
+    with held(path), explained(path):
+        if is_complete(path):
+            raise UserError(f"{path}: exists already; name a new folder or remove this one")
+        begun = (path / IDENTITY).read_bytes().decode() if (path / IDENTITY).is_file() else ""
+        if begun != identity and sizes(path).keys() - {LOCK}:
+            raise UserError(
+                f"{path}: was begun with other settings; run it with those to finish it, name another --out, or type"
+                f" gcloud storage rm --recursive {path}"
+            )
+        (path / IDENTITY).write_bytes(identity.encode())
+        yield path
+        (path / COMPLETE).write_bytes(b"")
+        (path / IDENTITY).unlink()
 
 
 @contextlib.contextmanager

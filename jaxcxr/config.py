@@ -20,8 +20,8 @@ _PREFIX = "--config."
 def load(path: str | Path, overrides: Sequence[str] = (), *, buckets: Collection[str] = ()) -> ConfigDict:
     """Runs `get_config()` of the file at `path` and applies overrides such as `--config.data.size=128`.
 
-    `FILE.py:STAGE` calls `get_config("STAGE")`, for files that describe several stages of one run. `buckets` are the keys
-    that may name folders in a bucket.
+    `FILE.py:STAGE` calls `get_config("STAGE")`, for files that describe several stages of one run. `buckets` are the
+    keys that may name folders in a bucket.
 
     Raises:
       UserError: the file is absent, has no `get_config` or no such stage, or an override names a key that does not

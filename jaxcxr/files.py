@@ -18,6 +18,7 @@ import re
 import shutil
 import stat
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -112,6 +113,10 @@ def begun_folder(path: Path, identity: str, *, private: bool = False, anew: bool
       UserError: `path` exists, another process is at it, it was begun with another identity and not `anew`, a sibling's
         name is taken by something else, or it cannot be written.
     """
+    if buckets.holds(path):
+        with buckets.begun_folder(path, identity) as folder:
+            yield folder
+        return
     try:
         _require_new(path)
         partial = begun_at(path)
@@ -149,7 +154,7 @@ def begun_folder(path: Path, identity: str, *, private: bool = False, anew: bool
 
 def begun_at(path: Path) -> Path:
     """Where `begun_folder` has what is to become `path`; the other processes of its job write there too."""
-    return path.with_name(f".{path.name}.partial")
+    return path if buckets.holds(path) else path.with_name(f".{path.name}.partial")
 
 
 def make_folder(path: Path, *, private: bool = False) -> None:
@@ -216,12 +221,26 @@ def writing_place(folder: Path) -> Iterator[Path]:
     Raises:
       OSError: it cannot be made.
     """
+    if buckets.holds(folder):
+        with tempfile.TemporaryDirectory(prefix="jaxcxr-") as temporary:
+            yield Path(temporary)
+        return
     place, held = _hold(folder / "files")
     try:
         yield place
     finally:
         _remove(place)
         os.close(held)
+
+
+def move_up(file: Path, folder: Path) -> None:
+    """Moves a whole file from a `writing_place` of `folder` into that folder."""
+    if buckets.holds(folder):
+        with buckets.explained(folder):
+            buckets.upload(file, folder / file.name)
+        file.unlink()
+    else:
+        file.replace(folder / file.name)
 
 
 def remove_unfinished(folder: Path, name: str | None = None, *, living: bool = False) -> None:

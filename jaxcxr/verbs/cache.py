@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's options."""
     parser.add_argument("--config", required=True, help="config file of the training, FILE.py or FILE.py:STAGE")
     parser.add_argument(
-        "--out", required=True, type=buckets.output, help="folder to write, new or begun; gs://BUCKET/FOLDER too"
+        "--out", required=True, type=buckets.output, help="folder to write, new or begun; may be gs://…"
     )
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"], help="default: %(default)s")
     parser.add_argument("--text", action="store_true", help="the text encoder's states too; for U-Nets alone to learn")

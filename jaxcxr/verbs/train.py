@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--workdir",
         required=True,
         type=buckets.output,
-        help="folder of the run, new or to resume; gs://BUCKET/FOLDER too",
+        help="folder of the run, new or to resume; may be gs://…",
     )
     parser.add_argument(
         "--stop-at",

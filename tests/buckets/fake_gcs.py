@@ -274,14 +274,14 @@ def serving(*buckets: str) -> Iterator[tuple[Store, dict[str, str]]]:
 
 
 def environment(port: int) -> dict[str, str]:
-    address = f"http://127.0.0.1:{port}"
-    named = {"STORAGE_EMULATOR_HOST": address, "TENSORSTORE_GCS_HTTP_URL": address, "FSSPEC_GCS_TOKEN": "anon"}
+    asked = ("STORAGE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL", "CLOUD_STORAGE_EMULATOR_ENDPOINT")
     return {
-        **named,
+        **dict.fromkeys(asked, f"http://127.0.0.1:{port}"),
+        "FSSPEC_GCS_TOKEN": "anon",
         "GOOGLE_AUTH_TOKEN_FOR_TESTING": "test",
-        "NO_GCE_CHECK": "true",
-        "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
         "GOOGLE_CLOUD_PROJECT": "test",
+        "NO_GCE_CHECK": "true",
+        "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # it would ask for the kind of the bucket by gRPC, for a minute
     }
 
 
