@@ -1,32 +1,37 @@
 """Folders on `gs://` and `s3://`, without a mount: paths with pathlib's methods, and what makes them whole and held.
 
 An object appears whole or not at all, by one request. A folder is a prefix, which cannot be renamed, so it is whole
-when the object `.complete` is in it, written last. Listings are asked for each time and never kept. A folder is held
-for one job by the object `.lock`, which only one writer can create and which its writer renews.
+when the object `.complete` is in it, written last. Listings are asked for each time and never kept.
 """
 
 import contextlib
 import functools
 import importlib.util
-import json
-import os
 import re
-import socket
-import sys
 import tempfile
-import threading
 import time
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from jaxcxr.errors import UserError, one_line
 
-COMPLETE, LOCK, IDENTITY = ".complete", ".lock", ".identity"
+COMPLETE = ".complete"
 _ADDRESS = re.compile(r"(gs|s3)://([^/]+)(/.*)?")
+_URL = re.compile(r"\s*([A-Za-z][A-Za-z0-9+.-]+):(//?)")
 _PACKAGES = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}  # by scheme: the package, and the extra that has it
-_RENEWED, _STALE = 15.0, 45.0  # seconds: a lock is renewed so often; one that is not for so long is of a job that died
+_CLIENTS, _ERRORS = ("gcsfs", "s3fs", "aiohttp", "aiobotocore", "botocore", "google"), (OSError, ValueError)
+
+
+def check_local(path: object, what: str = "") -> None:
+    """Raises UserError where a path is an address such as `gs://bucket/folder`; `what`, before it, says whose it is."""
+    found = _URL.match(str(path)) if isinstance(path, str | Path) else None
+    if found and (found[2] == "//" or isinstance(path, Path)):  # a Path has made one slash of two
+        rest = str(path)[found.end() :]
+        raise UserError(
+            f"{what}{found[1]}://{rest}: only files and folders of this machine are read and written here;"
+            " mount the bucket or download it, and give the local path"
+        )
 
 
 def place(text: str | Path) -> Path:
@@ -201,28 +206,6 @@ def written(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def begun_folder(path: Path, identity: str) -> Iterator[Path]:
-    """Yields `path`, held for this job, with what an interrupted block of the same identity left; then marks it.
-
-    Raises:
-      UserError: it is whole already, was begun with another identity, is held, or cannot be written.
-    """
-    with held(path), explained(path):
-        if is_complete(path):
-            raise UserError(f"{path}: exists already; name a new folder or remove this one")
-        begun = (path / IDENTITY).read_bytes().decode() if (path / IDENTITY).is_file() else ""
-        if begun != identity and sizes(path).keys() - {LOCK}:
-            raise UserError(
-                f"{path}: was begun with other settings; run it with those to finish it, name another --out, or type"
-                f" gcloud storage rm --recursive {path}"
-            )
-        (path / IDENTITY).write_bytes(identity.encode())
-        yield path
-        (path / COMPLETE).write_bytes(b"")
-        (path / IDENTITY).unlink()
-
-
-@contextlib.contextmanager
 def explained(path: Path) -> Iterator[None]:
     """Raises UserError, which says what to type, where a bucket is absent or denies permission.
 
@@ -230,8 +213,9 @@ def explained(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, ValueError) as error:
-        if not holds(path) or isinstance(error, FileExistsError):
+    except Exception as error:
+        of_a_client = type(error).__module__.partition(".")[0] in _CLIENTS
+        if not holds(path) or isinstance(error, FileExistsError) or not (of_a_client or isinstance(error, _ERRORS)):
             raise
         said, (scheme, bucket) = str(error), str(path).split("/")[0:3:2]
         if re.search(r"Forbidden|PERMISSION_DENIED|UNAUTHENTICATED|Access Denied|\b40[13]\b", said):
@@ -247,6 +231,8 @@ def explained(path: Path) -> Iterator[None]:
             raise UserError(
                 f"{path}: there is no bucket {bucket!r}; type {make}{bucket}, or correct the name"
             ) from error
+        if of_a_client:
+            raise UserError(f"{path}: the bucket does not answer ({one_line(error)[:120]}); run it again") from error
         raise
 
 
@@ -273,92 +259,6 @@ def _is_absent(path: Path) -> bool:
 
 def _short(said: str) -> str:
     return one_line(said.splitlines()[-1] if said.splitlines() else said)[:120]
-
-
-@contextlib.contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Keeps a folder of a bucket for this job, by an object that one writer alone can create, and renews.
-
-    A lock whose job is gone is taken: at once where the job was a process of this machine, after 45 seconds without
-    renewal otherwise. A job whose lock was taken ends at once, with a line: it would write beside another.
-
-    Raises:
-      UserError: another job has it, or the bucket is absent or denies permission.
-    """
-    with explained(folder):
-        store = _store(folder)
-        generation = _take(folder, store)
-    ended = threading.Event()
-
-    def renew() -> None:
-        nonlocal generation
-        while not ended.wait(_RENEWED):
-            with contextlib.suppress(ValueError, OSError):  # the network: the next renewal may get through
-                written = store.write(LOCK, _content(), if_equal=generation).result().generation
-                if not written:
-                    print(f"jaxcxr: {folder}: was taken by another job; this one ends", file=sys.stderr, flush=True)
-                    os._exit(1)
-                generation = written
-
-    thread = threading.Thread(target=renew, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
-        with contextlib.suppress(ValueError, OSError):
-            store.write(LOCK, None, if_equal=generation).result()
-
-
-def _store(folder: Path) -> Any:
-    import tensorstore
-
-    bucket, _, name = str(output(folder)).removeprefix("gs://").partition("/")
-    return tensorstore.KvStore.open({"driver": "gcs", "bucket": bucket, "path": f"{name}/"}).result()
-
-
-def _take(folder: Path, store: Any) -> bytes:
-    """Writes the lock where there is none, or its job is gone; returns its generation."""
-    found = store.read(LOCK).result()
-    if found.state != "missing" and not _is_gone(found.value):
-        print(f"{folder}: has a lock; waiting {_STALE:.0f} s to see if its job is at work", file=sys.stderr, flush=True)
-        end, seen = time.monotonic() + _STALE, found.stamp.generation
-        while time.monotonic() < end and found.stamp.generation == seen:
-            time.sleep(min(1.0, _STALE / 10))
-            found = store.read(LOCK).result()
-        if found.state != "missing" and found.stamp.generation != seen:
-            raise UserError(f"{folder}: another process is writing it")
-    generation = store.write(LOCK, _content(), if_equal=found.stamp.generation).result().generation
-    if not generation:
-        raise UserError(f"{folder}: another process is writing it")
-    return generation
-
-
-def _content() -> bytes:
-    about = {"host": socket.gethostname(), **_process(os.getpid()), "renewed": uuid.uuid4().hex}
-    return json.dumps(about).encode()
-
-
-def _process(number: int) -> dict[str, str]:
-    """What tells a process of this machine from all others; empty if it is gone."""
-    try:
-        started = Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[19]
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return {"pid": str(number), "started": started, "boot": boot, "namespace": os.readlink("/proc/self/ns/pid")}
-    except (OSError, IndexError):
-        return {}
-
-
-def _is_gone(lock: bytes) -> bool:
-    """Whether a lock is of a process of this machine that has ended; of another machine's nothing is known."""
-    try:
-        about: dict[str, str] = json.loads(lock)
-        own = _process(os.getpid())
-        here = bool(own) and all(about.get(key) == own[key] for key in ("boot", "namespace"))
-        return here and _process(int(about["pid"])).get("started") != about["started"]
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return False
 
 
 class Spool:

@@ -11,8 +11,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from jaxcxr.buckets import check_local
 from jaxcxr.errors import UserError, one_line
-from jaxcxr.files import check_local
 
 _PREFIX = "--config."
 

@@ -5,7 +5,7 @@ it is whole. Its writer holds a lock in that folder, which the system drops with
 same name can tell what an interrupted process left, and removes it. Where the file system has no locks nothing is
 removed.
 
-In a bucket nothing moves: an object appears whole, and a folder is whole when its marker is there (`buckets.py`).
+In a bucket nothing moves: an object appears whole, and a folder is whole when its marker is there (`buckets.py`, `bucket_jobs.py`).
 
 `private=True` is for what may hold data of patients. A new private folder has mode 0700, a new private file 0600. Other
 files in a private folder have usual modes, so one `chmod` of the folder shares them. A folder that exists already keeps
@@ -25,22 +25,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
-from jaxcxr import buckets
+from jaxcxr import bucket_jobs, buckets
 from jaxcxr.errors import UserError
 
 _LOCK, _IDENTITY = ".writer", ".identity"
-_URL = re.compile(r"\s*([A-Za-z][A-Za-z0-9+.-]+):(//?)")
-
-
-def check_local(path: object, what: str = "") -> None:
-    """Raises UserError where a path is an address such as `gs://bucket/folder`; `what`, before it, says whose it is."""
-    found = _URL.match(str(path)) if isinstance(path, str | Path) else None
-    if found and (found[2] == "//" or isinstance(path, Path)):  # a Path has made one slash of two
-        rest = str(path)[found.end() :]
-        raise UserError(
-            f"{what}{found[1]}://{rest}: only files and folders of this machine are read and written here;"
-            " mount the bucket or download it, and give the local path"
-        )
 
 
 @contextlib.contextmanager
@@ -114,7 +102,7 @@ def begun_folder(path: Path, identity: str, *, private: bool = False, anew: bool
         name is taken by something else, or it cannot be written.
     """
     if buckets.holds(path):
-        with buckets.begun_folder(path, identity) as folder:
+        with bucket_jobs.begun_folder(path, identity) as folder:
             yield folder
         return
     try:
@@ -174,7 +162,7 @@ def locked_folder(folder: Path, *, private: bool = False) -> Iterator[None]:
       UserError: another process has it, or it cannot be written.
     """
     if buckets.holds(folder):
-        with buckets.held(folder):
+        with bucket_jobs.held(folder):
             yield
         return
     try:

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from jaxcxr import buckets
+from jaxcxr import bucket_jobs, buckets
 from jaxcxr.errors import UserError
 from jaxcxr.files import begun_folder, is_whole, locked_folder, new_file, new_folder, replace_file
 
@@ -73,7 +73,7 @@ def test_a_file_is_there_whole_or_not_at_all(folder, store):
         path.write_bytes(b"half")
         raise RuntimeError
     store.cut = lambda name: name.endswith("file")
-    with pytest.raises(OSError, match="cut off"), new_file(folder / "file") as path:
+    with pytest.raises(UserError, match="does not answer .*cut off.*; run it again"), new_file(folder / "file") as path:
         path.write_bytes(b"whole")
     assert names(store) == []
     store.cut = lambda name: False
@@ -101,8 +101,8 @@ def test_a_begun_folder_resumes_with_the_same_identity_alone(folder, store):
 
 HOLD = """
 import sys, time
-from jaxcxr import buckets
-buckets._RENEWED = 0.2
+from jaxcxr import bucket_jobs, buckets
+bucket_jobs._RENEWED = 0.2
 from jaxcxr.files import locked_folder
 with locked_folder(buckets.place(sys.argv[1])):
     print("held", flush=True)
@@ -114,12 +114,12 @@ def test_one_process_holds_a_folder_and_a_killed_one_does_not(folder, store, mon
     first = child(HOLD, str(folder))
     try:
         assert first.stdout.readline() == "held\n"
-        monkeypatch.setattr(buckets, "_STALE", 2.0)
+        monkeypatch.setattr(bucket_jobs, "_STALE", 2.0)
         with pytest.raises(UserError, match="gs://bucket/a/run: another process"), locked_folder(folder):
             pass
         first.send_signal(signal.SIGKILL)
         first.wait()
-        monkeypatch.setattr(buckets, "_STALE", 1000.0)  # it is known to be gone: nothing is waited for
+        monkeypatch.setattr(bucket_jobs, "_STALE", 1000.0)  # it is known to be gone: nothing is waited for
         with locked_folder(folder):
             assert names(store) == ["a/run/.lock"]
         assert names(store) == []
@@ -128,7 +128,7 @@ def test_one_process_holds_a_folder_and_a_killed_one_does_not(folder, store, mon
 
 
 def test_a_lock_of_another_machine_is_taken_when_it_is_not_renewed(folder, store, monkeypatch):
-    monkeypatch.setattr(buckets, "_STALE", 0.5)
+    monkeypatch.setattr(bucket_jobs, "_STALE", 0.5)
     store.write("bucket", "a/run/.lock", b'{"pid": "1", "boot": "other", "namespace": "x", "started": "1"}', {})
     with locked_folder(folder):
         pass
@@ -144,8 +144,8 @@ def test_a_process_whose_lock_was_taken_ends(folder, store):
 
 
 def test_of_two_that_begin_at_once_one_holds_a_folder(folder, store, monkeypatch):
-    monkeypatch.setattr(buckets, "_STALE", 0.2)
-    monkeypatch.setattr(buckets, "_RENEWED", 0.05)
+    monkeypatch.setattr(bucket_jobs, "_STALE", 0.2)
+    monkeypatch.setattr(bucket_jobs, "_RENEWED", 0.05)
     took, refused, wait = [], [], threading.Barrier(4)
 
     def take():
