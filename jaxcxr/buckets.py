@@ -7,6 +7,7 @@ when the object `.complete` is in it, written last. Listings are asked for each 
 import contextlib
 import functools
 import importlib.util
+import io
 import re
 import tempfile
 import time
@@ -114,7 +115,8 @@ def _paths() -> Any:
         def open(self, mode: str = "r", buffering: int = -1, encoding: str | None = None, **_: Any) -> Any:
             if "r" not in mode:
                 raise ValueError(f"{self}: is written by write_bytes, at once")
-            return self._files.open(str(self), mode, **({} if "b" in mode else {"encoding": encoding or "utf-8"}))
+            file = io.BufferedReader(self._files.open(str(self), "rb"))  # whose `readline` takes a size
+            return file if "b" in mode else io.TextIOWrapper(file, encoding or "utf-8")
 
         def read_bytes(self) -> bytes:
             return self._files.cat_file(str(self))

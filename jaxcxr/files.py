@@ -5,7 +5,8 @@ it is whole. Its writer holds a lock in that folder, which the system drops with
 same name can tell what an interrupted process left, and removes it. Where the file system has no locks nothing is
 removed.
 
-In a bucket nothing moves: an object appears whole, and a folder is whole when its marker is there (`buckets.py`, `bucket_jobs.py`).
+In a bucket nothing moves: an object appears whole, and a folder is whole when its marker is there (`buckets.py`,
+`bucket_jobs.py`).
 
 `private=True` is for what may hold data of patients. A new private folder has mode 0700, a new private file 0600. Other
 files in a private folder have usual modes, so one `chmod` of the folder shares them. A folder that exists already keeps
