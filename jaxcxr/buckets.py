@@ -220,7 +220,7 @@ def explained(path: Path) -> Iterator[None]:
         if not holds(path) or isinstance(error, FileExistsError) or not (of_a_client or isinstance(error, _ERRORS)):
             raise
         said, (scheme, bucket) = str(error), str(path).split("/")[0:3:2]
-        if re.search(r"Forbidden|PERMISSION_DENIED|UNAUTHENTICATED|Access Denied|\b40[13]\b", said):
+        if re.search(r"Forbidden|PERMISSION_DENIED|UNAUTHENTICATED|Access ?Denied", said):
             remedy = (
                 f"type gcloud storage buckets add-iam-policy-binding gs://{bucket} --role=roles/storage.objectUser"
                 " --member=serviceAccount:ACCOUNT"

@@ -16,6 +16,7 @@ from jaxcxr.errors import UserError
 from jaxcxr.interop.orbax import steps
 from jaxcxr.manifest import Settings
 from jaxcxr.sample import sample
+from jaxcxr.training.checkpoint import newest_whole
 from jaxcxr.training.train import train
 from jaxcxr.workdir import read_data
 from tests import pipelines
@@ -52,6 +53,11 @@ def test_a_run_that_is_stopped_and_resumed_is_that_of_a_local_disk(store, local)
     assert train(runs.autoencoder(eval_every=3), workdir)  # says that it is done
     with pytest.raises(UserError, match="holds a run of another config"):
         train(runs.autoencoder(eval_every=3, seed=1), workdir)
+    lost = next(name for name in names if name.startswith("checkpoints/6/params/d/"))
+    store.delete("bucket", f"a/run/{lost}", {})
+    assert newest_whole(workdir) == 4
+    assert steps(workdir) == [4]
+    assert any(name.startswith("checkpoints/6.damaged/") for name in buckets.sizes(workdir))
 
 
 def killed_at(store, name: str, started) -> None:
