@@ -157,6 +157,11 @@ def _check_difference(workdir: Path, old: dict[str, Any], new: dict[str, Any]) -
 def _check_parts(workdir: Path, first: int) -> None:
     """Raises UserError where a run has lost its checkpoints, the first of them of step `first`, or its model."""
     folder, has_model = workdir / CHECKPOINTS, is_whole(workdir / MODEL)
+    if buckets.holds(workdir) and not has_model and (steps(workdir) or no_steps(workdir)):
+        raise UserError(
+            f"{workdir}: has checkpoints, but {MODEL}/ lacks its mark {buckets.COMPLETE}, as in a copy of a local run;"
+            " resume the run where it was written, or name another --workdir"
+        )
     if steps(workdir):
         if not has_model:
             raise UserError(f"{workdir / MODEL}: is missing; put it back to resume, or name another --workdir")

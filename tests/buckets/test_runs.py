@@ -185,6 +185,14 @@ def test_a_workdir_that_cannot_be_is_one_line(store, tmp_path, capsys, monkeypat
     assert store.buckets["bucket"] == {}
 
 
+def test_a_copy_of_a_local_run_is_refused_and_stays_as_it_is(store, local):
+    upload(local, RUN)
+    before = dict(store.buckets["bucket"])
+    with pytest.raises(UserError, match="as in a copy of a local run; resume the run where it was written"):
+        train(runs.autoencoder(eval_every=3), buckets.place(RUN))
+    assert store.buckets["bucket"] == before
+
+
 def test_what_a_bucket_cannot_have_is_refused_by_name(store, tmp_path):
     with pytest.raises(UserError, match=r"config\.profile\.steps=2: no trace is written to gs://bucket/a/run"):
         train(runs.autoencoder(**{"profile.steps": 2}), buckets.place(RUN))
