@@ -53,12 +53,15 @@ def read(
       UserError: nothing readable at `path`, or a tensor is missing, unexpected or misshapen.
     """
     path = bases.find(path)
-    if buckets.holds(path) and not orbax.is_orbax(path):
+    if buckets.holds(path):
         buckets.check(path)
-        raise UserError(
-            f"{path}: in a bucket, a workdir of jaxcxr train is read, and this is none that is there; of another"
-            f" checkpoint type gcloud storage cp --recursive {path} . and give the copy"
-        )
+        google = str(path).startswith("gs://")
+        if not (google and orbax.is_orbax(path)):
+            copy = "gcloud storage cp" if google else "aws s3 cp"
+            raise UserError(
+                f"{path}: in a bucket, a workdir of jaxcxr train on gs:// is read, and this is none that is there; of"
+                f" another checkpoint type {copy} --recursive {path} . and give the copy"
+            )
     if path.is_file():
         checkpoint = single_file.read(path, config=config, prediction_type=prediction_type, ema=ema)
     elif not path.is_dir():

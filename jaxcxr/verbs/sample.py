@@ -143,6 +143,7 @@ def _sample(args: argparse.Namespace) -> None:
     from jaxcxr.sample import sample
 
     rows = Rows(_prompts(args), _given(args))
+    processes.on_first(lambda: buckets.check(args.out))
     checkpoint = interop.read(args.checkpoint, ema=args.weights == "ema")
     checkpoint = adapters.merged(checkpoint, args.adapter, args.adapter_weight, ema=args.weights == "ema")
     if args.controlnet:

@@ -185,6 +185,16 @@ def test_a_workdir_that_cannot_be_is_one_line(store, tmp_path, capsys, monkeypat
     assert store.buckets["bucket"] == {}
 
 
+@pytest.mark.parametrize("option", ["--out", "--checkpoint"])
+def test_samples_that_cannot_be_are_one_line(store, capsys, option, tmp_path):
+    options = {"--checkpoint": "phantom", "--out": str(tmp_path / "out"), "--prompt": "A chest."}
+    for address, message in (("gs://absent/x", "no bucket 'absent'"), ("gs://bucket/x", "permission is denied")):
+        store.denied = {("bucket", "read")}
+        argv = ["sample", *(word for pair in (options | {option: address}).items() for word in pair)]
+        assert main(argv) == 2
+        assert message in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_a_copy_of_a_local_run_is_refused_and_stays_as_it_is(store, local):
     upload(local, RUN)
     before = dict(store.buckets["bucket"])
@@ -196,7 +206,9 @@ def test_a_copy_of_a_local_run_is_refused_and_stays_as_it_is(store, local):
 def test_what_a_bucket_cannot_have_is_refused_by_name(store, tmp_path):
     with pytest.raises(UserError, match=r"config\.profile\.steps=2: no trace is written to gs://bucket/a/run"):
         train(runs.autoencoder(**{"profile.steps": 2}), buckets.place(RUN))
-    with pytest.raises(UserError, match=r"in a bucket, a workdir of jaxcxr train is read"):
+    with pytest.raises(
+        UserError, match=r"in a bucket, a workdir of jaxcxr train on gs:// is read.*gcloud storage cp --recursive"
+    ):
         interop.read("gs://bucket/nothing")
 
 
