@@ -42,6 +42,8 @@ def get_config() -> ConfigDict:
     # csv with the columns id and weight: what a record counts in the loss, sum(weight error) / sum(weight) of a batch.
     config.data.weights = ""
     config.data.conditions = ""  # of config.method = "controlnet": a folder with a picture ID.png a record
+    # A local folder for copies of what is in a bucket, made once a host; empty: records are read from the bucket.
+    config.data.stage = ""
     config.data.cache = ""  # the folder that `jaxcxr cache` wrote of it; empty: images are encoded on the way
 
     config.model = ConfigDict()

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from jaxcxr import __version__, platforms
+from jaxcxr.buckets import check_local
 from jaxcxr.console import lasting_streams
 from jaxcxr.errors import UserError, one_line
-from jaxcxr.files import check_local
 from jaxcxr.options import Parser
 
 VERBS = {

@@ -12,8 +12,8 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm.auto import tqdm
 
-from jaxcxr import adaptation, interop
-from jaxcxr.data import images, tokens
+from jaxcxr import adaptation, buckets, interop
+from jaxcxr.data import images, stage, tokens
 from jaxcxr.data.loader import as_text, open_split
 from jaxcxr.data.moments import PER_SHARD, Card, Origin, pack, write_shard
 from jaxcxr.data.records import SPLITS
@@ -49,7 +49,9 @@ def cache(config: ConfigDict, out: Path, dtype: str = "bfloat16", *, text: bool 
       UserError: the data or the base cannot be read, `out` holds something else, or another job is writing it.
     """
     ranges.check(config)
-    config = with_size(pinned(config))
+    processes.on_first(lambda: buckets.check(out))
+    config, _ = stage.staged(pinned(config), quiet=jax.process_index() > 0)
+    config = with_size(config)
     check_settings(config, describe(config))
     summary = Summary.require(Path(config.data.path))
     pipeline = _frozen(config, text)

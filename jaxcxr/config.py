@@ -5,14 +5,14 @@ import importlib.util
 import json
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from jaxcxr.buckets import check_local
 from jaxcxr.errors import UserError, one_line
-from jaxcxr.files import check_local
 
 _PREFIX = "--config."
 _PACKAGE = Path(__file__).parent
@@ -82,10 +82,11 @@ def _places(path: Path) -> list[str]:
     return [str(folder) for folder in (path.parent, *above, *shipped)]
 
 
-def load(path: str | Path, overrides: Sequence[str] = ()) -> ConfigDict:
+def load(path: str | Path, overrides: Sequence[str] = (), *, buckets: Collection[str] = ()) -> ConfigDict:
     """Runs `get_config()` of the file that `find` gives and applies overrides such as `--config.data.size=128`.
 
     `FILE.py:STAGE` and `NAME:STAGE` call `get_config("STAGE")`, for files that describe several stages of one run.
+    `buckets` are the keys that may name folders in a bucket.
 
     Raises:
       UserError: as `find`; has no `get_config` or no such stage, or an override names a key that does not
@@ -116,11 +117,11 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> ConfigDict:
         raise UserError(f"{path}: get_config() fails: {_in_one_line(error, path)}") from error
     if not isinstance(config, ConfigDict):
         raise UserError(f"{path}: get_config() gives a {type(config).__name__}; a ConfigDict is wanted")
-    return changed(config, overrides)
+    return changed(config, overrides, buckets=buckets)
 
 
-def changed(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
-    """A copy of a config with overrides such as `--config.data.size=128`.
+def changed(config: ConfigDict, overrides: Sequence[str], *, buckets: Collection[str] = ()) -> ConfigDict:
+    """A copy of a config with overrides such as `--config.data.size=128`; `buckets` are keys that may be addresses.
 
     Raises:
       UserError: as `load`; or a value is an address such as `gs://bucket`, not a local path.
@@ -130,7 +131,8 @@ def changed(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
         for override in overrides:
             _override(config, override)
         for key, value in _leaves(config.to_dict()):
-            check_local(value, f"config.{key}=")
+            if key not in buckets:
+                check_local(value, f"config.{key}=")
     except RecursionError as error:
         raise UserError("the config is nested too deeply") from error
     return config.lock()

@@ -5,6 +5,9 @@ it is whole. Its writer holds a lock in that folder, which the system drops with
 same name can tell what an interrupted process left, and removes it. Where the file system has no locks nothing is
 removed.
 
+In a bucket nothing moves: an object appears whole, and a folder is whole when its marker is there (`buckets.py`,
+`bucket_jobs.py`).
+
 `private=True` is for what may hold data of patients. A new private folder has mode 0700, a new private file 0600. Other
 files in a private folder have usual modes, so one `chmod` of the folder shares them. A folder that exists already keeps
 its mode, its group and its access list, also an empty one whose place the output takes.
@@ -16,29 +19,17 @@ import re
 import shutil
 import stat
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
+from jaxcxr import bucket_jobs, buckets
 from jaxcxr.errors import UserError
 
 _LOCK, _IDENTITY = ".writer", ".identity"
-_URL = re.compile(r"\s*([A-Za-z][A-Za-z0-9+.-]+):(//?)")
-
-
-def check_local(path: object, what: str = "") -> None:
-    """Raises UserError where a path is an address such as `gs://bucket/folder`; `what`, before it, says whose it is."""
-    found = _URL.match(str(path)) if isinstance(path, str | Path) else None
-    if found and (found[2] == "//" or isinstance(path, Path)):  # a Path has made one slash of two
-        rest = str(path)[found.end() :]
-        if found[1] == "hf" or rest.startswith(("huggingface.co/", "hf.co/")):
-            raise UserError(f"{what}{found[1]}://{rest}: is an address; give the repository's name alone, as ORG/NAME")
-        raise UserError(
-            f"{what}{found[1]}://{rest}: only files and folders of this machine are read and written;"
-            " mount the bucket or download it, and give the local path"
-        )
 
 
 @contextlib.contextmanager
@@ -48,7 +39,11 @@ def new_folder(path: str | Path, *, private: bool = False) -> Iterator[Path]:
     Raises:
       UserError: `path` exists and is not an empty folder, or it cannot be written, for its parent's sake or the disk's.
     """
-    path = Path(path)
+    path = buckets.place(path)
+    if buckets.holds(path):
+        with buckets.new_folder(path) as folder:
+            yield folder
+        return
     with _nothing_left(path):
         _require_new(path)
         with _partial(path) as partial:
@@ -63,7 +58,11 @@ def new_file(path: str | Path, *, private: bool = False) -> Iterator[Path]:
     Raises:
       UserError: as `new_folder`.
     """
-    path = Path(path)
+    path = buckets.place(path)
+    if buckets.holds(path):
+        with buckets.new_file(path) as file:
+            yield file
+        return
     with _nothing_left(path):
         if path.exists():
             raise UserError(f"{path}: exists already; name a new file or remove this one")
@@ -79,6 +78,10 @@ def replace_file(path: Path, data: bytes, *, private: bool = False) -> None:
     Raises:
       OSError: it cannot be written.
     """
+    if buckets.holds(path):
+        with buckets.explained(path):
+            path.write_bytes(data)
+        return
     with _partial(path) as partial:
         partial.write_bytes(data)
         if os.path.lexists(path) and stat.S_ISREG(path.lstat().st_mode):
@@ -99,6 +102,10 @@ def begun_folder(path: Path, identity: str, *, private: bool = False, anew: bool
       UserError: `path` exists, another process is at it, it was begun with another identity and not `anew`, a sibling's
         name is taken by something else, or it cannot be written.
     """
+    if buckets.holds(path):
+        with bucket_jobs.begun_folder(path, identity) as folder:
+            yield folder
+        return
     try:
         _require_new(path)
         partial = begun_at(path)
@@ -136,7 +143,7 @@ def begun_folder(path: Path, identity: str, *, private: bool = False, anew: bool
 
 def begun_at(path: Path) -> Path:
     """Where `begun_folder` has what is to become `path`; the other processes of its job write there too."""
-    return path.with_name(f".{path.name}.partial")
+    return path if buckets.holds(path) else path.with_name(f".{path.name}.partial")
 
 
 def make_folder(path: Path, *, private: bool = False) -> None:
@@ -155,6 +162,10 @@ def locked_folder(folder: Path, *, private: bool = False) -> Iterator[None]:
     Raises:
       UserError: another process has it, or it cannot be written.
     """
+    if buckets.holds(folder):
+        with bucket_jobs.held(folder):
+            yield
+        return
     try:
         make_folder(folder, private=private)
         file = (folder / ".lock").open("a")
@@ -163,6 +174,21 @@ def locked_folder(folder: Path, *, private: bool = False) -> Iterator[None]:
     with file:
         lock(file, folder)
         yield
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a folder that `new_folder` wrote is there."""
+    return buckets.is_complete(folder) if buckets.holds(folder) else folder.is_dir()
+
+
+def remove(path: Path) -> None:
+    """Removes a file, a link or a folder with all in it, if it is there."""
+    if buckets.holds(path):
+        buckets.remove(path)
+    elif path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def lock(file: IO[str], path: Path) -> None:
@@ -184,6 +210,10 @@ def writing_place(folder: Path) -> Iterator[Path]:
     Raises:
       OSError: it cannot be made.
     """
+    if buckets.holds(folder):
+        with tempfile.TemporaryDirectory(prefix="jaxcxr-") as temporary:
+            yield Path(temporary)
+        return
     place, held = _hold(folder / "files")
     try:
         yield place
@@ -192,12 +222,24 @@ def writing_place(folder: Path) -> Iterator[Path]:
         os.close(held)
 
 
+def move_up(file: Path, folder: Path) -> None:
+    """Moves a whole file from a `writing_place` of `folder` into that folder."""
+    if buckets.holds(folder):
+        with buckets.explained(folder):
+            buckets.upload(file, folder / file.name)
+        file.unlink()
+    else:
+        file.replace(folder / file.name)
+
+
 def remove_unfinished(folder: Path, name: str | None = None, *, living: bool = False) -> None:
     """Removes what interrupted writers left in a folder, of the file or folder `name` there or of all.
 
     What a living process is writing stays, unless `living`. So does what cannot be removed, or is on a file system
     without locks.
     """
+    if buckets.holds(folder):
+        return  # where nothing is written under another name
     written = re.compile(rf"\.{re.escape(name) if name else '.+'}\.partial-[0-9a-f]{{1,8}}")
     found: list[str] = []
     with contextlib.suppress(OSError):

@@ -7,7 +7,7 @@ import io
 import itertools
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from jaxcxr import parsing, requests
+from jaxcxr import buckets, files, parsing, requests
 from jaxcxr.draw import Options
 from jaxcxr.errors import UserError, one_line
 from jaxcxr.files import new_file, replace_file
@@ -81,9 +81,9 @@ class Settings(Options):
         Raises:
           UserError: it is a finished job of others, or its manifest is damaged.
         """
-        if not (out / MANIFEST).is_file():
+        if not (files.is_whole(out) and (out / MANIFEST).is_file()):
             return False
-        lost, moved, step = "", "", "checkpoint_step"
+        lost, moved, step, whole = "", "", "checkpoint_step", whole_in(out)
         wanted = (self.row(index, prompt) for index, (prompt, _) in enumerate(Rows.of(prompts)))
         pairs: Iterable[tuple[dict[str, Any], ...]] = itertools.zip_longest(read_manifest(out), wanted, fillvalue={})
         for row, drawn in pairs:
@@ -96,7 +96,7 @@ class Settings(Options):
                 raise UserError(f"{out}: holds samples of other prompts or settings{other}; name another --out")
             if row != want:
                 moved = f"of step {row.get(step)} of {row['checkpoint']}, which is at {want[step]}"
-            elif not lost and not is_whole(out / row["file_name"]):
+            elif not lost and not whole(row["file_name"]):
                 lost = row["file_name"]
         if moved:
             raise UserError(f"{out}: holds samples {moved}; name another --out")
@@ -123,6 +123,14 @@ def is_whole(file: str | Path) -> bool:
         return False
 
 
+def whole_in(folder: Path) -> Callable[[str], bool]:
+    """Says of the name of a PNG whether it is whole in a folder: in a bucket those are that are there now."""
+    if buckets.holds(folder):
+        there = buckets.sizes(folder)
+        return lambda name: name in there
+    return lambda name: is_whole(f"{folder}/{name}")
+
+
 def read_manifest(folder: Path) -> Iterator[dict[str, Any]]:
     """The rows of a finished job; raises UserError where the manifest is damaged."""
     rows: Iterable[dict[str, Any]] = parsing.read_lines(
@@ -133,7 +141,11 @@ def read_manifest(folder: Path) -> Iterator[dict[str, Any]]:
 
 def write_tables(folder: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Writes the rows of a manifest, and of each what an image folder has of it."""
-    with (folder / METADATA).open("w") as metadata, (folder / MANIFEST).open("w") as manifest:
+    with contextlib.ExitStack() as opened:
+        metadata, manifest = (
+            opened.enter_context(opened.enter_context(buckets.written(folder / name)).open("w"))
+            for name in (METADATA, MANIFEST)
+        )
         for row in rows:
             metadata.write(f"{json.dumps(_metadata(row))}\n")
             manifest.write(f"{json.dumps(row)}\n")
@@ -144,6 +156,8 @@ def bring_up_to_date(out: Path) -> None:
 
     A folder that cannot be written stays as it is.
     """
+    if buckets.holds(out):
+        return  # older versions wrote to none
     with contextlib.suppress(OSError):
         if (out / _OLD_STRIP).is_file() and not strip_of(out).exists():
             (out / _OLD_STRIP).replace(strip_of(out))
@@ -168,7 +182,7 @@ def write_strip(out: Path) -> None:
     """Writes the pictures of a finished job side by side, in the manifest's order."""
     pictures = []
     for row in read_manifest(out):
-        with Image.open(out / row["file_name"]) as picture:
+        with (out / row["file_name"]).open("rb") as file, Image.open(file) as picture:
             pictures.append(np.asarray(picture))
     about = PngInfo()
     about.add_text("Description", NOTICE)

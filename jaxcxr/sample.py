@@ -17,13 +17,13 @@ import numpy as np
 from PIL.PngImagePlugin import PngInfo
 from tqdm.auto import tqdm
 
-from jaxcxr import arrays
+from jaxcxr import arrays, buckets
 from jaxcxr.draw import Drawer, batches, to_image
 from jaxcxr.errors import UserError
-from jaxcxr.files import begun_at, begun_folder, remove_unfinished, writing_place
+from jaxcxr.files import begun_at, begun_folder, move_up, remove_unfinished, writing_place
 from jaxcxr.generate import default_size
 from jaxcxr.interop.pipeline import StableDiffusion
-from jaxcxr.manifest import NOTICE, Settings, file_name, is_whole, remove_old_partials, write_tables
+from jaxcxr.manifest import NOTICE, Settings, file_name, remove_old_partials, whole_in, write_tables
 from jaxcxr.parallel import mesh as meshes
 from jaxcxr.parallel import processes
 from jaxcxr.requests import MOST_SEED
@@ -92,7 +92,8 @@ class _Job:
         """Makes the folder that will be `out` this job's, without what interrupted processes were writing."""
         folder = held.enter_context(begun_folder(out, self._identity(), private=True))
         remove_unfinished(folder)
-        remove_old_partials(folder)
+        if not buckets.holds(folder):
+            remove_old_partials(folder)
 
     def draw(self, folder: Path) -> int:
         """Draws this process's share of what is missing, and returns how many pictures that was."""
@@ -108,7 +109,7 @@ class _Job:
                 pictures, rows = self._pictures(numbers)
                 _require_pictures(pictures, numbers, self._settings)
                 for number, picture, row in zip(numbers, pictures, rows, strict=True):
-                    _write(place, self._settings.row(number, row), picture, self._settings.gray)
+                    _write(place, folder, self._settings.row(number, row), picture, self._settings.gray)
                     bar.update()
         return count
 
@@ -116,7 +117,8 @@ class _Job:
         """Writes the tables, after a last look at the pictures."""
         remove_unfinished(folder, living=True)  # of processes of an earlier run too: all that they draw is here
         if missing := self._missing(folder):
-            lost = next(file_name(n) for n in self._batches[missing[0]] if not is_whole(folder / file_name(n)))
+            whole = whole_in(folder)
+            lost = next(file_name(n) for n in self._batches[missing[0]] if not whole(file_name(n)))
             raise UserError(
                 f"{folder}: has no {lost}, though all is drawn; all processes need the same --out and devices"
             )
@@ -124,10 +126,9 @@ class _Job:
 
     def _missing(self, folder: Path) -> list[int]:
         """The numbers of the batches of which a picture is not there."""
+        whole = whole_in(folder)
         return [
-            number
-            for number, batch in enumerate(self._batches)
-            if not all(is_whole(f"{folder}/{file_name(each)}") for each in batch)
+            number for number, batch in enumerate(self._batches) if not all(whole(file_name(each)) for each in batch)
         ]
 
     def _pictures(self, batch: Sequence[int]) -> tuple[np.ndarray, list[dict[str, Any]]]:
@@ -196,17 +197,17 @@ def _require_pictures(pictures: np.ndarray, numbers: Sequence[int], settings: Se
     )
 
 
-def _write(place: Path, row: Mapping[str, Any], picture: np.ndarray, gray: bool) -> None:
+def _write(place: Path, folder: Path, row: Mapping[str, Any], picture: np.ndarray, gray: bool) -> None:
     """Writes one picture, float32 (H, W, C) in [0, 1], with its manifest line in the PNG's metadata, then moves it up.
 
-    `place` is of `files.writing_place`.
+    `place` is that of `files.writing_place` for `folder`.
     """
     image = to_image(picture, gray)
     about = PngInfo()
     about.add_text("Description", NOTICE)
     about.add_itxt("jaxcxr", json.dumps(row))
     image.save(place / row["file_name"], pnginfo=about)
-    (place / row["file_name"]).replace(place.parent / row["file_name"])
+    move_up(place / row["file_name"], folder)
 
 
 def _read_latents(file: Path, count: int, shape: tuple[int, int, int]) -> np.ndarray:

@@ -153,7 +153,10 @@ def test_every_verb_has_help_with_an_example(verb, capsys):
         (["phantoms", "--out", "x", "--sizes", "3"], "--sizes: no such option"),
         (["sample", "--checkpoint", "nowhere", "--prompt", "x", "--out", "o"], "nowhere: no such file or folder"),
         (["train", "--config", str(BASE), "--workdir", "w", "--config.keep", "0"], "config.keep=0: may be 1 or more"),
-        (["train", "--config", str(BASE), "--workdir", "gs://b/w"], "--workdir gs://b/w: only files and folders of"),
+        (
+            ["train", "--config", str(BASE), "--workdir", "az://b/w"],
+            "az://b/w: is no address of a folder; it may be gs://BUCKET",
+        ),
         (["train", "--config", "hf://b/c.py", "--workdir", "w"], "--config hf://b/c.py: only files and folders of"),
         (["convert", "s3://b/w", "out", "--to", "orbax"], "SRC s3://b/w: only files and folders of this machine"),
         (["convert", "w", "s3://b/out", "--to", "orbax"], "DST s3://b/out: only files and folders of this machine"),

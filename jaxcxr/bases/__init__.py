@@ -6,13 +6,15 @@
 import sys
 from pathlib import Path
 
+from jaxcxr import buckets
+
 FOLDER = Path(__file__).parent
 NAMES = ("phantom", "phantom-no-effusion", "phantom-unnamed")
 
 
 def find(path: str | Path) -> Path:
     """The folder of the base of this name; any other path, and one that exists, as it is."""
-    path = Path(path)
+    path = buckets.place(path)
     if str(path) not in NAMES:
         return path
     if path.exists():

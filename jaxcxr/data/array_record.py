@@ -1,11 +1,13 @@
 """Files of records (ArrayRecord): written whole or not at all, read in any order."""
 
+import dataclasses
 import math
 import resource
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, SupportsIndex
 
+from jaxcxr.data import stage
 from jaxcxr.errors import UserError
 from jaxcxr.files import new_file
 
@@ -39,6 +41,14 @@ def _told(file: Path, call: Any, *args: Any) -> None:
         raise UserError(f"{file}: cannot be written ({str(error).splitlines()[0]}); run it again to resume") from error
 
 
+def _moved(file: Any) -> Any:
+    """The same file where it is to be read: in its bucket, if it was left there."""
+    place = stage.where(name := getattr(file, "filename", file))
+    if place == str(name):
+        return file
+    return dataclasses.replace(file, filename=place) if hasattr(file, "filename") else place
+
+
 class Files(Sequence[bytes]):
     """The records of several files, in their order; each is checked by its hash: a damaged one is never read."""
 
@@ -58,8 +68,9 @@ class Files(Sequence[bytes]):
                 raise UserError(f"{len(files)} files of records are more than may be open here: ulimit -Hn {needed}")
             resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
         for file in files:  # now, not at the batch that wants it
-            if not Path(name := getattr(file, "filename", file)).is_file():
+            if not stage.where(name := getattr(file, "filename", file)):
                 raise UserError(f"{name}: cannot be read (no such file); copy it again, or make it again")
+        files = [_moved(file) for file in files]
         self._files, self._open = files, ArrayRecordDataSource
         try:
             self._records = ArrayRecordDataSource(files)

@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 
 from jaxcxr import parsing
-from jaxcxr.data import array_record
+from jaxcxr.data import array_record, stage
 from jaxcxr.data.loader import as_text
 from jaxcxr.data.records import EmptySplit
 from jaxcxr.data.summary import Count, Summary
@@ -177,7 +177,7 @@ class Moments(Sequence[dict[str, Any]]):
         if not card.splits.get(split):
             raise EmptySplit(f"{folder}: no records in split {split!r}: it has {', '.join(card.splits)}")
         shards = card.shards(folder, split)
-        if absent := [shard.name for shard in shards if not shard.is_file()]:
+        if absent := [shard.name for shard in shards if not stage.where(shard)]:
             raise UserError(f"{folder}: is not complete, {len(absent)} files are missing: run jaxcxr cache again")
         self._records = array_record.Files([str(shard) for shard in shards])
         self._dtype, self._card, self._with_ids = jnp.dtype(card.dtype), card, tokenizer == card.tokenizer

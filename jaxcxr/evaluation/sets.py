@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from jaxcxr import hub, parsing
+from jaxcxr.buckets import check_local
 from jaxcxr.data import images
 from jaxcxr.data.loader import as_text, open_split
 from jaxcxr.data.records import PERSON, SPLITS, EmptySplit
@@ -21,7 +22,7 @@ from jaxcxr.data.summary import Summary
 from jaxcxr.data.tables import read_rows
 from jaxcxr.errors import UserError
 from jaxcxr.evaluation.settings import GROUPS
-from jaxcxr.files import check_local, inside
+from jaxcxr.files import inside
 from jaxcxr.manifest import MANIFEST, METADATA, MOST_BYTES
 from jaxcxr.phantoms.generator import KINDS, Finding
 from jaxcxr.phantoms.prompts import EFFUSIONS, Asked, asked_effusion

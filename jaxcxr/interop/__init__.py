@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcxr import bases, hub
+from jaxcxr import bases, buckets, hub
 from jaxcxr.errors import UserError
 from jaxcxr.interop import diffusers, flax_legacy, orbax, single_file, verify, wanted
 from jaxcxr.interop.checkpoint import Checkpoint, check
@@ -54,6 +54,15 @@ def read(
       UserError: nothing readable at `path`, or a tensor is missing, unexpected or misshapen.
     """
     path = hub.find(path, wanted.of_checkpoint(only))
+    if buckets.holds(path):
+        buckets.check(path)
+        google = str(path).startswith("gs://")
+        if not (google and orbax.is_orbax(path)):
+            copy = "gcloud storage cp" if google else "aws s3 cp"
+            raise UserError(
+                f"{path}: in a bucket, a workdir of jaxcxr train on gs:// is read, and this is none that is there; of"
+                f" another checkpoint type {copy} --recursive {path} . and give the copy"
+            )
     if path.is_file():
         checkpoint = single_file.read(path, config=config, prediction_type=prediction_type, ema=ema)
     elif not path.is_dir():

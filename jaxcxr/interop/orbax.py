@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxcxr import adaptation, parsing
+from jaxcxr import adaptation, buckets, parsing
 from jaxcxr.errors import UserError, one_line
-from jaxcxr.files import new_folder, replace_file
+from jaxcxr.files import is_whole, new_folder, replace_file
 from jaxcxr.interop import checksums
 from jaxcxr.interop.checkpoint import Checkpoint
 from jaxcxr.interop.config_files import UNPUBLISHED
@@ -30,28 +30,44 @@ from jaxcxr.interop.pipeline import write_files
 from jaxcxr.interop.tensors import Tensor, cast_all, contiguous
 
 MODEL, CHECKPOINTS, FROZEN, BEST = "model", "checkpoints", "frozen", "best.json"
+_COMMITTED = "commit_success.txt"  # by which Orbax marks what is whole in a bucket, written last
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,9}")
 _AT_ONCE = 128 * 2**20  # bytes of tensors in memory while they are written
 
 
 def is_orbax(path: Path) -> bool:
     """Whether `path` is a folder this module reads."""
-    return (path / MODEL).is_dir() and (path / CHECKPOINTS).is_dir()
+    return is_whole(path / MODEL) and (path / CHECKPOINTS).is_dir()
 
 
 def steps(path: Path) -> list[int]:
     """The complete steps under `path/checkpoints`, the newest first."""
     # Orbax renames a step's folder to its number when it is complete. Other files and folders may have such a name too.
-    found = [folder.name for folder in (path / CHECKPOINTS).glob("[0-9]*") if _is_step(folder)]
+    found = [folder.name for folder in _numbered(path) if _is_step(folder)]
     return sorted(map(int, found), reverse=True)
 
 
 def no_steps(path: Path) -> list[Path]:
     """What else is under `path/checkpoints` that has a number for a name, and that Orbax takes for a step."""
-    return [each for each in sorted((path / CHECKPOINTS).glob("*")) if each.name.isdecimal() and not _is_step(each)]
+    return [each for each in _numbered(path) if not _is_step(each)]
+
+
+def _numbered(path: Path) -> list[Path]:
+    try:
+        return sorted(each for each in (path / CHECKPOINTS).iterdir() if each.name.isdecimal())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def remove_unfinished_steps(path: Path) -> None:
+    """Removes the steps of a bucket that an interrupted run was writing: they have the names of whole ones."""
+    for folder in no_steps(path) if buckets.holds(path) else ():
+        buckets.remove(folder)
 
 
 def _is_step(folder: Path) -> bool:
+    if buckets.holds(folder):
+        return _NUMBER.fullmatch(folder.name) is not None and (folder / _COMMITTED).is_file()
     parts = (folder / "params", folder / checksums.CHECKSUMS)  # a damaged step has one of them
     return _NUMBER.fullmatch(folder.name) is not None and any(part.exists() for part in parts)
 
@@ -103,7 +119,7 @@ def read(path: Path, *, ema: bool = True, only: Iterable[str] | None = None) -> 
     path = path.absolute()
     files, learnt = read_learnt(path, ema=ema)
     frozen: dict[str, Tensor] = {}
-    if (path / FROZEN).is_dir():
+    if is_whole(path / FROZEN):
         if what := checksums.damage(path / FROZEN):
             raise UserError(f"{path / FROZEN}: is damaged, {what}; copy it again")
         frozen = read_item(path / FROZEN / "params")

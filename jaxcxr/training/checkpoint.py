@@ -4,7 +4,6 @@ import contextlib
 import errno
 import functools
 import json
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,11 @@ import jax
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
+from jaxcxr import buckets
 from jaxcxr import config as configs
-from jaxcxr.data import settings
+from jaxcxr.data import settings, stage
 from jaxcxr.errors import UserError, one_line
-from jaxcxr.files import locked_folder, new_folder, replace_file
+from jaxcxr.files import is_whole, locked_folder, new_folder, remove, replace_file
 from jaxcxr.interop import checksums
 from jaxcxr.interop.orbax import (
     CHECKPOINTS,
@@ -27,6 +27,7 @@ from jaxcxr.interop.orbax import (
     latest_step,
     no_steps,
     read_item,
+    remove_unfinished_steps,
     steps,
     write_best,
     write_frozen,
@@ -91,12 +92,14 @@ def opened(workdir: Path, config: ConfigDict) -> Iterator[None]:
     with contextlib.ExitStack() as held:
 
         def take() -> None:
+            buckets.check(workdir)
             check_workdir(workdir, config)
             held.enter_context(locked_folder(workdir, private=True))
 
         on_first(take)
         try:
-            yield
+            with buckets.explained(workdir):
+                yield
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise
@@ -115,7 +118,7 @@ def resumed(workdir: Path, overrides: Sequence[str]) -> ConfigDict:
     values = read_config(workdir)
     if values is None:
         raise UserError(f"{workdir}: holds no run to resume; give --config FILE.py to start one")
-    return configs.changed(schema.completed(values, str(workdir / CONFIG)), overrides)
+    return configs.changed(schema.completed(values, str(workdir / CONFIG)), overrides, buckets=stage.KEYS)
 
 
 def check_workdir(workdir: Path, config: ConfigDict) -> None:
@@ -154,7 +157,12 @@ def _check_difference(workdir: Path, old: dict[str, Any], new: dict[str, Any]) -
 
 def _check_parts(workdir: Path, first: int) -> None:
     """Raises UserError where a run has lost its checkpoints, the first of them of step `first`, or its model."""
-    folder, has_model = workdir / CHECKPOINTS, (workdir / MODEL).is_dir()
+    folder, has_model = workdir / CHECKPOINTS, is_whole(workdir / MODEL)
+    if buckets.holds(workdir) and not has_model and (steps(workdir) or no_steps(workdir)):
+        raise UserError(
+            f"{workdir}: has checkpoints, but {MODEL}/ lacks its mark {buckets.COMPLETE}, as in a copy of a local run;"
+            " resume the run where it was written, or name another --workdir"
+        )
     if steps(workdir):
         if not has_model:
             raise UserError(f"{workdir / MODEL}: is missing; put it back to resume, or name another --workdir")
@@ -162,7 +170,7 @@ def _check_parts(workdir: Path, first: int) -> None:
     reached = max((int(row["step"] or 0) for row in read_metrics(workdir)), default=0)
     if folder.is_dir():
         # Killed before its first checkpoint is complete, a run has the mark, or the step under its temporary name.
-        begun = (folder / _NONE_YET).exists() or list(folder.glob("*.orbax-checkpoint-tmp*"))
+        begun = (folder / _NONE_YET).exists() or list(folder.glob("*.orbax-checkpoint-tmp*")) or no_steps(workdir)
         lost = reached >= first and not begun
     else:
         lost = has_model and reached > 0
@@ -201,7 +209,7 @@ def claim(
             write_command(workdir, command)
         with new_folder(workdir / MODEL) as folder:
             write_files(folder, files)
-    if frozen and not (workdir / FROZEN).is_dir():
+    if frozen and not is_whole(workdir / FROZEN):
         write_frozen(workdir, frozen)
 
 
@@ -215,6 +223,7 @@ def newest_whole(workdir: Path) -> int | None:
       UserError: all of them are damaged.
     """
     damaged: dict[int, str] = {}
+    on_first(functools.partial(remove_unfinished_steps, workdir))
     on_first(functools.partial(_set_aside, dict.fromkeys(no_steps(workdir), "is no checkpoint")))
     # One process lists them for all: from a network disk the others may still get an older listing.
     for step in from_first(lambda: steps(workdir)):
@@ -240,10 +249,7 @@ def _set_aside(found: Mapping[Path, str]) -> None:
     """Renames what is in the place of a step, with a line that says why."""
     for path, why in found.items():
         aside = path.with_name(f"{path.name}.damaged")
-        if aside.is_dir() and not aside.is_symlink():
-            shutil.rmtree(aside)
-        else:
-            aside.unlink(missing_ok=True)
+        remove(aside)
         path.replace(aside)
         print(f"{path}: {why}; it is now {aside}")
 
@@ -257,7 +263,7 @@ def read_frozen(workdir: Path, step: int, wanted: Mapping[str, Any]) -> dict[str
     folder = workdir / FROZEN
     if not wanted:
         return {}
-    if not folder.is_dir():  # a run of before they were kept apart
+    if not is_whole(folder):  # a run of before they were kept apart
         folder = workdir / CHECKPOINTS / str(step)
     elif what := checksums.damage(folder):
         raise UserError(f"{folder}: is damaged, {what}; copy it back, or name another --workdir")
@@ -374,6 +380,7 @@ def _lasting(config: dict[str, Any], moved: bool) -> dict[str, Any]:
     lasting = {key: value for key, value in config.items() if key not in MAY_CHANGE}
     # A config of before a setting of preparing was there has its default, which need not be off.
     data = json.loads(configs.to_json(settings.defaults())) | lasting.get("data", {})
+    data.pop("stage", None)
     if moved:
         data.pop("path", None)
         entries = [each if isinstance(each, list) else [each] for each in data.get("mixture", ())]

@@ -32,6 +32,9 @@ class Logger(Protocol):
     def picture(self, step: int, pixels: np.ndarray) -> None:
         """Takes a sheet, uint8 (H, W, C)."""
 
+    def flush(self) -> None:
+        """Puts what it has taken on the disk."""
+
     def close(self, failed: bool) -> None:
         """Ends the log; `failed` says whether the run ended with an error."""
 
@@ -41,10 +44,10 @@ class TensorBoard:
 
     leaves = False
 
-    def __init__(self, workdir: Path, start: int, config: Mapping[str, Any]):
+    def __init__(self, workdir: Path, folder: Path, start: int, config: Mapping[str, Any]):
         from tensorboardX import SummaryWriter
 
-        self._writer = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
+        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Writes scalars."""
@@ -54,6 +57,10 @@ class TensorBoard:
     def picture(self, step: int, pixels: np.ndarray) -> None:
         """Writes an image."""
         self._writer.add_image("samples", pixels, step, dataformats="HWC")
+
+    def flush(self) -> None:
+        """Puts the events on the disk."""
+        self._writer.flush()
 
     def close(self, failed: bool) -> None:
         """Closes the file."""
@@ -70,20 +77,19 @@ class WandB:
 
     leaves = True
 
-    def __init__(self, workdir: Path, start: int, config: Mapping[str, Any]):
+    def __init__(self, workdir: Path, folder: Path, start: int, config: Mapping[str, Any]):
         import wandb
 
         self._wandb = wandb
         settings = wandb.Settings(
             console="off", silent=True, save_code=False, disable_git=True, disable_code=True, x_disable_stats=True
         )
-        folder = workdir.absolute()
         try:
             self._run = wandb.init(
                 id=_run_id(workdir),
                 resume="allow",
-                name=folder.name,
-                dir=str(folder),
+                name=workdir.absolute().name,
+                dir=str(folder.absolute()),
                 config=dict(config),
                 allow_val_change=True,  # of what may change when a run resumes
                 settings=settings,
@@ -104,12 +110,15 @@ class WandB:
         """Logs an image."""
         self._run.log({"step": step, "samples": self._wandb.Image(pixels.squeeze())})
 
+    def flush(self) -> None:
+        """W&B writes by itself."""
+
     def close(self, failed: bool) -> None:
         """Waits until all is on the disk or sent."""
         self._run.finish(exit_code=int(failed))
 
 
-LOGGERS: dict[str, tuple[str, Callable[[Path, int, Mapping[str, Any]], Logger], str]] = {
+LOGGERS: dict[str, tuple[str, Callable[[Path, Path, int, Mapping[str, Any]], Logger], str]] = {
     "tensorboard": ("tensorboardX", TensorBoard, "pip install tensorboardX"),
     "wandb": ("wandb", WandB, "pip install 'jaxcxr[wandb]'"),
 }
@@ -129,9 +138,9 @@ def check(names: Sequence[str]) -> None:
             raise UserError(f"config.loggers: {name} wants a package that is not installed; {command}")
 
 
-def opened(names: Sequence[str], workdir: Path, start: int, config: Mapping[str, Any]) -> list[Logger]:
-    """The loggers of these names, for a run that resumes after step `start`."""
-    return [LOGGERS[name][1](workdir, start, config) for name in names]
+def opened(names: Sequence[str], workdir: Path, folder: Path, start: int, config: Mapping[str, Any]) -> list[Logger]:
+    """The loggers of these names, for a run that resumes after step `start`; what grows is written in `folder`."""
+    return [LOGGERS[name][1](workdir, folder, start, config) for name in names]
 
 
 def _run_id(workdir: Path) -> str:

@@ -10,10 +10,13 @@ from typing import Any, TextIO
 import jax
 import numpy as np
 
+from jaxcxr.buckets import Spool
 from jaxcxr.data.images import picture_of
 from jaxcxr.files import replace_file
 from jaxcxr.training import loggers
 from jaxcxr.workdir import METRICS, read_metric_lines
+
+_PUSHED = 60.0  # seconds between uploads to a bucket, beside those that go before a checkpoint
 
 
 class Metrics:
@@ -40,19 +43,30 @@ class Metrics:
         self._generated = generated
         self._workdir, self._on_record = workdir, set[tuple[int, str]]()
         if jax.process_index() == 0:
-            self._file, self._on_record = _open_after(workdir, start)
+            self._spool = Spool(workdir)
+            self._file, self._on_record = _open_after(workdir, self._spool.folder, start)
             if self._sheet(start).is_file():
                 self._on_record.add((start, "samples"))
-            self._loggers = loggers.opened(names, workdir, start, config or {})
+            self._loggers = loggers.opened(names, workdir, self._spool.folder, start, config or {})
 
     def write(self, step: int, values: Mapping[str, Any]) -> dict[str, float]:
         """Takes values of `step`, scalars and `by_timestep`; returns those written now, of an earlier step."""
-        written = self.flush()
+        written = self._write_pending()
         self._pending = (step, values)
+        if self._file:
+            self._spool.push(every=_PUSHED)
         return written
 
     def flush(self) -> dict[str, float]:
-        """Writes what is pending and returns it."""
+        """Writes what is pending, where a bucket is the workdir to there, and returns it."""
+        written = self._write_pending()
+        if self._file:
+            for logger in self._loggers:
+                logger.flush()
+            self._spool.push()
+        return written
+
+    def _write_pending(self) -> dict[str, float]:
         if self._pending is None:
             return {}
         step, values = self._pending
@@ -90,6 +104,8 @@ class Metrics:
             self._file.close()
         for logger in self._loggers:
             logger.close(kind is not None)
+        if self._file:
+            self._spool.close()
 
 
 def _scalars(values: Mapping[str, Any]) -> dict[str, float]:
@@ -102,9 +118,9 @@ def _scalars(values: Mapping[str, Any]) -> dict[str, float]:
     return scalars
 
 
-def _open_after(workdir: Path, start: int) -> tuple[TextIO, set[tuple[int, str]]]:
+def _open_after(workdir: Path, folder: Path, start: int) -> tuple[TextIO, set[tuple[int, str]]]:
     """Opens the metrics for appending, less the lines of steps that will be done again; what there is of `start`."""
-    file = workdir / METRICS
+    file = folder / METRICS
     lines = read_metric_lines(workdir)
     replace_file(file, "".join(line for line, row in lines if int(row["step"] or 0) <= start).encode())
     return file.open("a", buffering=1), {(start, name) for _, row in lines if row["step"] == start for name in row}

@@ -9,7 +9,7 @@ from pathlib import Path
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from jaxcxr import interop
+from jaxcxr import buckets, interop
 from jaxcxr.data.prepare import prepare
 from jaxcxr.data.settings import of_pictures
 from jaxcxr.data.summary import Summary
@@ -55,7 +55,7 @@ def _draw(config: ConfigDict) -> None:
     pipeline = interop.load_read(checkpoint, dtype=jnp.dtype(config.dtype))
     settings = Settings(
         checkpoint=config.model.base,
-        checkpoint_step=interop.orbax.step_to_read(Path(config.model.base)),
+        checkpoint_step=interop.orbax.step_to_read(buckets.place(config.model.base)),
         sampler=config.samples.sampler or samplers.NAMES[pipeline.sampler().scheduler],
         steps=config.samples.steps,
         guidance=config.samples.guidance,

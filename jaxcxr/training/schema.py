@@ -38,6 +38,7 @@ class Data:
     weights: Text = ""
     conditions: Text = ""
     cache: Text = ""
+    stage: Text = ""
 
 
 @dataclasses.dataclass(frozen=True)

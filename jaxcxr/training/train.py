@@ -12,11 +12,14 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from jaxcxr import buckets, interop, methods
 from jaxcxr import config as configs
-from jaxcxr import interop, methods
+from jaxcxr.data import stage
 from jaxcxr.data.loader import Batches
 from jaxcxr.data.records import EmptySplit
 from jaxcxr.data.tokens import load as load_tokenizer
+from jaxcxr.errors import UserError
+from jaxcxr.files import is_whole
 from jaxcxr.interop.config_files import CLASSIFIER, TEACHER
 from jaxcxr.interop.diffusers import read_files, unknown_to_diffusers
 from jaxcxr.interop.folder import CARRIED, OF_A_RUN
@@ -82,10 +85,15 @@ def train(config: ConfigDict, workdir: Path, stop_at: int | None = None, command
       FloatingPointError: a loss or gradient is not finite, more often than `config.skip_nonfinite` allows.
     """
     ranges.check(config)
-    config = with_prior(with_steps(with_size(pinned(config, workdir))))
+    if config.profile.steps and buckets.holds(workdir):
+        raise UserError(f"config.profile.steps={config.profile.steps}: no trace is written to {workdir}; set it to 0")
+    on_first(lambda: buckets.check(workdir))
+    local, places = stage.staged(pinned(config, workdir), quiet=jax.process_index() > 0)
+    local = with_prior(with_steps(with_size(local)))
+    config = stage.addressed(local, places)
     with Stopping() as stopping, opened(workdir, config):
         try:
-            return _train(config, workdir, stop_at, stopping, command)
+            return _train(local, workdir, stop_at, stopping, functools.partial(claim, workdir, config, command=command))
         except Stopped:
             if jax.process_index() == 0:
                 print(f"{workdir}: stopped before its first step; run again to resume")
@@ -93,7 +101,7 @@ def train(config: ConfigDict, workdir: Path, stop_at: int | None = None, command
 
 
 def _train(
-    config: ConfigDict, workdir: Path, stop_at: int | None, stopping: Stopping, command: Command | None = None
+    config: ConfigDict, workdir: Path, stop_at: int | None, stopping: Stopping, claim: Callable[..., None]
 ) -> bool:
     began = time.perf_counter()
     run, parameters = _open(config, workdir)
@@ -108,7 +116,7 @@ def _train(
     evaluator = None
     if any(is_ahead(every[what], run.start, stop_at, config.steps) for what in _EVALUATED):
         evaluator = Evaluator(run.pipeline, run.program.loss, config, run.mesh, run.tokenizer, run.validation)
-    state, frozen, checkpoints = _first_state(config, workdir, run, parameters, command)
+    state, frozen, checkpoints = _first_state(config, workdir, run, parameters, claim)
     del parameters
     values: Mapping[str, Any] = {}
 
@@ -226,7 +234,7 @@ def _open(config: ConfigDict, workdir: Path) -> tuple[_Run, Mapping[str, Any] | 
     mesh = meshes.make_mesh(config.mesh)
     meshes.check_batch(config.batch_size, config.accumulation, mesh)
     rows = meshes.local_rows(mesh, config.batch_size)
-    first_time = not (workdir / MODEL).is_dir()
+    first_time = not is_whole(workdir / MODEL)
     if not first_time:
         prepared.check_there(workdir, config)
     tokenizer, data = load_tokenizer(tokenizer_folder(config)), prepared.describe(config)
@@ -267,7 +275,7 @@ def _open(config: ConfigDict, workdir: Path) -> tuple[_Run, Mapping[str, Any] | 
 
 
 def _first_state(
-    config: ConfigDict, workdir: Path, run: _Run, parameters: Mapping[str, Any] | None, command: Command | None
+    config: ConfigDict, workdir: Path, run: _Run, parameters: Mapping[str, Any] | None, claim: Callable[..., None]
 ) -> tuple[State, dict[str, jax.Array], Checkpoints]:
     """The state, restored or made anew; what does not learn; and the checkpoints of a workdir that is then this run's.
 
@@ -285,7 +293,7 @@ def _first_state(
         state, frozen = run.program.init(parameters, jax.random.key(config.seed))
     least(0)  # waits for all
     files = run.pipeline.files | run.program.adaptation.file() if run.first_time else None
-    on_first(lambda: claim(workdir, config, files, run.data, command, frozen=kept))
+    on_first(lambda: claim(files, run.data, frozen=kept))
     return state, frozen, checkpoints if parameters is None else Checkpoints(workdir, config.keep)
 
 

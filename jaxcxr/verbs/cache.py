@@ -10,7 +10,8 @@ A --config file is Python and is executed. Read a config file from someone else 
 """
 
 import argparse
-from pathlib import Path
+
+from jaxcxr import buckets
 
 EXAMPLE = "jaxcxr cache --config configs/finetune.py --out runs/cache --config.model.base=stable-diffusion-v1-4"
 
@@ -18,7 +19,9 @@ EXAMPLE = "jaxcxr cache --config configs/finetune.py --out runs/cache --config.m
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's options."""
     parser.add_argument("--config", required=True, help="config file of the training, FILE.py or FILE.py:STAGE")
-    parser.add_argument("--out", required=True, type=Path, help="folder to write, new or begun")
+    parser.add_argument(
+        "--out", required=True, type=buckets.output, help="folder to write, new or begun; may be gs://…"
+    )
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"], help="default: %(default)s")
     parser.add_argument("--text", action="store_true", help="the text encoder's states too; for U-Nets alone to learn")
 
@@ -27,8 +30,9 @@ def run(args: argparse.Namespace) -> None:
     """Caches; raises UserError on a user's mistake."""
     from jaxcxr import config as configs
     from jaxcxr.cache import cache
+    from jaxcxr.data.stage import KEYS
     from jaxcxr.parallel import processes
 
-    config = configs.load(args.config, args.overrides)
+    config = configs.load(args.config, args.overrides, buckets=KEYS)
     with processes.joined():
         cache(config, args.out, args.dtype, text=args.text)

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxcxr import options
+from jaxcxr import buckets, options
 from jaxcxr.errors import UserError, one_line
 
 EXAMPLE = 'jaxcxr sample --checkpoint runs/phantom/diffusion --prompt "Small left pleural effusion." --out runs/samples'
@@ -27,7 +27,13 @@ EXAMPLE = 'jaxcxr sample --checkpoint runs/phantom/diffusion --prompt "Small lef
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's options."""
     parser.add_argument(
-        "--checkpoint", required=True, type=Path, help="workdir, diffusers or Orbax folder, or ORG/NAME of the hub"
+        "--checkpoint",
+        required=True,
+        type=buckets.place,
+        help="workdir, diffusers or Orbax folder, or ORG/NAME of the hub",
+        required=True,
+        type=buckets.place,
+        help="workdir, diffusers or Orbax folder, or ORG/NAME of the hub",
     )
     prompts = parser.add_mutually_exclusive_group(required=True)
     prompts.add_argument("--prompt", action="append", help="what to draw; may be given several times")
@@ -56,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--negative-prompt", help="what to lead away from")
     parser.add_argument("--count", type=int, help="images of each prompt; default: 1")
-    parser.add_argument("--out", required=True, type=Path, help="folder to write, new")
+    parser.add_argument("--out", required=True, type=buckets.output, help="folder to write, new; may be gs://…")
     parser.add_argument("--sampler", help="ddim, pndm, euler, dpm++, unipc, …; default: the checkpoint's own")
     parser.add_argument("--karras", action="store_true", help="noise levels of Karras et al. 2022")
     parser.add_argument("--timestep-spacing", help="linspace, leading or trailing; default: the checkpoint's own")
@@ -124,6 +130,8 @@ def run(args: argparse.Namespace) -> None:
         raise UserError(f"{one_line(args.overrides[0])}: no such option; see jaxcxr sample --help")
     if args.config is not None and args.prepared is None:
         raise UserError(f"--config {args.config}: is for --prepared; give both")
+    if args.prepared is not None and buckets.holds(args.out):
+        raise UserError(f"--prepared {args.prepared}: is made of a folder of this machine; give a local --out with it")
     with processes.joined():
         _sample(args)
 
@@ -141,6 +149,7 @@ def _sample(args: argparse.Namespace) -> None:
     from jaxcxr.sample import sample
 
     rows = Rows(_prompts(args), _given(args))
+    processes.on_first(lambda: buckets.check(args.out))
     _pin(args)
     checkpoint = interop.read(args.checkpoint, ema=args.weights == "ema")
     checkpoint = adapters.merged(checkpoint, args.adapter, args.adapter_weight, ema=args.weights == "ema")
@@ -167,7 +176,7 @@ def _pin(args: argparse.Namespace) -> None:
     from jaxcxr.parallel.processes import text_from_first
 
     named = [args.checkpoint, *args.adapter, *([args.controlnet] if args.controlnet else [])]
-    found = [Path(each) for each in json.loads(text_from_first(lambda: json.dumps([*map(hub.pinned, named)])))]
+    found = [buckets.place(each) for each in json.loads(text_from_first(lambda: json.dumps([*map(hub.pinned, named)])))]
     args.checkpoint, args.adapter = found[0], found[1 : 1 + len(args.adapter)]
     args.controlnet = found[-1] if args.controlnet else None
 

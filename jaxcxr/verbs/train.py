@@ -10,8 +10,8 @@ A --config file is Python and is executed. Read a config file from someone else 
 """
 
 import argparse
-from pathlib import Path
 
+from jaxcxr import buckets
 from jaxcxr.options import whole
 
 EXAMPLE = "jaxcxr train --config configs/phantom.py --workdir runs/phantom/diffusion"
@@ -22,7 +22,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config", help="config file, FILE.py or FILE.py:STAGE, which is executed; not needed to resume"
     )
-    parser.add_argument("--workdir", required=True, type=Path, help="folder of the run, new or to resume")
+    parser.add_argument(
+        "--workdir",
+        required=True,
+        type=buckets.output,
+        help="folder of the run, new or to resume; may be gs://…",
+    )
     parser.add_argument(
         "--stop-at",
         type=whole(1, 2**31 - 1),
@@ -33,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Trains; raises UserError on a user's mistake."""
     from jaxcxr import config as configs
+    from jaxcxr.data.stage import KEYS
     from jaxcxr.parallel import processes
     from jaxcxr.training.checkpoint import resumed
     from jaxcxr.training.train import train
@@ -41,7 +47,7 @@ def run(args: argparse.Namespace) -> None:
     if args.config is None:
         config, command = resumed(args.workdir, args.overrides), None
     else:
-        config = configs.load(args.config, args.overrides)
+        config = configs.load(args.config, args.overrides, buckets=KEYS)
         command = Command(args.config, tuple(args.overrides))
     with processes.joined():
         train(config, args.workdir, args.stop_at, command)

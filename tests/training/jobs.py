@@ -50,7 +50,8 @@ def begin(argv: list[str], out: Path, *, processes: int = 1, devices: int = 1):
 def environment(devices: int = 1) -> dict[str, str]:
     """That of a process with so many CPU devices."""
     flags = os.environ.get("XLA_FLAGS", "").replace("device_count=1", f"device_count={devices}")
-    return {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(runs.ROOT)}
+    path = os.pathsep.join(filter(None, [str(runs.ROOT), os.environ.get("PYTHONPATH")]))
+    return {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": path}
 
 
 def finish(started, workdir: Path, codes=0, timeout: float = 240) -> str:
