@@ -130,7 +130,9 @@ def _unraisable(unraisable: Any) -> None:
 def _check_local_paths(command: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Raises UserError for the first path that is an address, under the name that --help gives it."""
     nested = [action for action in command._actions if isinstance(action, argparse._SubParsersAction)]
-    for action in itertools.chain(command._actions, *(each.choices[getattr(args, each.dest)]._actions for each in nested)):
+    for action in itertools.chain(
+        command._actions, *(each.choices[getattr(args, each.dest)]._actions for each in nested)
+    ):
         found = getattr(args, action.dest, None)
         name = action.option_strings[-1] if action.option_strings else action.metavar or action.dest
         for value in found if isinstance(found, list) else [found]:

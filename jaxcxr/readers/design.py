@@ -163,14 +163,14 @@ def _findings(
         for case in deck.deal((count + 1) // 2, "finding", taken, lambda item: bool(findings_of(item))):
             finding = str(draw.choice(sorted(findings_of(case.item))))
             yield Planned(_truth("finding", case, expected=PRESENT, finding=finding))
-        known = deck.deal(count // 2, "finding", taken, lambda item: bool(item.groups.get("label")) and bool(absent(item)))
+        known = deck.deal(
+            count // 2, "finding", taken, lambda item: bool(item.groups.get("label")) and bool(absent(item))
+        )
         for case in known:
             yield Planned(_truth("finding", case, expected=ABSENT, finding=str(draw.choice(absent(case.item)))))
 
 
-def _pairs(
-    decks: Sequence[Deck], sets: Mapping[str, str], count: int, draw: np.random.Generator
-) -> Iterator[Planned]:
+def _pairs(decks: Sequence[Deck], sets: Mapping[str, str], count: int, draw: np.random.Generator) -> Iterator[Planned]:
     """Pairs of generated sets, or of the real set and a generated one alone, on sides at random.
 
     Where two sets share enough texts both images of a pair are of one, which is shown.
@@ -207,8 +207,8 @@ def _repeated(task: str, items: Mapping[str, Planned], settings: Settings) -> di
     """Some items once more, as many of each set as can be; of a pair the sides are exchanged."""
     if 3 * settings.repeats > len(items) + settings.repeats:
         raise UserError(
-            f"--repeats {settings.repeats}: are too many for the {len(items)} items of the task {task!r}, which may have"
-            f" {len(items) // 2}; lower --repeats or raise --count"
+            f"--repeats {settings.repeats}: are too many for the {len(items)} items of the task {task!r}, of which"
+            f" {len(items) // 2} may be repeated; lower --repeats or raise --count"
         )
     groups: dict[tuple[str, ...], list[str]] = collections.defaultdict(list)
     for name in sorted(items):  # ids are random

@@ -2,7 +2,6 @@
 
 import base64
 import dataclasses
-import hashlib
 import io
 import json
 import os
@@ -109,7 +108,7 @@ def make(
     return Study(key, len(items), len(files))
 
 
-def prepared(item: Item, settings: Settings) -> np.ndarray:
+def as_shown(item: Item, settings: Settings) -> np.ndarray:
     """An image as readers see it, uint8 (S, S): gray, square, of one size, and through one JPEG.
 
     Raises:
@@ -144,12 +143,14 @@ def tells(cases: Sequence[Case], kinds: Mapping[str, str]) -> list[str]:
         area = auroc(synthetic, [each[name] for each in measured])
         if max(area, 1 - area) >= _TELLS:
             more = SYNTHETIC if area > 0.5 else REAL
-            found.append(f"{name} alone tells the classes apart, AUROC {max(area, 1 - area):.2f}: more in {more} images")
+            found.append(
+                f"{name} alone tells the classes apart, AUROC {max(area, 1 - area):.2f}: more in {more} images"
+            )
     return found
 
 
 def _file(settings: Settings) -> Callable[[Item], bytes]:
-    return lambda item: encode_png(prepared(item, settings)[..., None])
+    return lambda item: encode_png(as_shown(item, settings)[..., None])
 
 
 def _measures(png: bytes) -> dict[str, float]:
@@ -179,13 +180,19 @@ def _notes(settings: Settings, sets: Mapping[str, Any], decks: Sequence[Deck]) -
     fit = "by their centre" if settings.fit == "crop" else "with black at their sides"
     notes = [
         f"every image: gray, 8 bits, square {fit}, {settings.size} × {settings.size}, {step}, PNG without metadata",
-        *(f"{deck.name}: {deck.unreadable} images cannot be read, others took their place" for deck in decks if deck.unreadable),
+        *(
+            f"{deck.name}: {deck.unreadable} images cannot be read, others took their place"
+            for deck in decks
+            if deck.unreadable
+        ),
     ]
     if settings.fit == "pad":
         for deck in decks:
             odd = sum(len(set(case.item.load(0).shape)) > 1 for case in deck.cases)
             if odd:
-                notes.append(f"{deck.name}: {odd} of {len(deck.cases)} images are not square, so have black at their sides")
+                notes.append(
+                    f"{deck.name}: {odd} of {len(deck.cases)} images are not square, so have black at their sides"
+                )
     return notes
 
 
@@ -209,7 +216,9 @@ def _page(
     }
     # "<" is written so that no text can end the script.
     said = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
-    script = "\n".join([f'"use strict";\nconst STUDY = {said};', *((_PAGE / name).read_text("utf-8") for name in _SCRIPTS)])
+    script = "\n".join(
+        [f'"use strict";\nconst STUDY = {said};', *((_PAGE / name).read_text("utf-8") for name in _SCRIPTS)]
+    )
     body, style = ((_PAGE / name).read_text("utf-8") for name in ("reading.html", "reading.css"))
     return html.document(settings.title, body, style, script, images="data:" if files else "'self' file:")
 
@@ -217,7 +226,9 @@ def _page(
 def _asked(name: str) -> dict[str, Any]:
     task = TASKS[name]
     about = ("title", "question", "images", "confidence", "text")
-    return {"choices": [dataclasses.asdict(choice) for choice in task.choices]} | {key: getattr(task, key) for key in about}
+    return {"choices": [dataclasses.asdict(choice) for choice in task.choices]} | {
+        key: getattr(task, key) for key in about
+    }
 
 
 def _write(folder: Path, page: str, files: Mapping[str, bytes]) -> None:

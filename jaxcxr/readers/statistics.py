@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 from jaxcxr.errors import UserError
 
 Level = Literal["nominal", "ordinal"]
+LEVELS: tuple[Level, Level] = ("nominal", "ordinal")
 
 
 class Detection(NamedTuple):

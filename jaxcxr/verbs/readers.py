@@ -135,6 +135,18 @@ def _sets(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _score(args: argparse.Namespace) -> None:
+    from jaxcxr.evaluation.tables import check_own, in_words
     from jaxcxr.readers import answers, key, report, scores
 
-    raise NotImplementedError
+    check_own(args.out, report.NUMBERS)
+    truth = key.read(args.key)
+    said = answers.read(args.answers, truth)
+    found = scores.score(said, truth, args.resamples, args.seed)
+    report.write(args.out, truth, said, found)
+    for line in answers.lines(said):
+        print(line)
+    for row in found.rows:
+        if row.reader == scores.ALL and not row.measure.startswith(("share of", "seconds")):
+            what = f"{row.task}: {row.measure}" + (f", {row.of}" if row.of else "")
+            print(f"{what} {in_words(row.value, row.low, row.high)}, n = {row.n}")
+    print(f"page: {args.out / 'index.html'}")

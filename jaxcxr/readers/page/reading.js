@@ -88,10 +88,12 @@ function introduce() {
   find("go").focus();
 }
 
-const list = (id, rows) => find(id).replaceChildren(...rows.flatMap(([key, label]) => {
+const list = (id, rows) => find(id).replaceChildren(...rows.map(([key, label]) => {
   const term = make("dt", "");
   term.append(make("kbd", key));
-  return [term, make("dd", label)];
+  const row = make("div", "");
+  row.append(term, make("dd", label));
+  return row;
 }));
 
 /** The buttons of the answers. */
