@@ -52,8 +52,9 @@ class Deck:
 
     def __init__(self, images: ImageSet, name: str, seed: int, file: Callable[[Item], bytes]):
         self.name, self._images, self._seed, self._file = name, images.items, seed, file
-        stamp = int(hashlib.sha256(images.stamp.encode("utf-8", "surrogateescape")).hexdigest()[:16], 16)
-        self._order = [int(place) for place in np.random.default_rng((seed, stamp)).permutation(len(images.items))]
+        # Of the name, so that sets of one size are not drawn alike; not of places or dates, so that copies are.
+        own = list(hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest())
+        self._order = [int(place) for place in np.random.default_rng((seed, *own)).permutation(len(images.items))]
         self._next = 0
         self._read: dict[int, Case | None] = {}
 
