@@ -74,7 +74,7 @@ const windowBy = (width, level) => change({ width: view.width + width, level: vi
 /** Zooms; the point of the pane that is given, or its middle, stays where it is. */
 function zoomBy(factor, pane = document.querySelector(".pane"), x = 0, y = 0) {
   const before = scale(pane), fit = Math.min(pane.clientWidth, pane.clientHeight) / STUDY.size;
-  const after = between(Math.min(fit, 1 / window.devicePixelRatio) / 2, before * factor, 16);
+  const after = between(Math.min(fit, 1 / window.devicePixelRatio) / 2, before * factor, Math.max(16, 8 * fit));
   change({ zoom: after, x: x - (x - view.x) * after / before, y: y - (y - view.y) * after / before });
 }
 
