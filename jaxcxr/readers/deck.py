@@ -106,8 +106,8 @@ class Deck:
                 self._next = (turn + 1) % total
         if len(found) < count:
             raise UserError(
-                f"{self.name}: {count} images for the task {task!r} are needed, and {len(found)} are fit, one of a"
-                " patient; lower --count, leave out the task, or give more images"
+                f"{self.name}: {len(found)} of {count} images for the task {task!r} are there, one of a patient; lower"
+                " --count, leave out the task, or give more images"
             )
         return found
 

@@ -217,7 +217,7 @@ def test_a_patient_is_seen_once_and_broken_images_are_replaced(tmp_path):
     seen = [patients[item.sources[0]] for item in key.items.values() if item.sets == ("hospital",)]
     assert len(set(seen)) == len(seen) == 8
     assert any("hospital" in note and "cannot be read" in note for note in key.notes)
-    with pytest.raises(UserError, match=r"hospital: 9 images .* 8 are fit.*--count"):
+    with pytest.raises(UserError, match=r"hospital: 8 of 9 images .*--count"):
         make_study(tmp_path, out="more", count=9, repeats=0)
     assert not (tmp_path / "more").exists()
     assert not (tmp_path / "more.key.json").exists()
@@ -274,7 +274,7 @@ def test_the_key_is_private_and_lies_elsewhere(tmp_path):
         ({"tasks": ()}, ("--tasks", "better")),
         ({"tasks": ("real", "real")}, ("once",)),
         ({"repeats": 13}, ("--repeats 13", "24 items", "12")),
-        ({"count": 25}, ("25 images", "24 are fit", "--count")),
+        ({"count": 25}, ("24 of 25 images", "--count")),
     ],
 )
 def test_what_cannot_be_is_refused(tmp_path, changed, words):
@@ -285,9 +285,9 @@ def test_what_cannot_be_is_refused(tmp_path, changed, words):
 
 def test_tasks_that_lack_something_say_what(tmp_path):
     plain = write_images(tmp_path / "plain", table=False)
-    with pytest.raises(UserError, match="plain: 12 images for the task 'match'"):
+    with pytest.raises(UserError, match="plain: 0 of 12 images for the task 'match'"):
         make_study(tmp_path, generated=[plain], tasks=("match",))
-    with pytest.raises(UserError, match="plain: 6 images for the task 'finding'"):
+    with pytest.raises(UserError, match="plain: 0 of 6 images for the task 'finding'"):
         make_study(tmp_path, generated=[plain], tasks=("finding",), out="b")
 
 
