@@ -4,6 +4,8 @@ import os
 import shutil
 import stat
 import struct
+import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from jaxcxr.__main__ import main
 from jaxcxr.errors import UserError
 from jaxcxr.evaluation.sets import open_set
 from jaxcxr.phantoms.truth import kind_of
+from jaxcxr.readers import make
 from jaxcxr.readers.make import JPEG, check_places, jpeg_quality
 from tests.readers.studies import SIZE, make_study, pixels, study_data, write_images
 
@@ -321,3 +324,14 @@ def test_the_verb_makes_a_study(tmp_path, capsys):
     assert sorted(os.listdir(tmp_path)) == ["hospital", "study", "study.key.json", "x", "y"]
     only = ["readers", "make", "--generated", str(model), "--out", out + "3", "--tasks", "realism", "--jpeg", "none"]
     assert main([*only, "--count", "8", "--repeats", "2"]) == 0, "without real images"
+
+
+def test_the_page_is_in_the_wheel():
+    root = Path(make.__file__).parents[2]
+    patterns = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"][
+        "jaxcxr.readers"
+    ]
+    folder = Path(make.__file__).parent
+    packed = {file for pattern in patterns for file in folder.glob(pattern)}
+    assert packed == {file for file in (folder / "page").iterdir() if file.is_file()}
+    assert len(packed) == 5
