@@ -4,6 +4,7 @@ import argparse
 import errno
 import importlib
 import importlib.metadata
+import itertools
 import logging
 import os
 import re
@@ -30,6 +31,7 @@ VERBS = {
     "convert": "convert checkpoints between Orbax and diffusers",
     "evaluate": "evaluate generated images and write a page to look at",
     "reconstruct": "say what an autoencoder loses",
+    "readers": "have radiologists read images in a browser, and score their answers",
     "study": "say whether a classifier learns more with generated images",
     "probe": "say what text encoders tell of findings",
 }
@@ -127,7 +129,10 @@ def _unraisable(unraisable: Any) -> None:
 
 def _check_local_paths(command: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Raises UserError for the first path that is an address, under the name that --help gives it."""
-    for action in command._actions:
+    nested = [action for action in command._actions if isinstance(action, argparse._SubParsersAction)]
+    for action in itertools.chain(
+        command._actions, *(each.choices[getattr(args, each.dest)]._actions for each in nested)
+    ):
         found = getattr(args, action.dest, None)
         name = action.option_strings[-1] if action.option_strings else action.metavar or action.dest
         for value in found if isinstance(found, list) else [found]:

@@ -75,18 +75,19 @@ pre { overflow-x: auto; font-size: 0.8rem; line-height: 1.45; background: var(--
 """
 
 
-def document(title: str, body: str, style: str = "", script: str = "") -> str:
-    """A page as HTML: UTF-8, no addresses. Its policy lets a browser load nothing for it and run no other script.
+def document(title: str, body: str, style: str = "", script: str = "", images: str = "data:") -> str:
+    """A page as HTML: UTF-8, no addresses. Its policy lets a browser load images alone, and run no other script.
 
     Args:
       title: plain text, escaped here.
       body: HTML.
       style: CSS that the page has beside `STYLE`.
       script: JavaScript, run once the page is there.
+      images: where images may come from, as a policy says it: the page itself by default.
     """
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     may_run = f"; script-src 'sha256-{digest}'" if script else ""
-    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'{may_run}"
+    policy = f"default-src 'none'; img-src {images}; style-src 'unsafe-inline'{may_run}"
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'

@@ -31,9 +31,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         type=buckets.place,
         help="workdir, diffusers or Orbax folder, or ORG/NAME of the hub",
-        required=True,
-        type=buckets.place,
-        help="workdir, diffusers or Orbax folder, or ORG/NAME of the hub",
     )
     prompts = parser.add_mutually_exclusive_group(required=True)
     prompts.add_argument("--prompt", action="append", help="what to draw; may be given several times")

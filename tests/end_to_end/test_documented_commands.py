@@ -47,6 +47,7 @@ TINY = {
     "evaluate": [],
     "reconstruct": ["--phantoms", "2"],
     "study": [],
+    "readers": ["--count", "2", "--repeats", "0"],
     "probe": [],
 }
 
