@@ -30,6 +30,7 @@ VERBS = {
     "evaluate": "evaluate generated images and write a page to look at",
     "reconstruct": "say what an autoencoder loses",
     "study": "say whether a classifier learns more with generated images",
+    "audit": "say whether a model hands out its training images",
     "probe": "say what text encoders tell of findings",
 }
 
