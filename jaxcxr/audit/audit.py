@@ -213,10 +213,22 @@ def _prompts(model: StableDiffusion, sides: Sides, settings: Settings, folder: P
     train, held_out = norms(ours), norms(theirs)
     with_marker, without = norms(held), norms([prompts.stripped(text) for text in held])
     highest = [(ours[place], float(train[place])) for place in np.argsort(-train)[:_HIGHEST]]
-    area = _area(train, held_out, settings.seed) if len(theirs) else (None, None, None)
+    area, low, high = _area(train, held_out, settings.seed) if len(theirs) else (None, None, None)
     change = with_marker - without
     difference = None if not len(held) else (float(change.mean()), *_interval(change, settings.seed))
-    return Prompts(train, held_out, *area, len(marked), len(known), with_marker, without, difference, highest)
+    return Prompts(
+        train=train,
+        held_out=held_out,
+        auc=area,
+        low=low,
+        high=high,
+        marked=len(marked),
+        texts=len(known),
+        with_marker=with_marker,
+        without_marker=without,
+        difference=difference,
+        highest=highest,
+    )
 
 
 def _area(train: np.ndarray, held_out: np.ndarray, seed: int) -> tuple[float, float, float]:

@@ -123,7 +123,7 @@ def _errors(
     latents = split_moments(networks.vae.encode(normalize(images, config.in_channels)))[0] * config.scaling_factor
     states = networks.text_encoder(ids)
     keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(places)
-    bar, kind = pipeline.schedule.alphas_cumprod(), pipeline.schedule.prediction_type
+    bar, kind = jnp.asarray(pipeline.schedule.alphas_cumprod()), pipeline.schedule.prediction_type
 
     def unet(x: jax.Array, timesteps: jax.Array) -> jax.Array:
         return networks.unet(x, timesteps, states).astype(jnp.float32)
@@ -135,9 +135,9 @@ Denoise = Callable[[jax.Array, jax.Array], jax.Array]
 """(x (B, h, w, C), timesteps (B,)) -> the network's output."""
 
 
-def _loss(unet: Denoise, kind: str, bar: np.ndarray, latents: jax.Array, keys: jax.Array) -> jax.Array:
+def _loss(unet: Denoise, kind: str, bar: jax.Array, latents: jax.Array, keys: jax.Array) -> jax.Array:
     count = len(bar)
-    times = np.array([(2 * part + 1) * count // (2 * LOSSES) for part in range(LOSSES)], np.int32)
+    times = jnp.array([(2 * part + 1) * count // (2 * LOSSES) for part in range(LOSSES)], jnp.int32)
 
     def one(total: jax.Array, timestep: jax.Array) -> tuple[jax.Array, None]:
         own = jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, timestep), latents.shape[1:]))(keys)
@@ -149,7 +149,7 @@ def _loss(unet: Denoise, kind: str, bar: np.ndarray, latents: jax.Array, keys: j
     return jax.lax.scan(one, jnp.zeros(len(latents)), times)[0]
 
 
-def secmi_error(unet: Denoise, kind: str, alphas_cumprod: np.ndarray, latents: jax.Array) -> jax.Array:
+def secmi_error(unet: Denoise, kind: str, alphas_cumprod: ArrayLike, latents: jax.Array) -> jax.Array:
     """SecMI_stat of latents, (B,); see `errors`.
 
     Args:
@@ -158,9 +158,10 @@ def secmi_error(unet: Denoise, kind: str, alphas_cumprod: np.ndarray, latents: j
       alphas_cumprod: ᾱ_t, (T,), T ≥ 200.
       latents: scaled, float32 (B, h, w, C); they stand at timestep 0.
     """
-    bar, interval = np.asarray(alphas_cumprod, np.float32), len(alphas_cumprod) // _INTERVALS
+    bar = jnp.asarray(alphas_cumprod, jnp.float32)
+    interval = len(bar) // _INTERVALS
     times = np.arange(_STEPS + 2, dtype=np.int32) * interval
-    levels = jnp.asarray(np.stack([np.sqrt(bar[times]), np.sqrt(1 - bar[times])], axis=1))
+    levels = jnp.stack([jnp.sqrt(bar[times]), jnp.sqrt(1 - bar[times])], axis=1)
 
     def moved(x: jax.Array, timestep: jax.Array, level: jax.Array, other: jax.Array) -> jax.Array:
         """A deterministic step of DDIM between two levels, in either direction (arXiv 2010.02502, equation 13)."""

@@ -66,7 +66,7 @@ class Nearest(NamedTuple):
     """Of each image, (N,): the place of the most similar reference image, how similar it is, and how similar the most
     similar one of another patient is; NaN where there is one patient alone."""
 
-    index: np.ndarray
+    place: np.ndarray
     similarity: np.ndarray
     second: np.ndarray
 
@@ -104,7 +104,7 @@ def nearest(
         first, similarity = search(images[rows], ours[rows])
         known = first >= 0
         _, second = search(images[rows], np.where(known, theirs[first], ours[rows]), ours[rows])
-        return {"index": first, "similarity": similarity, "second": second}
+        return {"place": first, "similarity": similarity, "second": second}
 
     name = _digest(space.views(reference[:1]), images, reference, codes, np.array([_CANDIDATES]))
     return Nearest(**keep(folder / name, len(images), PER_SHARD, one_by_one(compute)))

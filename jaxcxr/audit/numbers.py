@@ -125,8 +125,8 @@ def _similarity_lines(one: Similarity) -> list[str]:
     threshold, (low, high) = one.threshold, one.threshold.interval
     recalls = ", ".join(f"{name} {_percent(rate.share)}" for name, rate in one.recalls.items())
     return [
-        f"{one.extractor}: threshold {threshold.value:.4g}, false alarms {_percent(threshold.expected)} ({_percent(low)}"
-        f" to {_percent(high)}), by {threshold.n} held-out patients",
+        f"{one.extractor}: threshold {threshold.value:.4g}, false alarms {_percent(threshold.expected)}"
+        f" ({_percent(low)} to {_percent(high)}), by {threshold.n} held-out patients",
         f"{one.extractor}: planted copies found: {recalls}",
         f"{one.extractor}: {one.flagged.hits} of {one.flagged.total} generated images flagged; share of copies"
         f" {_estimate(one.share)}; nearer to training images p = {one.exchange_flagged.p:.2g}; C_T {one.c_t:.2f}",

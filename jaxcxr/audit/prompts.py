@@ -102,7 +102,7 @@ def _norms(
     networks, sampler, count = pipeline.with_parameters(parameters), settings.sampler(steps), len(ids)
     empty = jnp.asarray(tokens.encode(pipeline.tokenizer, [""], tokens.length(pipeline.tokenizer)))
     states = networks.text_encoder(jnp.concatenate([jnp.broadcast_to(empty, ids.shape), ids]))
-    weights = classifier_free(guidance)
+    weights, keys = classifier_free(guidance), jax.random.split(jax.random.key(0), count)  # DDIM draws nothing
     calls = jax.tree.map(
         lambda values: np.asarray(values, np.float32 if values.dtype == np.float64 else values.dtype),
         (sampler.timesteps, sampler.levels[:-1], sampler.coefficients),
@@ -115,7 +115,7 @@ def _norms(
         _, predicted = settings.read(twice, outputs, *level)
         norm = jnp.sqrt(jnp.square(predicted[count:] - predicted[:count]).sum(axis=(1, 2, 3)))
         mixed = weights[0] * outputs[:count] + weights[1] * outputs[count:]
-        return sampler.step(x, mixed, coefficients, None, ())[0], norm
+        return sampler.step(x, mixed, coefficients, keys, ())[0], norm
 
     start = jnp.broadcast_to(jnp.asarray(noise) * sampler.initial_scale, (count, *noise.shape))
     return jax.lax.scan(step, start, calls)[1].mean(axis=0)

@@ -216,8 +216,8 @@ def _exchange(sides: Sides, drawn: Nearest, control: Nearest, which: np.ndarray,
     return copying.exchange(
         drawn.similarity[which],
         control.similarity[which],
-        drawn.index[which],
-        control.index[which],
+        drawn.place[which],
+        control.place[which],
         sides.train.patients,
         sides.held_out.patients,
         seed,
@@ -226,12 +226,12 @@ def _exchange(sides: Sides, drawn: Nearest, control: Nearest, which: np.ndarray,
 
 def _copying(space: Space, sides: Sides, drawn: Nearest, real: Nearest) -> tuple[float, float]:
     """Z_U and C_T, whose cells are those of the training images."""
-    distances = 1 - drawn.similarity, 1 - real.similarity
+    ours, theirs = 1 - drawn.similarity, 1 - real.similarity
     count = max(1, min(_CELLS, len(sides.held_out.patients) // _LEAST_OF_CELL))
     units = [space.views(side.values)[0] for side in sides]
     centres = copying.k_means(units[0][copies.chosen(len(units[0]), _MOST_TRAIN, 0)], count)
-    cells = [copying.cell_of(each, centres) for each in (units[2], units[1])]
-    return copying.z_u(*distances), copying.c_t(*distances, *cells, least=0.2 / count)
+    cell, other = copying.cell_of(units[2], centres), copying.cell_of(units[1], centres)
+    return copying.z_u(ours, theirs), copying.c_t(ours, theirs, cell, other, least=0.2 / count)
 
 
 def _ratio(found: Nearest) -> np.ndarray:
@@ -247,4 +247,4 @@ def _percentiles(similarities: Mapping[str, np.ndarray]) -> dict[str, list[float
 
 def _pairs(drawn: Nearest) -> list[tuple[int, int, float]]:
     order = np.argsort(-drawn.similarity, kind="stable")[:PAIRS]
-    return [(int(place), int(drawn.index[place]), float(drawn.similarity[place])) for place in order]
+    return [(int(place), int(drawn.place[place]), float(drawn.similarity[place])) for place in order]

@@ -66,6 +66,7 @@ def run(args: argparse.Namespace) -> None:
     """Audits; raises UserError on a user's mistake."""
     from jaxcxr import interop
     from jaxcxr.audit.audit import Settings, audit
+    from jaxcxr.audit.similarity import choose
     from jaxcxr.evaluation.tables import check_own
     from jaxcxr.parallel import processes
 
@@ -75,9 +76,8 @@ def run(args: argparse.Namespace) -> None:
     check_own(args.out, "audit.json")
     names, left_out = _extractors(args)
     with processes.joined():
-        from jaxcxr.audit.similarity import choose
-
         seen = choose(names, args.weights)
+        processes.on_first(lambda: _make_out(args.out))
         model = interop.load(args.checkpoint) if args.checkpoint else None
         found = audit(args.train, args.held_out, args.generated, seen, settings, args.out, model)
         found.left_out = left_out + found.left_out
@@ -100,12 +100,23 @@ def _extractors(args: argparse.Namespace) -> tuple[list[str], list[str]]:
     return names[1:], [f"{first}: has no weights here; {EXTRACTORS[first].source}, or choose another with --extractor"]
 
 
+def _make_out(out: Path) -> None:
+    from jaxcxr.errors import UserError
+    from jaxcxr.files import make_folder
+
+    try:
+        make_folder(out, private=True)
+        make_folder(out / "local", private=True)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error.strerror}); name another folder") from error
+
+
 def _write(args: argparse.Namespace, settings: Any, found: Any) -> None:
     import dataclasses
 
     from jaxcxr.audit import numbers, page
     from jaxcxr.errors import UserError
-    from jaxcxr.files import make_folder, replace_file
+    from jaxcxr.files import replace_file
     from jaxcxr.parsing import to_json
 
     how = {name: getattr(args, name) for name in ("train", "held_out", "generated")}
@@ -114,8 +125,6 @@ def _write(args: argparse.Namespace, settings: Any, found: Any) -> None:
     files = {"audit.json": to_json(values), "index.html": page.render(found, args.title).encode()}
     local = args.out / "local"
     try:
-        make_folder(args.out, private=True)
-        make_folder(local, private=True)
         replace_file(local / "pairs.html", page.render_pairs(found, args.title).encode(errors="replace"), private=True)
         for file, data in files.items():
             replace_file(args.out / file, data)
