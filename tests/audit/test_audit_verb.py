@@ -157,7 +157,7 @@ def test_the_model_is_asked_too(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rate": 0.01}, "has 100 held-out patients; --rate 0.01 needs 299; give more of them, or a greater --rate, as"),
+        ({"rate": 0.01}, "has 100 held-out patients; --rate 0.01 needs 299; give more of them, or a greater --rate"),
         ({"rate": 0}, "--rate 0: may be above 0 and up to 0.5"),
         ({"rate": "nan"}, "--rate nan: may be above 0 and up to 0.5"),
         ({"planted": 1}, "--planted 1: may be from 10 to"),
