@@ -1,25 +1,29 @@
 """Pixel correlation as an extractor: small gray images, compared where they overlap at the best alignment."""
 
 import functools
-from collections.abc import Iterable, Iterator
+import itertools
+from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import ArrayLike
 from PIL import Image
+
+from jaxcxr.evaluation.metrics.features import pieces
 
 SIDE = 32
 REACH = 3
 """Pixels of `SIDE` by which an image is shifted at most, each way."""
 ZOOMS = (1.0, 1.1)
 """How much of its centre a training image is enlarged by, as of a copy that was cropped."""
-_AT_ONCE = 256  # pairs
+HALVES = (0.0, 0.5)
+"""Parts of a pixel by which a training image is shifted besides, each way."""
 
 
 class Pixels:
     """The extractor `pixels`: an image reduced to `SIDE` × `SIDE`, without weights."""
 
     name = "pixels"
-    digest = f"none; {SIDE} pixels a side, shifts to {REACH}, mirrored, enlarged by {', '.join(map(str, ZOOMS))}"
+    digest = f"none; {SIDE} pixels a side, shifts to {REACH} by {HALVES[1]}, mirrored, enlarged by {max(ZOOMS)}"
 
     def prepared(self, pixels: np.ndarray) -> np.ndarray:
         """An image, uint8 (H, W), as float32 (SIDE, SIDE): averages of its parts."""
@@ -45,8 +49,8 @@ def mirrored(values: np.ndarray) -> np.ndarray:
 def aligned_correlation(first: ArrayLike, second: ArrayLike, reach: int = REACH) -> np.ndarray:
     """Pearson's correlation of the pixels of pairs where they overlap, at the alignment where it is greatest.
 
-    The alignments are all shifts of up to `reach` pixels each way, with the first image mirrored or not, and the second
-    enlarged by each of `ZOOMS`. An image without contrast correlates with nothing: 0.
+    The alignments are all shifts of up to `reach` pixels each way, by half pixels, with the first image mirrored or
+    not, and the second enlarged by each of `ZOOMS`. An image without contrast correlates with nothing: 0.
 
     Args:
       first: P square images, (P, S, S) or (P, S · S).
@@ -57,12 +61,8 @@ def aligned_correlation(first: ArrayLike, second: ArrayLike, reach: int = REACH)
       float64 (P,), −1 to 1.
     """
     a, b = (_square(np.asarray(images, np.float64)) for images in (first, second))
-    found = [_block(a[start : start + _AT_ONCE], b[start : start + _AT_ONCE], reach) for start in _starts(len(a))]
-    return np.concatenate(found) if found else np.empty(0)
-
-
-def _starts(count: int) -> range:
-    return range(0, count, _AT_ONCE)
+    of_a_pair = 16 * a.shape[1] ** 2 * (2 * reach + 1) ** 2
+    return np.concatenate([np.empty(0), *(_block(a[rows], b[rows], reach) for rows in pieces(len(a), 4 * of_a_pair))])
 
 
 def _square(images: np.ndarray) -> np.ndarray:
@@ -71,74 +71,50 @@ def _square(images: np.ndarray) -> np.ndarray:
 
 
 def _block(first: np.ndarray, second: np.ndarray, reach: int) -> np.ndarray:
+    """All alignments of some pairs as products of matrices: K shifts, 2 mirrorings, J enlargements and half shifts."""
     # Without its mean an image has small sums, and little is lost where they are subtracted.
     first, second = (images - images.mean(axis=(1, 2), keepdims=True) for images in (first, second))
-    best = np.full(len(first), -1.0)
-    turned = [_Sums(first), _Sums(first[:, :, ::-1])]
-    for zoom in ZOOMS:
-        other = _Sums(_enlarged(second, zoom))
-        for one in turned:
-            for here, there in _windows(first.shape[1], reach):
-                np.maximum(best, _correlation(one, here, other, there), out=best)
-    return best
-
-
-Window = tuple[slice, slice]
-
-
-def _windows(side: int, reach: int) -> Iterator[tuple[Window, Window]]:
-    """Where two images overlap, in each of them, at every shift."""
-    for down in range(-reach, reach + 1):
-        for right in range(-reach, reach + 1):
-            here = _overlap(side, down), _overlap(side, right)
-            yield here, (_overlap(side, -down), _overlap(side, -right))
-
-
-def _overlap(side: int, shift: int) -> slice:
-    return slice(max(0, shift), side + min(0, shift))
-
-
-class _Sums:
-    """Images with the sums of their pixels and of their squares over any window."""
-
-    def __init__(self, images: np.ndarray):
-        self.images = np.ascontiguousarray(images)
-        self._first, self._second = _summed(self.images), _summed(self.images**2)
-
-    def moments(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
-        """Sum and sum of squared deviations from the mean of each image's window, (P,) each."""
-        total, squares = _between(self._first, window), _between(self._second, window)
-        count = (window[0].stop - window[0].start) * (window[1].stop - window[1].start)
-        return total, np.maximum(squares - total**2 / count, 0)
-
-
-def _summed(images: np.ndarray) -> np.ndarray:
-    return np.pad(images.cumsum(axis=1).cumsum(axis=2), ((0, 0), (1, 0), (1, 0)))
-
-
-def _between(summed: np.ndarray, window: Window) -> np.ndarray:
-    (top, bottom), (left, right) = ((axis.start, axis.stop) for axis in window)
-    return summed[:, bottom, right] - summed[:, top, right] - summed[:, bottom, left] + summed[:, top, left]
-
-
-def _correlation(one: _Sums, here: Window, other: _Sums, there: Window) -> np.ndarray:
-    a, b = one.images[:, *here], other.images[:, *there]
-    (total, deviation), (other_total, other_deviation) = one.moments(here), other.moments(there)
-    count = a.shape[1] * a.shape[2]
-    covariance = np.einsum("phw,phw->p", a, b) - total * other_total / count
+    moves = itertools.product(ZOOMS, HALVES, HALVES)
+    others = np.stack([_flat(_moved(second, *move)) for move in moves], axis=1)  # (P, J, S · S)
+    ones = np.stack([first, first[:, :, ::-1]], axis=1)  # (P, 2, S, S)
+    overlap = _shifts(np.ones((1, *first.shape[1:])), reach)[0]  # (K, S · S)
+    count = overlap.sum(axis=1)
+    products = _shifts(ones, reach) @ others.swapaxes(1, 2)[:, None]  # (P, 2, K, J)
+    # Where the second image is overlapped at a shift, the first one is at the opposite shift.
+    total, deviation = (each[..., None] for each in _moments(_flat(ones), overlap[::-1], count))  # (P, 2, K, 1)
+    other_total, other_deviation = (each.swapaxes(1, 2)[:, None] for each in _moments(others, overlap, count))
+    covariance = products - total * other_total / count[:, None]
     scale = np.sqrt(deviation * other_deviation)
-    return np.divide(covariance, scale, out=np.zeros(len(a)), where=scale > 1e-9 * count)
+    found = np.divide(covariance, scale, out=np.zeros_like(covariance), where=scale > 1e-9 * count[:, None])
+    return np.clip(found.reshape(len(found), -1).max(axis=1, initial=-1.0), -1, 1)
 
 
-def _enlarged(images: np.ndarray, zoom: float) -> np.ndarray:
-    if zoom == 1:
+def _flat(images: np.ndarray) -> np.ndarray:
+    return images.reshape(*images.shape[:-2], -1)
+
+
+def _shifts(images: np.ndarray, reach: int) -> np.ndarray:
+    """Images (…, S, S) at each of K shifts, with zeros where they do not reach, (…, K, S · S)."""
+    side, ends = images.shape[-1], [(0, 0)] * (images.ndim - 2) + [(reach, reach)] * 2
+    windows = np.lib.stride_tricks.sliding_window_view(np.pad(images, ends), (side, side), axis=(-2, -1))
+    return windows.reshape(*images.shape[:-2], -1, side * side)
+
+
+def _moments(images: np.ndarray, overlap: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sum and sum of squared deviations from the mean over each overlap (K, S · S) of images (…, S · S): (…, K)."""
+    total, squares = images @ overlap.T, images**2 @ overlap.T
+    return total, np.maximum(squares - total**2 / count, 0)
+
+
+def _moved(images: np.ndarray, zoom: float, down: float, right: float) -> np.ndarray:
+    if (zoom, down, right) == (1, 0, 0):
         return images
-    matrix = _zoom_matrix(images.shape[1], zoom)
-    return matrix @ images @ matrix.T
+    side = images.shape[1]
+    return _interpolation(side, zoom, down) @ images @ _interpolation(side, zoom, right).T
 
 
 @functools.cache
-def _zoom_matrix(side: int, zoom: float) -> np.ndarray:
-    """Weights of linear interpolation, (side, side), of an axis whose centre is enlarged."""
-    places = ((np.arange(side) + 0.5) - side / 2) / zoom + side / 2 - 0.5
-    return np.maximum(0, 1 - np.abs(places[:, None] - np.arange(side)))
+def _interpolation(side: int, zoom: float, shift: float) -> np.ndarray:
+    """Weights of linear interpolation, (side, side), along an axis whose centre is enlarged and then shifted."""
+    places = ((np.arange(side) + 0.5 + shift) - side / 2) / zoom + side / 2 - 0.5
+    return np.maximum(0, 1 - np.abs(np.clip(places, 0, side - 1)[:, None] - np.arange(side)))

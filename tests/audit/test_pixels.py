@@ -29,6 +29,7 @@ def searched(first, second, reach):
 
 def test_it_is_the_best_of_numpys_correlations(monkeypatch):
     monkeypatch.setattr(pixels, "ZOOMS", (1.0,))
+    monkeypatch.setattr(pixels, "HALVES", (0.0,))
     first, second = smooth(5, 1), smooth(5, 2)
     wanted = [searched(a.astype(float), b.astype(float), 2) for a, b in zip(first, second, strict=True)]
     np.testing.assert_allclose(aligned_correlation(first, second, reach=2), wanted, atol=1e-9)
