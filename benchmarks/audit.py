@@ -140,17 +140,17 @@ def known_copies(work: Path, train: Path, held_out: Path, further: Path, generat
         return kept["copies"], float(kept["threshold"])
 
 
-def false_alarms(work: Path, found: dict[str, Any], train: Path, further: Path) -> dict[str, Any]:
+def false_alarms(work: Path, found: dict[str, Any], train: Path, held_out: Path, further: Path) -> dict[str, Any]:
     """Rates of images of further patients that each extractor flags; the threshold has not seen them."""
     by = {}
     for one in found["similarity"]:
         seen = choose([one["extractor"].partition("/")[0]])[0]
-        sets = [open_set(folder) for folder in (train, further)]
+        sets = [open_set(folder) for folder in (train, further, held_out)]
         features = [
             extract(each, seen.described, SIZE, work / "features", open_network=seen.open_network).values
             for each in sets
         ]
-        space, patients = seen.space(features[0]), [item.patient for item in sets[0].items]
+        space, patients = seen.space(features[0], features[2]), [item.patient for item in sets[0].items]
         near = nearest.nearest(space, features[1], features[0], patients, work / "neighbours")
         by[one["extractor"]] = Rate.of(near.similarity > one["threshold"]["similarity"]).as_dict()
     return by
@@ -161,7 +161,7 @@ def with_proof(
 ) -> dict[str, Any]:
     truth, threshold = known_copies(work / name, train, held_out, further, generated)
     shown = summary(found) | {"copies": int(truth.sum()), "of": len(truth), "correlation_above": threshold}
-    alarms = false_alarms(work / name / "further", found, train, further)
+    alarms = false_alarms(work / name / "further", found, train, held_out, further)
     for one in found["similarity"]:
         flagged = np.isin(np.arange(len(truth)), one["flagged_images"])
         hits, total = int((flagged & truth).sum()), int(truth.sum())

@@ -15,6 +15,7 @@ from jaxcxr.evaluation.kept import Arrays, keep, one_by_one
 from jaxcxr.parallel import mesh as meshes
 
 PER_SHARD = 512
+_MOST_OF_COVARIANCE = 5000  # images of a set
 _CANDIDATES = 8  # that are measured in float64
 _AT_ONCE = 128 * 2**20  # bytes of a block of similarities
 
@@ -32,19 +33,32 @@ class Space(NamedTuple):
     similarity: Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
-def of_network(reference: np.ndarray) -> Space:
-    """Cosines of features (N, D) of a network, from which the mean of `reference` (M, D) is taken.
+def of_network(train: np.ndarray, held_out: np.ndarray) -> Space:
+    """Cosines of features (N, D) of a network, whitened by the covariance S of both sets of real images: of
+    (S + s I)^−½ (x − mean), with s the mean variance of a feature.
 
-    Features of radiographs share most of what they have; without it the cosine tells copies from other patients.
+    Features of radiographs share most of what they have: without the mean, and with directions that vary much made
+    less, the cosine tells copies from other patients. Both sets count alike, each with a half, so that training images
+    are treated as held-out ones are.
     """
-    mean = reference.mean(axis=0, dtype=np.float64)
+    parts = [each[_places(len(each))].astype(np.float64) for each in (train, held_out)]
+    mean = np.mean([each.mean(axis=0) for each in parts], axis=0)
+    covariance = np.mean([(each - mean).T @ (each - mean) / len(each) for each in parts], axis=0)
+    variances, directions = np.linalg.eigh(covariance)
+    ridge = max(float(variances.mean()), np.finfo(np.float64).tiny)
+    whitening = directions / np.sqrt(np.maximum(variances, 0) + ridge)
 
-    def centred(values: np.ndarray) -> np.ndarray:
-        return unit(values.astype(np.float64) - mean)
+    def whitened(values: np.ndarray) -> np.ndarray:
+        return unit((values.astype(np.float64) - mean) @ whitening)
 
     return Space(
-        lambda values: centred(values)[None], lambda first, other: np.einsum("pd,pd->p", centred(first), centred(other))
+        lambda values: whitened(values)[None],
+        lambda first, other: np.einsum("pd,pd->p", whitened(first), whitened(other)),
     )
+
+
+def _places(count: int) -> np.ndarray:
+    return np.random.default_rng(0).permutation(count)[:_MOST_OF_COVARIANCE]
 
 
 def of_pixels() -> Space:

@@ -28,11 +28,12 @@ _MOST_TRAIN = 2000  # training images that are compared with those of other pati
 
 
 class Seen(NamedTuple):
-    """An extractor that an audit uses: what describes it, what computes, and when two of its vectors are alike."""
+    """An extractor that an audit uses: what describes it, what computes, and when two of its vectors are alike, of
+    features of training and held-out images."""
 
     described: Described
     open_network: Open | None
-    space: Callable[[np.ndarray], Space]
+    space: Callable[[np.ndarray, np.ndarray], Space]
 
 
 def choose(names: Sequence[str], weights: Sequence[str] = ()) -> list[Seen]:
@@ -49,7 +50,7 @@ def choose(names: Sequence[str], weights: Sequence[str] = ()) -> list[Seen]:
     found = []
     for name in dict.fromkeys(names):
         if name == "pixels":
-            found.append(Seen(Pixels(), lambda batch_size: Stacked(), lambda reference: of_pixels()))
+            found.append(Seen(Pixels(), lambda batch_size: Stacked(), lambda train, held_out: of_pixels()))
         elif name == "sscd":
             sscd = open_sscd(files.get("sscd"))
             found.append(Seen(sscd, lambda batch_size, file=sscd.file: Session(file), of_network))  # type: ignore[misc]
@@ -151,7 +152,7 @@ def compare(inputs: Inputs, seen: Seen, counts: Counts) -> tuple[Similarity, Sid
     sets = (inputs.train, inputs.held_out, inputs.generated)
     train, held_out, generated = ((each, _features(inputs, each, seen)) for each in sets)
     sides = cleaned(train, held_out, generated, counts)
-    space = seen.space(sides.train.values)
+    space = seen.space(sides.train.values, sides.held_out.values)
 
     def near(side: Side, reference: Side, own: Sequence[str] | None = None) -> Nearest:
         names = reference.patients.tolist()
