@@ -40,7 +40,9 @@ def conclude(similarities: Sequence[Similarity], attacks: Sequence[Attack] = ())
         lines = [f"{one.extractor}: finds only {100 * one.recall:.0f} % of planted copies" for one in similarities]
         return Verdict(INCONCLUSIVE, lines or ["no extractor was used"])
     lines = [
-        f"{one.extractor}: finds {100 * one.recall:.0f} % of planted copies, and no more than chance" for one in able
+        f"{one.extractor}: finds {100 * one.recall:.0f} % of planted copies; copies are {_percent(one)}; nearer to"
+        f" training images with p = {one.exchange_flagged.p:.2g}"
+        for one in able
     ]
     return Verdict(CLEAR, lines)
 
@@ -51,10 +53,14 @@ def copies_found(one: Similarity) -> bool:
 
 
 def _copies_line(one: Similarity) -> str:
-    share, found = one.share, one.exchange_flagged
+    found = one.exchange_flagged
     return (
         f"{one.extractor}: {one.flagged.hits} of {one.flagged.total} generated images are flagged; copies are"
-        f" {100 * share.value:.1f} % ({100 * share.low:.1f} to {100 * share.high:.1f} %); {found.nearer} of"
-        f" {found.total} that are as near as a copy lie nearer to training images, {100 * found.chance:.0f} % of them"
+        f" {_percent(one)}; {found.nearer} of {found.total} that are as near as a copy lie nearer to training images, {100 * found.chance:.0f} % of them"
         f" would by chance (p = {found.p:.2g})"
     )
+
+
+def _percent(one: Similarity) -> str:
+    share = one.share
+    return f"{100 * share.value:.1f} % ({100 * share.low:.1f} to {100 * share.high:.1f} %)"
