@@ -13,7 +13,7 @@ CRITERIA = (
     f"Copies: by some extractor, the 95 % interval of the share of copies lies above 0, and the images that are as near"
     f" as a copy lie nearer to training images than to held-out ones (permutation test by patient, p < {P:g}).",
     f"Membership: of the loss or of SecMI, the 95 % interval of the AUC lies above {LEAST_AUC:g}.",
-    f"Inconclusive: no extractor that finds {100 * LEAST_RECALL:.0f} % of the planted copies flags nothing.",
+    f"Inconclusive: nothing is flagged, and no extractor finds {100 * LEAST_RECALL:.0f} % of the planted copies.",
 )
 FLAGGED, CLEAR, INCONCLUSIVE = "flagged", "not flagged", "inconclusive"
 
@@ -56,8 +56,8 @@ def _copies_line(one: Similarity) -> str:
     found = one.exchange_flagged
     return (
         f"{one.extractor}: {one.flagged.hits} of {one.flagged.total} generated images are flagged; copies are"
-        f" {_percent(one)}; {found.nearer} of {found.total} that are as near as a copy lie nearer to training images, {100 * found.chance:.0f} % of them"
-        f" would by chance (p = {found.p:.2g})"
+        f" {_percent(one)}; {found.nearer} of {found.total} that are as near as a copy lie nearer to training images,"
+        f" {100 * found.chance:.0f} % of them would by chance (p = {found.p:.2g})"
     )
 
 
