@@ -144,7 +144,7 @@ def false_alarms(work: Path, found: dict[str, Any], train: Path, held_out: Path,
     """Rates of images of further patients that each extractor flags; the threshold has not seen them."""
     by = {}
     for one in found["similarity"]:
-        seen = choose([one["extractor"].partition("/")[0]])[0]
+        seen = choose([one["extractor"].split("+")[0].partition("/")[0]])[0]
         sets = [open_set(folder) for folder in (train, further, held_out)]
         features = [
             extract(each, seen.described, SIZE, work / "features", open_network=seen.open_network).values

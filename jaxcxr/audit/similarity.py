@@ -1,6 +1,7 @@
 """What images alone say, by one extractor: which generated images are copies, and how many are."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -13,12 +14,14 @@ from jaxcxr.audit.copying import Exchange
 from jaxcxr.audit.nearest import Nearest, Space, nearest, of_network, of_pixels
 from jaxcxr.audit.pixels import Pixels, Stacked
 from jaxcxr.audit.sides import Counts, Side, Sides, cleaned, one_of_each
+from jaxcxr.audit.smoothing import Smoothed
 from jaxcxr.audit.sscd import Session, open_sscd
 from jaxcxr.errors import UserError
 from jaxcxr.evaluation import extractors
-from jaxcxr.evaluation.features import Described, Open, extract
+from jaxcxr.evaluation.features import Described, Network, Open, extract
 from jaxcxr.evaluation.metrics.neighbours import authenticity
 from jaxcxr.evaluation.sets import ImageSet
+from jaxcxr.parallel import mesh as meshes
 from jaxcxr.phantoms.scores import Rate, wilson
 
 PERCENTILES = (50, 75, 90, 95, 99)
@@ -32,7 +35,7 @@ class Seen(NamedTuple):
     features of training and held-out images."""
 
     described: Described
-    open_network: Open | None
+    open_network: Open
     space: Callable[[np.ndarray, np.ndarray], Space]
 
 
@@ -53,14 +56,14 @@ def choose(names: Sequence[str], weights: Sequence[str] = ()) -> list[Seen]:
             found.append(Seen(Pixels(), lambda batch_size: Stacked(), lambda train, held_out: of_pixels()))
         elif name == "sscd":
             sscd = open_sscd(files.get("sscd"))
-            found.append(Seen(sscd, lambda batch_size, file=sscd.file: Session(file), of_network))  # type: ignore[misc]
+            found.append(Seen(Smoothed(sscd), functools.partial(_session, sscd.file), of_network))
         else:
             try:
                 chosen = extractors.choose_all([name], others)[0]
             except UserError as error:
                 also = f"; or {' or '.join(sorted(own))}" if name.partition("/")[0] not in extractors.EXTRACTORS else ""
                 raise UserError(f"{error}{also}") from error
-            found.append(Seen(chosen, None, of_network))
+            found.append(Seen(Smoothed(chosen), functools.partial(_network, chosen), of_network))
     return found
 
 
@@ -115,6 +118,14 @@ class Similarity:
     def planted(self) -> tuple[float, float]:
         """The interval of the recall of all planted copies together."""
         return wilson(sum(one.hits for one in self.recalls.values()), sum(one.total for one in self.recalls.values()))
+
+
+def _session(file: Path, batch_size: int) -> Session:
+    return Session(file)
+
+
+def _network(chosen: extractors.Chosen, batch_size: int) -> Network:
+    return Network(chosen, batch_size, meshes.own_mesh())
 
 
 class Inputs(NamedTuple):

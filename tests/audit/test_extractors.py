@@ -13,6 +13,7 @@ from jaxcxr.__main__ import main
 from jaxcxr.audit import sscd
 from jaxcxr.audit.copies import CHANGES, mixed
 from jaxcxr.audit.similarity import choose
+from jaxcxr.audit.smoothing import Smoothed
 from jaxcxr.data.images import load_square
 from jaxcxr.errors import UserError
 from jaxcxr.evaluation import extractors
@@ -26,9 +27,9 @@ def test_a_network_by_its_weights_digest(sets, tmp_path, monkeypatch):  # noqa: 
     out = tmp_path / "out"
     assert main([*command(sets, out, extractor="small"), "--extractor", "pixels"]) == 0
     found = {one["extractor"]: one for one in json.loads((out / "audit.json").read_text())["similarity"]}
-    assert list(found) == ["small/plain", "pixels"]
-    assert found["small/plain"]["digest"] == extractors.choose_all(["small"])[0].digest
-    assert found["small/plain"]["authenticity"] < 1
+    assert list(found) == ["small/plain+smoothed", "pixels"]
+    assert found["small/plain+smoothed"]["digest"] == extractors.choose_all(["small"])[0].digest
+    assert found["small/plain+smoothed"]["authenticity"] < 1
 
 
 def test_the_default_network_is_left_out_where_its_weights_are_not_here(sets, tmp_path, monkeypatch, capsys):  # noqa: F811
@@ -85,7 +86,7 @@ def test_sscd_is_the_file_as_onnxruntime_runs_it():
     image = np.random.default_rng(0).integers(0, 256, (64, 64), np.uint8)
     prepared = seen.described.prepared(image)
     assert prepared.shape == (288, 288, 3)
-    session = onnxruntime.InferenceSession(str(seen.described.file), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(str(sscd.open_sscd().file), providers=["CPUExecutionProvider"])
     wanted = session.run(None, {session.get_inputs()[0].name: prepared[None]})[0][0]
     found = seen.open_network(4).features([prepared, None])
     np.testing.assert_array_equal(found[0], wanted)
@@ -122,6 +123,23 @@ def test_what_sscd_lacks_is_one_line(tmp_path, monkeypatch):
     pytest.importorskip("onnxruntime")
     with pytest.raises(UserError, match=r"no.onnx: is no ONNX file that can be run"):
         sscd.Session(tmp_path / "no.onnx")
+
+
+def test_networks_see_smoothed_images_and_pixels_do_not():
+    image = np.zeros((64, 64), np.uint8)
+    image[32, 32] = 200
+
+    class Seen:
+        name, digest = "x", "d"
+
+        def prepared(self, pixels):
+            return pixels
+
+    smooth = Smoothed(Seen()).prepared(image).astype(float)
+    assert 0.1 < smooth[32, 32] / 200 < 0.25  # 1 / 2π of the whole
+    assert smooth.sum() == pytest.approx(200, rel=0.15)
+    assert Smoothed(Seen()).digest == "d"
+    assert choose(["pixels"])[0].described.prepared(image).max() == 50
 
 
 def test_changes_keep_the_size_and_are_the_same_again():
