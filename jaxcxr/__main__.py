@@ -33,6 +33,7 @@ VERBS = {
     "reconstruct": "say what an autoencoder loses",
     "readers": "have radiologists read images in a browser, and score their answers",
     "study": "say whether a classifier learns more with generated images",
+    "audit": "say whether a model hands out its training images",
     "probe": "say what text encoders tell of findings",
 }
 

@@ -1,13 +1,11 @@
 """A features job: the images of a set -> a vector each, on all devices and processes, kept for the next metric."""
 
-import contextlib
 import functools
 import hashlib
-import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -18,16 +16,45 @@ from jaxcxr.data.images import UnreadableImage
 from jaxcxr.errors import UserError
 from jaxcxr.evaluation.extractors import Chosen
 from jaxcxr.evaluation.extractors.extractor import abstract_network
+from jaxcxr.evaluation.kept import keep
 from jaxcxr.evaluation.sets import ImageSet, Item
-from jaxcxr.files import locked_folder, missing, remove_unfinished, replace_file
 from jaxcxr.models.compute import compiler_options
 from jaxcxr.models.named import with_parameters
 from jaxcxr.parallel import mesh as meshes
-from jaxcxr.parallel import processes
 
 PER_SHARD = 256
 _VERSION = 1  # of what a shard holds; another one is computed anew
 _THREADS = 8
+
+
+class Described(Protocol):
+    """What decides a vector of an image: an extractor with its weights and preprocessing, as `Chosen`."""
+
+    @property
+    def name(self) -> str:
+        """For the rows of an evaluation."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """Of the weights."""
+        ...
+
+    def prepared(self, pixels: np.ndarray) -> np.ndarray:
+        """What the network takes of an image, uint8 (H, W)."""
+        ...
+
+
+class Vectors(Protocol):
+    """What makes vectors of prepared images."""
+
+    def features(self, inputs: Iterable[np.ndarray | None]) -> np.ndarray:
+        """Features, float32 (N, D), of prepared images; where there is none, NaN."""
+        ...
+
+
+Open = Callable[[int], Vectors]
+"""The size of a batch -> what computes."""
 
 
 class Extracted(NamedTuple):
@@ -44,7 +71,9 @@ class Extracted(NamedTuple):
     pixels: np.ndarray
 
 
-def extract(images: ImageSet, chosen: Chosen, size: int, folder: Path, batch_size: int = 32) -> Extracted:
+def extract(
+    images: ImageSet, chosen: Described, size: int, folder: Path, batch_size: int = 32, open_network: Open | None = None
+) -> Extracted:
     """The features of all images of a set; each shard of them is computed once, by any process.
 
     Args:
@@ -53,46 +82,43 @@ def extract(images: ImageSet, chosen: Chosen, size: int, folder: Path, batch_siz
       size: side in pixels that images are brought to first, padded to a square; 0 leaves them as they are.
       folder: where features are kept, under a digest of images, size, weights and preprocessing.
       batch_size: images at once, of all devices of a process together.
+      open_network: makes what computes the vectors, of a batch's size; the network of `chosen` if None.
 
     Raises:
       UserError: the folder cannot be written, another job writes the same features, or no image can be read.
     """
-    own = folder / _identity(images, chosen, size)
-    files = [own / f"{number:05}.npz" for number in range(-(-len(images.items) // PER_SHARD))]
-    if processes.from_first(lambda: missing(files)):  # one process decides, as file systems may tell each another thing
-        with contextlib.ExitStack() as held:
-            processes.on_first(lambda: _claim(own, held))
-            _compute(images, chosen, size, files, batch_size)
-            processes.on_first(lambda: None)  # the others are done too
-    found = Extracted(*map(np.concatenate, zip(*map(_read, files), strict=True)))
+    own, total = folder / _identity(images, chosen, size), len(images.items)
+    opened = open_network or functools.partial(_network, chosen)
+
+    def compute(shards: Sequence[slice]) -> Iterator[Mapping[str, np.ndarray]]:
+        return _compute(images, chosen, size, shards, opened(batch_size)) if shards else iter(())
+
+    found = Extracted(**keep(own, total, PER_SHARD, compute))
     if not found.readable.any():
-        raise UserError(f"{images.name}: none of its {len(images.items)} images can be read by {chosen.name}")
+        raise UserError(f"{images.name}: none of its {total} images can be read by {chosen.name}")
     return found
 
 
-def _claim(folder: Path, held: contextlib.ExitStack) -> None:
-    """Makes the folder this job's, alone until `held` is closed."""
-    held.enter_context(locked_folder(folder, private=True))
-    remove_unfinished(folder)
+def _network(chosen: Any, batch_size: int) -> "Network":
+    return Network(chosen, batch_size, meshes.own_mesh())
 
 
-def _identity(images: ImageSet, chosen: Chosen, size: int) -> str:
+def _identity(images: ImageSet, chosen: Described, size: int) -> str:
     whole = [_VERSION, images.stamp, chosen.name, chosen.digest, size]
     return hashlib.blake2b(repr(whole).encode(), digest_size=16).hexdigest()
 
 
-def _compute(images: ImageSet, chosen: Chosen, size: int, files: Sequence[Path], batch_size: int) -> None:
-    mine = processes.share_out(lambda: missing(files))
-    network = Network(chosen, batch_size, meshes.own_mesh())
-    read, total = functools.partial(_prepared, chosen, size), len(images.items)
-    left = sum(min(PER_SHARD, total - shard * PER_SHARD) for shard in mine)
+def _compute(
+    images: ImageSet, chosen: Described, size: int, shards: Sequence[slice], network: Vectors
+) -> Iterator[Mapping[str, np.ndarray]]:
+    read = functools.partial(_prepared, chosen, size)
+    left = sum(rows.stop - rows.start for rows in shards)
     with (
         ThreadPoolExecutor(_THREADS) as threads,
         tqdm(total=left, desc=f"{chosen.name} {images.name}", unit="img", disable=jax.process_index() > 0) as bar,
     ):
-        for shard in mine:
-            items = images.items[shard * PER_SHARD : (shard + 1) * PER_SHARD]
-            prepared = threads.map(read, items)
+        for rows in shards:
+            prepared = threads.map(read, images.items[rows])
             digests: list[bytes] = []
 
             def inputs(prepared: Any = prepared, digests: list[bytes] = digests) -> Iterator[np.ndarray | None]:
@@ -103,10 +129,10 @@ def _compute(images: ImageSet, chosen: Chosen, size: int, files: Sequence[Path],
 
             values = network.features(inputs())
             readable = np.array([digest != b"" for digest in digests])
-            _write(files[shard], Extracted(values, readable, np.array(digests, "S16")))
+            yield Extracted(values, readable, np.array(digests, "S16"))._asdict()
 
 
-def _prepared(chosen: Chosen, size: int, item: Item) -> tuple[np.ndarray | None, bytes]:
+def _prepared(chosen: Described, size: int, item: Item) -> tuple[np.ndarray | None, bytes]:
     """What the network takes of an image, None where it cannot be read; and the digest of its pixels, empty then."""
     try:
         pixels = item.load(size)
@@ -160,20 +186,3 @@ class Network:
         stacked = np.stack(inputs)
         filled = np.pad(stacked, ((0, self._size - len(stacked)), *((0, 0),) * (stacked.ndim - 1)), mode="edge")
         return np.asarray(self._forward(self._weights, jax.device_put(filled, self._sharding)))[: len(stacked)]
-
-
-def _write(file: Path, shard: Extracted) -> None:
-    data = io.BytesIO()
-    np.savez(data, **shard._asdict())
-    try:
-        replace_file(file, data.getvalue(), private=True)
-    except OSError as error:
-        raise UserError(f"{file}: cannot be written ({error.strerror}); name another --out") from error
-
-
-def _read(file: Path) -> Extracted:
-    try:
-        with np.load(file, allow_pickle=False) as arrays:
-            return Extracted(**{name: arrays[name] for name in Extracted._fields})
-    except Exception as error:  # NumPy and zipfile raise almost anything on damaged files
-        raise UserError(f"{file}: is damaged ({type(error).__name__}); remove it and evaluate again") from error
