@@ -19,7 +19,6 @@ from jaxcxr.files import check_local
 from jaxcxr.options import Parser
 
 VERBS = {
-    "configs": "list the configs that come with the package, or print one to start from",
     "phantoms": "draw synthetic chest radiographs with reports, laid out as MIMIC-CXR-JPG",
     "prepare": "turn a MIMIC-CXR-JPG or CheXpert tree or an image folder into ArrayRecord",
     "cache": "encode all images once, so that training need not",
@@ -32,6 +31,7 @@ VERBS = {
     "reconstruct": "say what an autoencoder loses",
     "study": "say whether a classifier learns more with generated images",
     "probe": "say what text encoders tell of findings",
+    "configs": "list the configs that come with the package, or print one to start from",
 }
 
 
