@@ -20,7 +20,6 @@ from jaxcxr.errors import UserError, one_line
 from jaxcxr.options import Parser
 
 VERBS = {
-    "configs": "list the configs that come with the package, or print one to start from",
     "phantoms": "draw synthetic chest radiographs with reports, laid out as MIMIC-CXR-JPG",
     "prepare": "turn a MIMIC-CXR-JPG or CheXpert tree or an image folder into ArrayRecord",
     "cache": "encode all images once, so that training need not",
@@ -35,6 +34,7 @@ VERBS = {
     "study": "say whether a classifier learns more with generated images",
     "audit": "say whether a model hands out its training images",
     "probe": "say what text encoders tell of findings",
+    "configs": "list the configs that come with the package, or print one to start from",
 }
 
 

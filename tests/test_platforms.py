@@ -28,3 +28,20 @@ def test_what_is_set_stays(monkeypatch):
     platforms.only_those_here()
     assert os.environ["JAX_PLATFORMS"] == "cuda"
     assert "jax_plugins.xla_cuda12" not in sys.modules
+
+
+def test_a_card_without_a_driver_is_seen_on_the_bus(tmp_path):
+    for number, (vendor, kind) in enumerate((("0x10de", "0x0c0330"), ("0x8086", "0x030000"))):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "vendor").write_text(vendor + "\n")
+        (tmp_path / str(number) / "class").write_text(kind + "\n")
+    assert not platforms._has_nvidia_card(tmp_path)
+    (tmp_path / "1" / "vendor").write_text("0x10de\n")
+    assert platforms._has_nvidia_card(tmp_path)
+
+
+def test_the_cuda_compiler_can_be_had_again(monkeypatch):
+    name = "jax_plugins.xla_cuda12"
+    monkeypatch.setitem(sys.modules, name, type(sys)(name))
+    platforms.with_cuda_compiler()
+    assert name not in sys.modules
