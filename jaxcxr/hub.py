@@ -231,15 +231,13 @@ def _chosen(name: Name, repository: _Repository, choose: Choose) -> tuple[str, l
     if name.inside and not below:
         tops = dict.fromkeys(file.split("/")[0] for file in repository.files)
         raise UserError(
-            f"{name}: has no folder or file {name.inside}{here}; at its top are {_listed(tops)}{remedy or _SPELLING}"
+            f"{name}: has no folder or file {name.inside}{here}; at its top are {_listed(tops)}"
+            f"{remedy or '; name one of these'}"
         )
     try:
         return name.inside, [prefix + file for file in choose(below)]
     except Absent as error:
         raise UserError(f"{name}: {error}{remedy}") from error
-
-
-_SPELLING = "; name one of these after the colon"
 
 
 def _download(name: Name, commit: str, wanted: Sequence[str], kind: Kind) -> Path:
