@@ -44,7 +44,7 @@ class Metrics:
         self._workdir, self._on_record = workdir, set[tuple[int, str]]()
         if jax.process_index() == 0:
             self._spool = Spool(workdir)
-            self._file, self._on_record = _open_after(workdir, self._spool.folder, start)
+            self._file, self._on_record = _open_after(workdir, start, self._spool.folder)
             if self._sheet(start).is_file():
                 self._on_record.add((start, "samples"))
             self._loggers = loggers.opened(names, workdir, self._spool.folder, start, config or {})
@@ -118,9 +118,9 @@ def _scalars(values: Mapping[str, Any]) -> dict[str, float]:
     return scalars
 
 
-def _open_after(workdir: Path, folder: Path, start: int) -> tuple[TextIO, set[tuple[int, str]]]:
+def _open_after(workdir: Path, start: int, folder: Path | None = None) -> tuple[TextIO, set[tuple[int, str]]]:
     """Opens the metrics for appending, less the lines of steps that will be done again; what there is of `start`."""
-    file = folder / METRICS
+    file = (folder or workdir) / METRICS
     lines = read_metric_lines(workdir)
     replace_file(file, "".join(line for line, row in lines if int(row["step"] or 0) <= start).encode())
     return file.open("a", buffering=1), {(start, name) for _, row in lines if row["step"] == start for name in row}
