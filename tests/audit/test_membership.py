@@ -108,6 +108,7 @@ def test_conditional_noise_is_that_of_a_loop_with_diffusers_ddim(pipeline, tmp_p
     np.testing.assert_allclose(found, wanted, rtol=2e-3)
 
 
+@pytest.mark.slow
 def test_batches_and_restarts_change_nothing(pipeline, tmp_path, monkeypatch):
     _, ours = pipeline
     monkeypatch.setattr(membership, "PER_SHARD", 2)
