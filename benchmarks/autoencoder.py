@@ -63,6 +63,7 @@ def stage(data: Path, changes: Mapping[str, Any]) -> ConfigDict:
     """The config of one training."""
     config = configs.load(Path(f"{CONFIG}:autoencoder"))
     config.update_from_flattened_dict({"data.path": str(data), **QUIET, **changes})
+    config.objective.perceptual = ConfigDict()
     return config
 
 

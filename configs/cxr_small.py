@@ -35,6 +35,7 @@ def get_config(stage: str = "diffusion") -> ConfigDict:
     config.data.tokenizer_vocab = 2048
     if stage == "autoencoder":
         config.model.vae = ConfigDict(VAE)
+        config.objective.perceptual = ConfigDict({"ssim": 1.0})  # docs/adaptation.md has what it is worth
         config.batch_size = 8
         config.steps = 1000
         config.checkpoint_every = config.eval_every = config.sample_every = 200
