@@ -43,11 +43,13 @@ class Settings:
     title: str
 
     def __post_init__(self) -> None:
-        """Raises UserError for a task that does not exist or is named twice."""
+        """Raises UserError for a task that does not exist or is named twice, and for a size that shows nothing."""
         if unknown := [name for name in self.tasks if name not in TASKS]:
             raise UserError(f"--tasks {unknown[0]!r:.60}: no such task; choose from {', '.join(TASKS)}")
         if not self.tasks or len(set(self.tasks)) < len(self.tasks):
             raise UserError(f"--tasks {','.join(self.tasks)!r:.60}: name each once, of {', '.join(TASKS)}")
+        if not 16 <= self.size <= 8192:
+            raise UserError(f"--size {self.size}: may be from 16 to 8192 pixels")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -94,7 +94,7 @@ def _make(args: argparse.Namespace) -> None:
     from jaxcxr.readers import make
     from jaxcxr.readers.design import Settings
 
-    key = args.key or args.out.with_name(f"{args.out.name}.key.json")
+    key = args.key or Path(f"{args.out}.key.json")
     make.check_places(args.out, key)
     sets = _sets(args)
     folders = [images for images, _ in sets.values()]

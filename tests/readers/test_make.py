@@ -276,6 +276,7 @@ def test_the_key_is_private_and_lies_elsewhere(tmp_path):
         ({"tasks": ("real", "reel")}, ("'reel'", "realism")),
         ({"tasks": ()}, ("--tasks", "better")),
         ({"tasks": ("real", "real")}, ("once",)),
+        ({"size": 8}, ("--size 8", "16")),
         ({"repeats": 13}, ("--repeats 13", "24 items", "12")),
         ({"count": 25}, ("24 of 25 images", "--count")),
     ],
