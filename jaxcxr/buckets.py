@@ -28,13 +28,18 @@ def check_local(path: object, what: str = "") -> None:
     """Raises UserError where a path is an address such as `gs://bucket/folder`; `what`, before it, says whose it is."""
     found = _URL.match(str(path)) if isinstance(path, str | Path) else None
     if found and (found[2] == "//" or isinstance(path, Path)):  # a Path has made one slash of two
-        rest = str(path)[found.end() :]
-        if found[1] == "hf" or rest.startswith(("huggingface.co/", "hf.co/")):
-            raise UserError(f"{what}{found[1]}://{rest}: is an address; give the repository's name alone, as ORG/NAME")
+        address = f"{found[1]}://{str(path)[found.end() :]}"
+        _check_not_of_hub(address, what)
         raise UserError(
-            f"{what}{found[1]}://{rest}: only files and folders of this machine are read and written here;"
+            f"{what}{address}: only files and folders of this machine are read and written here;"
             " mount the bucket or download it, and give the local path"
         )
+
+
+def _check_not_of_hub(address: str, what: str = "") -> None:
+    """Raises UserError where an address is of the Hugging Face Hub, whose repositories have names."""
+    if re.match(r"hf://|[a-z]+://(huggingface\.co|hf\.co)/", address):
+        raise UserError(f"{what}{address}: is an address; give the repository's name alone, as ORG/NAME")
 
 
 def place(text: str | Path) -> Path:
@@ -49,6 +54,7 @@ def place(text: str | Path) -> Path:
         return Path(text) if isinstance(text, str) else text
     found = _ADDRESS.fullmatch(str(text).strip())
     if not found:
+        _check_not_of_hub(str(text).strip())
         raise UserError(f"{text}: is no address of a folder; it may be gs://BUCKET/FOLDER, s3://BUCKET/FOLDER or local")
     package, extra = _PACKAGES[found[1]]
     if importlib.util.find_spec(package) is None:
@@ -287,9 +293,14 @@ class Spool:
             return
         self._last = time.monotonic()
         for file in sorted(each for each in self.folder.rglob("*") if each.is_file()):
-            if (size := file.stat().st_size) != self._pushed.get(file):
-                upload(file, self._target / file.relative_to(self.folder).as_posix())
-                self._pushed[file] = size
+            try:
+                if (size := file.stat().st_size) != self._pushed.get(file):
+                    upload(file, self._target / file.relative_to(self.folder).as_posix())
+                    self._pushed[file] = size
+            except FileNotFoundError:
+                if file.exists():  # it is the bucket that is absent
+                    raise
+                # A logger has removed a temporary file of its own meanwhile.
 
     def close(self) -> None:
         """Uploads the rest, and removes the temporary folder."""
