@@ -61,6 +61,9 @@ class Recorder:
     def picture(self, step, pixels):
         self.got.append((step, pixels.shape))
 
+    def flush(self):
+        self.got.append("flush")
+
     def close(self, failed):
         self.got.append(failed)
 
@@ -72,7 +75,7 @@ def test_images_of_the_data_set_go_to_no_logger_that_leaves_the_machine(tmp_path
     with Metrics(tmp_path, 0, (), generated=generated) as metrics:
         metrics.write(1, {"loss": float("nan"), "rate": 2.0})
         metrics.picture(1, SHEET)
-    assert near.got == [(1, SHEET.shape), (1, {"rate": 2.0}), False]
+    assert near.got == [(1, SHEET.shape), (1, {"rate": 2.0}), "flush", False]
     assert far.got == (near.got if generated else near.got[1:])
 
 
