@@ -56,11 +56,11 @@ def place(text: str | Path) -> Path:
     if not found:
         _check_not_of_hub(str(text).strip())
         raise UserError(f"{text}: is no address of a folder; it may be gs://BUCKET/FOLDER, s3://BUCKET/FOLDER or local")
+    if not (found[3] or "").strip("/"):
+        raise UserError(f"{text}: names a bucket alone; give a folder in it, as {str(text).strip().rstrip('/')}/FOLDER")
     package, extra = _PACKAGES[found[1]]
     if importlib.util.find_spec(package) is None:
         raise UserError(f"{text}: needs the package {package}; type pip install 'jaxcxr[{extra}]'")
-    if not (found[3] or "").strip("/"):
-        raise UserError(f"{text}: names a bucket alone; give a folder in it, as {str(text).strip().rstrip('/')}/FOLDER")
     return _paths()(found[0].rstrip("/"))
 
 

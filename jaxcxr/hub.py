@@ -349,7 +349,8 @@ def _said(name: Name, kind: Kind, error: Exception, doing: str) -> str | None:
         )
     if isinstance(error, OSError) and error.errno is not None and error.filename:
         return f"{error.filename}: cannot be written ({error.strerror}); set HF_HOME to a folder of yours"
-    if _is_unreached(error) or isinstance(error, OSError):
+    # hf_xet, by which large files come, has RuntimeError for whatever breaks off.
+    if _is_unreached(error) or isinstance(error, OSError) or (doing and isinstance(error, RuntimeError)):
         why = f"({one_line(error)[:120]})"
         if doing:
             return f"{doing} broke off {why}; run it again: what is complete is kept"

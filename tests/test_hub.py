@@ -394,6 +394,17 @@ def test_a_download_that_is_always_cut_is_one_line_and_works_later(server, tmp_p
     assert found[0][0] == "found"
 
 
+def test_an_error_of_the_transfer_by_xet_is_one_line(tmp_path, monkeypatch):
+    def cut(*_, **__):
+        raise RuntimeError("Data processing error: CAS service error")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(hub, "_look_up", lambda *_: hub._Repository("0" * 40, ("a.bin",)))
+    monkeypatch.setattr("huggingface_hub.snapshot_download", cut)
+    with pytest.raises(UserError, match=r"org/xet: the download broke off .*CAS service error.*; run it again"):
+        hub.find("org/xet", list)
+
+
 def test_a_full_disk_is_one_line(server, tmp_path):
     server.add("org/wide", {"wide.bin": b"w" * 400_000})
     full = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))"
