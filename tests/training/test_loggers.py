@@ -125,6 +125,9 @@ def test_wandb_has_one_run_over_a_restart_with_config_scalars_and_pictures(tmp_p
     records = _records(tmp_path)
     ids = {record.run.run_id for record in records if record.HasField("run")}
     assert ids == {json.loads((tmp_path / loggers.WANDB).read_text())["id"]}
+    assert {record.run.host for record in records if record.HasField("run")} == {"-"}
+    assert not any(record.environment.program or record.environment.args for record in records)
+    assert not list(tmp_path.rglob("requirements.txt"))
     configs = [{item.key: item.value_json for item in r.run.config.update} for r in records if r.HasField("run")]
     assert configs[0]["steps"] == "7"
     assert json.loads(configs[0]["mesh"]) == {"data": 3}
