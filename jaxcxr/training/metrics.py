@@ -60,7 +60,7 @@ class Metrics:
         return written
 
     def flush(self) -> dict[str, float]:
-        """Writes what is pending, where a bucket is the workdir to there, and returns it."""
+        """Writes what is pending, uploads it where the workdir is in a bucket, and returns it."""
         written = self._write_pending()
         if self._file:
             for logger in self._loggers:
