@@ -29,12 +29,16 @@ def check_local(path: object, what: str = "") -> None:
     found = _URL.match(str(path)) if isinstance(path, str | Path) else None
     if found and (found[2] == "//" or isinstance(path, Path)):  # a Path has made one slash of two
         rest = str(path)[found.end() :]
-        if found[1] == "hf" or rest.startswith(("huggingface.co/", "hf.co/")):
-            raise UserError(f"{what}{found[1]}://{rest}: is an address; give the repository's name alone, as ORG/NAME")
+        _check_no_hub(found[1], rest, what)
         raise UserError(
             f"{what}{found[1]}://{rest}: only files and folders of this machine are read and written here;"
             " mount the bucket or download it, and give the local path"
         )
+
+
+def _check_no_hub(scheme: str, rest: str, what: str = "") -> None:
+    if scheme == "hf" or rest.startswith(("huggingface.co/", "hf.co/")):
+        raise UserError(f"{what}{scheme}://{rest}: is an address; give the repository's name alone, as ORG/NAME")
 
 
 def place(text: str | Path) -> Path:
@@ -49,6 +53,7 @@ def place(text: str | Path) -> Path:
         return Path(text) if isinstance(text, str) else text
     found = _ADDRESS.fullmatch(str(text).strip())
     if not found:
+        _check_no_hub(*str(text).strip().split("://", 1))
         raise UserError(f"{text}: is no address of a folder; it may be gs://BUCKET/FOLDER, s3://BUCKET/FOLDER or local")
     package, extra = _PACKAGES[found[1]]
     if importlib.util.find_spec(package) is None:
