@@ -157,7 +157,7 @@ def test_every_verb_has_help_with_an_example(verb, capsys):
             ["train", "--config", str(BASE), "--workdir", "az://b/w"],
             "az://b/w: is no address of a folder; it may be gs://BUCKET",
         ),
-        (["train", "--config", "hf://b/c.py", "--workdir", "w"], "--config hf://b/c.py: only files and folders of"),
+        (["train", "--config", "az://b/c.py", "--workdir", "w"], "--config az://b/c.py: only files and folders of"),
         (["convert", "s3://b/w", "out", "--to", "orbax"], "SRC s3://b/w: only files and folders of this machine"),
         (["convert", "w", "s3://b/out", "--to", "orbax"], "DST s3://b/out: only files and folders of this machine"),
         (["evaluate", *EVALUATED, "--runs", "a", "gs://b/w"], "--runs gs://b/w: only files and folders of this"),

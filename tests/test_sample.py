@@ -136,14 +136,14 @@ def test_an_interrupted_job_resumes_at_the_batch_it_was_in(pipeline, tmp_path, m
     sample(pipeline, prompts, settings, tmp_path / "whole", batch_size=2)
     drawn, write = [], jaxcxr.sample._write
 
-    def interrupt(folder, row, *others):
+    def interrupt(place, folder, row, *others):
         if row["index"] == 3 and not drawn:
             raise KeyboardInterrupt
-        write(folder, row, *others)
+        write(place, folder, row, *others)
 
-    def count(folder, row, *others):
+    def count(place, folder, row, *others):
         drawn.append(row["index"])
-        write(folder, row, *others)
+        write(place, folder, row, *others)
 
     monkeypatch.setattr(jaxcxr.sample, "_write", interrupt)
     with pytest.raises(KeyboardInterrupt):

@@ -29,7 +29,7 @@ from jaxcxr.parallel.gather import gather, rounded, scatter
 from jaxcxr.training import text_fit
 from jaxcxr.training.augment import make_augment
 from jaxcxr.training.model import compute_dtype
-from jaxcxr.training.optimizer import check_rates, make_optimizer
+from jaxcxr.training.optimizer import check_rates, learning_rate, make_optimizer
 from jaxcxr.training.step import State, init_state, make_step
 
 
@@ -97,6 +97,7 @@ def make_program(config: ConfigDict, pipeline: StableDiffusion, mesh: Mesh) -> P
         project=learning.project,
         accumulation=config.accumulation,
         skip_nonfinite=config.skip_nonfinite > 0,
+        rate=learning_rate(config.optimizer, config.steps),
         gather=lambda values: gather(values, lie, dtype, exact),
         scatter=lambda gradients: scatter(gradients, lie),
     )

@@ -44,6 +44,7 @@ def make_step(
     project: Callable[[Parameters], Parameters] = dict,
     accumulation: int = 1,
     skip_nonfinite: bool = False,
+    rate: optax.Schedule | None = None,
     gather: Callable[[Any], Any] = lambda parameters: parameters,
     scatter: Callable[[Any], Any] = lambda gradients: gradients,
 ) -> Callable[[State, Parameters, Mapping[str, jax.Array]], tuple[State, dict[str, jax.Array]]]:
@@ -53,8 +54,9 @@ def make_step(
     averaged over the batch as `weighted_mean` does. After the update `project` brings what learns within its bounds;
     the parameters that the loss gives as `STATISTICS` are set to its values, whatever the optimizer makes of them.
     With `accumulation` the batch is gone through in as many parts, and the update is that of the whole. With
-    `skip_nonfinite` a loss or gradient that is not finite changes nothing but `step` and `nonfinite`. `gather` makes
-    of parameters what is used, and `scatter` brings gradients back: see `parallel.gather`.
+    `skip_nonfinite` a loss or gradient that is not finite changes nothing but `step` and `nonfinite`. `rate`, the
+    learning rate by the number of updates before, is among the metrics. `gather` makes of parameters what is used, and
+    `scatter` brings gradients back: see `parallel.gather`.
     """
 
     def step(state, frozen, batch):
@@ -92,7 +94,8 @@ def make_step(
             "in_a_row": jnp.where(finite, 0, count["in_a_row"] + 1),
         }
         counts = {f"nonfinite/{name}": value for name, value in count.items()}
-        metrics = {"loss": value, **norms, **_norms("update_norm", updates), **counts, **metrics}
+        rated = {"learning_rate": rate(state["step"] - state["nonfinite"]["in_all"])} if rate else {}
+        metrics = {"loss": value, **norms, **_norms("update_norm", updates), **counts, **rated, **metrics}
         return {"step": state["step"] + 1, **updated, "nonfinite": count}, metrics
 
     return step

@@ -43,7 +43,6 @@ from jaxcxr.training.feed import (
 )
 from jaxcxr.training.metrics import Metrics
 from jaxcxr.training.model import compute_dtype, make_model, with_scaling_factor
-from jaxcxr.training.optimizer import learning_rate
 from jaxcxr.training.pinned import pinned
 from jaxcxr.training.prior import with_prior
 from jaxcxr.training.program import Program, make_program
@@ -121,8 +120,6 @@ def _train(
     # Loggers get the config that is on record, with the addresses of what is staged.
     recorded, generated = read_config(workdir), not methods.method(config).of_images
     metrics = Metrics(workdir, run.start, config.loggers, recorded, generated=generated)
-    schedule = learning_rate(config.optimizer, config.steps)
-    rate = jax.jit(lambda step, left_out: schedule(step - 1 - left_out))  # the optimizer counts its updates, from 0
     progress = Progress(workdir, config.steps, run.start, _banner(config, run, every))
     watch = Watch(config.skip_nonfinite, lambda step: run.batches_of("train").places(step - 1))
     speed = Speed(
@@ -133,8 +130,7 @@ def _train(
     )
 
     def log(step: int) -> None:
-        rated = {"learning_rate": rate(step, values["nonfinite/in_all"])}
-        metrics.write(step, {**values, **rated, **speed.report()})
+        metrics.write(step, {**values, **speed.report()})
 
     def evaluated(what: str, do: Callable[..., Any]) -> Any:
         return do(_WAYS[what], evaluator, run.program.adaptation.expand(averaged(state), frozen))

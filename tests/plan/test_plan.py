@@ -98,8 +98,8 @@ def test_an_option_that_a_compiler_does_not_have_is_left_out():
         (["--target", "cpu:1", "--config.sharding=half"], "no such strategy; there are replicated"),
         (["--target", "cpu:1", "--config.dtype=float16"], "config.dtype='float16': may be"),
         (
-            ["--target", "cpu:1", "--config.model.base=nowhere/mine"],
-            "nowhere/mine: is not here, .*-v1-4",
+            ["--target", "cpu:1", "--config.model.base=nowhere/of/mine"],
+            "nowhere/of/mine: is not here, .*-v1-4",
         ),
         (["--target", "cpu:1", "--sweep"], "--out: name a folder"),
         (["--target", "cpu:1", "--sweep", "--out", "x"], "nothing of a CPU's speed"),
