@@ -44,10 +44,8 @@ class Hub(ThreadingHTTPServer):
     Attributes:
       cuts: by file, how many of its downloads are cut in the middle.
       got: how often each file was downloaded.
-      asked: every request, `METHOD PATH`.
       tokens: every token that came.
       ranges: the downloads that began in the middle, as (file, first byte).
-      commits: the repositories that were written to, a name a commit.
       delay: of each download, in seconds.
     """
 
@@ -55,8 +53,8 @@ class Hub(ThreadingHTTPServer):
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.repositories, self.cuts, self.got, self.asked = {}, Counter(), Counter(), []
-        self.tokens, self.ranges, self.commits, self.delay = set(), [], [], 0.0
+        self.repositories, self.cuts, self.got = {}, Counter(), Counter()
+        self.tokens, self.ranges, self.delay = set(), [], 0.0
 
     @property
     def address(self):
@@ -65,9 +63,6 @@ class Hub(ThreadingHTTPServer):
     def add(self, name, files, kind="models", **settings):
         self.repositories[f"{kind}/{name}"] = Repository(dict(files), **settings)
         return self.repositories[f"{kind}/{name}"]
-
-    def add_folder(self, name, folder, kind="models", **settings):
-        return self.add(name, files_of(folder), kind, **settings)
 
 
 @contextlib.contextmanager
@@ -114,7 +109,6 @@ class _Handler(BaseHTTPRequestHandler):
         size = int(self.headers.get("Content-Length") or 0)
         body = self.rfile.read(size)
         path = unquote(urlsplit(self.path).path)
-        self.server.asked.append(f"{self.command} {path}")
         token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
         self.server.tokens |= {token} - {""}
         if token not in ("", TOKEN):
@@ -206,7 +200,6 @@ class _Handler(BaseHTTPRequestHandler):
             if line["key"] == "file":
                 files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
         sha = repository.commit(files)
-        self.server.commits.append(name)
         url = f"{self.server.address}/{name}/commit/{sha}"
         return self._send(200, {"success": True, "commitOid": sha, "commitUrl": url, "pullRequestUrl": None})
 

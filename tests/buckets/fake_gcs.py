@@ -1,7 +1,6 @@
 """A Cloud Storage server on the loopback, with as much of its JSON API as gcsfs, TensorStore and Orbax ask for.
 
-Objects are in memory. A bucket may deny reading or writing, and writes can be cut off. `python -m
-tests.buckets.fake_gcs` runs it as a process of its own.
+Objects are in memory. A bucket may deny reading or writing, and writes can be cut off.
 """
 
 import base64
@@ -283,9 +282,3 @@ def environment(port: int) -> dict[str, str]:
         "NO_GCE_CHECK": "true",
         "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # it would ask for the kind of the bucket by gRPC, for a minute
     }
-
-
-if __name__ == "__main__":
-    with serving("bucket") as (_, variables):
-        print(json.dumps(variables), flush=True)
-        threading.Event().wait()
