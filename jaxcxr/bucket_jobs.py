@@ -55,16 +55,18 @@ def held(folder: Path) -> Iterator[None]:
     Raises:
       UserError: another job has it, or the bucket is absent or denies permission.
     """
+    job, ended = uuid.uuid4().hex, threading.Event()
     with explained(folder):
         store = _store(folder)
-        generation = _take(folder, store)
-    ended = threading.Event()
+        generation = _take(folder, store, job)
 
     def renew() -> None:
         nonlocal generation
         while not ended.wait(_RENEWED):
             with contextlib.suppress(ValueError, OSError):  # the network: the next renewal may get through
-                written = store.write(LOCK, _content(), if_equal=generation).result().generation
+                written = store.write(LOCK, _content(job), if_equal=generation).result().generation
+                if not written and job.encode() in (found := store.read(LOCK).result()).value:
+                    written = found.stamp.generation  # of a renewal that got through, though its answer was lost
                 if not written:
                     print(f"jaxcxr: {folder}: was taken by another job; this one ends", file=sys.stderr, flush=True)
                     os._exit(1)
@@ -88,8 +90,8 @@ def _store(folder: Path) -> Any:
     return tensorstore.KvStore.open({"driver": "gcs", "bucket": bucket, "path": f"{name}/"}).result()
 
 
-def _take(folder: Path, store: Any) -> bytes:
-    """Writes the lock where there is none, or its job is gone; returns its generation."""
+def _take(folder: Path, store: Any, job: str) -> bytes:
+    """Writes the lock of a job where there is none, or that one's job is gone; returns its generation."""
     found = store.read(LOCK).result()
     if found.state != "missing" and not _is_gone(found.value):
         print(f"{folder}: has a lock; waiting {_STALE:.0f} s to see if its job is at work", file=sys.stderr, flush=True)
@@ -99,14 +101,14 @@ def _take(folder: Path, store: Any) -> bytes:
             found = store.read(LOCK).result()
         if found.state != "missing" and found.stamp.generation != seen:
             raise UserError(f"{folder}: another process is writing it")
-    generation = store.write(LOCK, _content(), if_equal=found.stamp.generation).result().generation
+    generation = store.write(LOCK, _content(job), if_equal=found.stamp.generation).result().generation
     if not generation:
         raise UserError(f"{folder}: another process is writing it")
     return generation
 
 
-def _content() -> bytes:
-    about = {"host": socket.gethostname(), **_process(os.getpid()), "renewed": uuid.uuid4().hex}
+def _content(job: str) -> bytes:
+    about = {"job": job, "host": socket.gethostname(), **_process(os.getpid()), "renewed": uuid.uuid4().hex}
     return json.dumps(about).encode()
 
 

@@ -33,6 +33,7 @@ _FILES = frozenset(
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # The libraries that huggingface_hub has its connections from, one or another by its version.
 _CONNECTIONS = ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3", "h11")
+_pinned_from: dict[tuple[str, str], str] = {}  # by repository and commit: the branch that `pinned` was given
 
 
 class Absent(Exception):
@@ -133,7 +134,9 @@ def pinned(path: str | Path, before: str = "", *, kind: Kind = "model") -> str:
     if was and not name.revision and (was.repository, was.inside) == (name.repository, name.inside):
         return before
     with _in_one_line(name, kind):
-        return str(dataclasses.replace(name, revision=_look_up(name.repository, name.revision, kind).commit))
+        commit = _look_up(name.repository, name.revision, kind).commit
+    _pinned_from[name.repository, commit] = name.revision
+    return str(dataclasses.replace(name, revision=commit))
 
 
 def push(folder: Path, repository: str, *, public: bool = False) -> str:
@@ -247,7 +250,8 @@ def _download(name: Name, commit: str, wanted: Sequence[str], kind: Kind) -> Pat
     folder = snapshot_download(
         name.repository,
         repo_type=kind,
-        revision=name.revision or None,  # and not the commit, so that the cache knows where the branch is
+        # The branch and not the commit, so that the cache knows where it is when the hub is not asked.
+        revision=_pinned_from.get((name.repository, commit), name.revision) or None,
         allow_patterns=[glob.escape(file) for file in wanted],
         library_name="jaxcxr",
         library_version=__version__,
@@ -340,12 +344,13 @@ def _said(name: Name, kind: Kind, error: Exception, doing: str) -> str | None:
         return f"{_host()} does not allow it to the token of this machine; type hf auth login with one that may"
     if isinstance(error, OSError) and error.errno in _FULL:
         return (
-            f"the disk of {constants.HF_HUB_CACHE} is full; make room, or set HF_HOME to a folder of another disk, and"
-            " run it again: what is complete is kept"
+            f"the disk of {constants.HF_HUB_CACHE} is full; free space on it, or set HF_HOME to a folder of another"
+            " disk, and run it again: what is complete is kept"
         )
     if isinstance(error, OSError) and error.errno is not None and error.filename:
         return f"{error.filename}: cannot be written ({error.strerror}); set HF_HOME to a folder of yours"
-    if _is_unreached(error) or isinstance(error, OSError):
+    # hf_xet, by which large files come, has RuntimeError for whatever breaks off.
+    if _is_unreached(error) or isinstance(error, OSError) or (doing and isinstance(error, RuntimeError)):
         why = f"({one_line(error)[:120]})"
         if doing:
             return f"{doing} broke off {why}; run it again: what is complete is kept"

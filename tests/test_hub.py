@@ -324,6 +324,17 @@ def test_the_needed_files_are_downloaded_once_and_are_there_offline(server, tmp_
     assert "127.0.0.1:9 cannot be reached; commit" in done.stderr
 
 
+def test_what_was_pinned_and_downloaded_is_there_offline(server, tmp_path):
+    commit = server.add("org/pins", {"a.txt": b"a"}).branches["main"]
+    code = "from jaxcxr import hub\nname = hub.pinned('org/pins')\nprint(name, hub.find(name, list))"
+    for env in (hub_server.environment(tmp_path, server), hub_server.environment(tmp_path)):
+        done = hub_server.run(code, env, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        name, place = done.stdout.split()
+        assert name == f"org/pins@{commit}"
+        assert place == str(tmp_path / "hub/models--org--pins/snapshots" / commit)
+
+
 def test_what_the_hub_refuses_is_one_line_that_says_what_to_type(server, tmp_path):
     server.add("org/plain", {"a.txt": b"a", "sub/b.txt": b"b"})
     server.add("org/gated", {"a.txt": b"a"}, gated=True)
@@ -362,7 +373,7 @@ def test_a_download_that_is_cut_resumes_where_it_was(server, tmp_path):
     server.add("org/large", {"large.bin": data})
     server.cuts["large.bin"] = 1
     found, _ = find(["org/large:large.bin"], tmp_path, server)
-    if found[0][0] == "error":  # versions of before 1.0 do not go on by themselves
+    if found[0][0] == "error":  # versions of before 1.0 do not continue by themselves
         assert "the download broke off" in found[0][1]
         found, _ = find(["org/large:large.bin"], tmp_path, server)
     assert found[0][0] == "found"
@@ -383,12 +394,23 @@ def test_a_download_that_is_always_cut_is_one_line_and_works_later(server, tmp_p
     assert found[0][0] == "found"
 
 
+def test_an_error_of_the_transfer_by_xet_is_one_line(tmp_path, monkeypatch):
+    def cut(*_, **__):
+        raise RuntimeError("Data processing error: CAS service error")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(hub, "_look_up", lambda *_: hub._Repository("0" * 40, ("a.bin",)))
+    monkeypatch.setattr("huggingface_hub.snapshot_download", cut)
+    with pytest.raises(UserError, match=r"org/xet: the download broke off .*CAS service error.*; run it again"):
+        hub.find("org/xet", list)
+
+
 def test_a_full_disk_is_one_line(server, tmp_path):
     server.add("org/wide", {"wide.bin": b"w" * 400_000})
     full = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))"
     found, _ = find(["org/wide"], tmp_path, server, before=full)
     assert found[0][0] == "error"
-    assert f"the disk of {tmp_path}/hub is full; make room, or set HF_HOME" in found[0][1]
+    assert f"the disk of {tmp_path}/hub is full; free space on it, or set HF_HOME" in found[0][1]
 
 
 def test_without_a_connection_both_readings_of_a_name_are_said(tmp_path):

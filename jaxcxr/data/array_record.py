@@ -41,9 +41,11 @@ def _told(file: Path, call: Any, *args: Any) -> None:
         raise UserError(f"{file}: cannot be written ({str(error).splitlines()[0]}); run it again to resume") from error
 
 
-def _moved(file: Any) -> Any:
-    """The same file where it is to be read: in its bucket, if it was left there."""
+def _placed(file: Any) -> Any:
+    """The same file where it is to be read: in its bucket, if it was left there; raises UserError if it is absent."""
     place = stage.where(name := getattr(file, "filename", file))
+    if place is None:
+        raise UserError(f"{name}: cannot be read (no such file); copy it again, or make it again")
     if place == str(name):
         return file
     return dataclasses.replace(file, filename=place) if hasattr(file, "filename") else place
@@ -67,10 +69,7 @@ class Files(Sequence[bytes]):
             if hard != resource.RLIM_INFINITY and hard < needed:
                 raise UserError(f"{len(files)} files of records are more than may be open here: ulimit -Hn {needed}")
             resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
-        for file in files:  # now, not at the batch that wants it
-            if not stage.where(name := getattr(file, "filename", file)):
-                raise UserError(f"{name}: cannot be read (no such file); copy it again, or make it again")
-        files = [_moved(file) for file in files]
+        files = [_placed(file) for file in files]  # now, not at the batch that wants it
         self._files, self._open = files, ArrayRecordDataSource
         try:
             self._records = ArrayRecordDataSource(files)

@@ -1,5 +1,6 @@
 """Image files to square 8-bit arrays, gray or in colour, and back: never cropped, never flipped."""
 
+import contextlib
 import io
 import struct
 import warnings
@@ -146,14 +147,12 @@ def load_square(
       UserError: it is DICOM, and pydicom is not installed.
     """
     try:
-        if isinstance(picture, Image.Image):
-            require_pixels(*picture.size, most_pixels)
-            turned, whole = picture.getexif().get(ExifTags.Base.Orientation), _converted(picture, channels)
-        else:
-            with _open(picture, most_pixels) as image:
-                image.draft("L" if channels == 1 else "RGB", _fit(image.size, size))
-                turned = image.getexif().get(ExifTags.Base.Orientation)
-                whole = _converted(image, channels)
+        opened = contextlib.nullcontext(picture) if isinstance(picture, Image.Image) else _open(picture, most_pixels)
+        with opened as image:
+            require_pixels(*image.size, most_pixels)
+            image.draft("L" if channels == 1 else "RGB", _fit(image.size, size))
+            turned = image.getexif().get(ExifTags.Base.Orientation)
+            whole = _converted(image, channels)
         whole = _upright(whole, turned)  # the smaller picture is turned
         inner = whole.resize(_fit(whole.size, size), Image.Resampling.LANCZOS)
     except (FileNotFoundError, MemoryError, UnreadableImage, UserError):

@@ -53,7 +53,8 @@ def staged(config: ConfigDict, *, quiet: bool = False) -> tuple[ConfigDict, dict
             return value
         if not root and not value.startswith("gs://"):
             raise UserError(f"config.{key}={value}: is read from a local copy; give --config.data.stage=FOLDER for it")
-        copied = copy(source, Path(root), quiet=quiet) if root else _without_records(value)
+        records = key.startswith("data.")
+        copied = copy(source, Path(root), quiet=quiet, records=records) if root else _without_records(value)
         places[str(copied)] = value
         return str(copied)
 
@@ -77,15 +78,21 @@ def addressed(config: ConfigDict, places: Mapping[str, str]) -> ConfigDict:
     return ConfigDict(remote(config.to_dict())).lock()
 
 
-def copy(source: Path, root: Path, *, quiet: bool = False) -> Path:
+def copy(source: Path, root: Path, *, quiet: bool = False, records: bool = False) -> Path:
     """Copies a folder of a bucket into the folder `root` of this machine, what is not there yet; returns its place.
+
+    Args:
+      source: the folder.
+      root: a folder, made if it is not there.
+      quiet: shows no bar.
+      records: whether files of records have to be in it: raw data are not copied.
 
     Raises:
       UserError: the bucket cannot be read, holds nothing there, or changes meanwhile; or the disk is full.
     """
     address = hashlib.blake2b(str(source).encode(), digest_size=4).hexdigest()
     target = root / f"{source.name}-{address}"
-    wanted = _listed(source)
+    wanted = _listed(source, records=records)
     try:
         make_folder(target, private=True)
         with (root / f".{target.name}.lock").open("a") as lock:
@@ -95,7 +102,7 @@ def copy(source: Path, root: Path, *, quiet: bool = False) -> Path:
                 if wanted.get(name) != file.stat().st_size:
                     remove(file)
             todo = {name: size for name, size in wanted.items() if not (target / name).is_file()}
-            _check_room(target, sum(todo.values()))
+            _check_space(target, sum(todo.values()))
             _fetch(source, target, todo, sum(wanted.values()), quiet)
     except OSError as error:
         said = error.strerror or str(error)
@@ -103,16 +110,21 @@ def copy(source: Path, root: Path, *, quiet: bool = False) -> Path:
     return target
 
 
-def _listed(source: Path) -> dict[str, int]:
+def _listed(source: Path, *, records: bool) -> dict[str, int]:
     buckets.check(source)
     with buckets.explained(source):
         wanted = buckets.sizes(source)
     if not wanted:
         raise UserError(f"{source}: there is nothing there; type gcloud storage ls {source.parent}/ to see what is")
+    if records and not any(RECORDS in name for name in wanted):
+        raise UserError(
+            f"{source}: has no files of records; give what jaxcxr prepare or jaxcxr cache wrote, or a local copy of raw"
+            " data"
+        )
     return wanted
 
 
-def _check_room(target: Path, needed: int) -> None:
+def _check_space(target: Path, needed: int) -> None:
     free = shutil.disk_usage(target).free
     if needed > free:
         raise UserError(
@@ -155,7 +167,7 @@ def _fetch(source: Path, target: Path, todo: Mapping[str, int], total: int, quie
 def _without_records(address: str) -> Path:
     """A temporary copy of a folder's small files, with the address of its files of records in their place."""
     source = buckets.place(address)
-    wanted = _listed(source)
+    wanted = _listed(source, records=True)
     left = [name for name in wanted if RECORDS in name and not name.endswith(".json")]
     folder = Path(tempfile.mkdtemp(prefix="jaxcxr-stage-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)

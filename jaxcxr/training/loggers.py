@@ -82,7 +82,15 @@ class WandB:
 
         self._wandb = wandb
         settings = wandb.Settings(
-            console="off", silent=True, save_code=False, disable_git=True, disable_code=True, x_disable_stats=True
+            console="off",
+            silent=True,
+            save_code=False,
+            disable_git=True,
+            disable_code=True,
+            x_disable_stats=True,
+            x_disable_machine_info=True,  # the command line and its folder too
+            x_save_requirements=False,
+            host="-",  # without one it is the machine's
         )
         try:
             self._run = wandb.init(

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-import jax
 import numpy as np
 
 from jaxcxr.buckets import Spool
 from jaxcxr.data.images import picture_of
 from jaxcxr.files import replace_file
+from jaxcxr.parallel.processes import on_first
 from jaxcxr.training import loggers
 from jaxcxr.workdir import METRICS, read_metric_lines
 
@@ -42,12 +42,14 @@ class Metrics:
         self._loggers: list[loggers.Logger] = []
         self._generated = generated
         self._workdir, self._on_record = workdir, set[tuple[int, str]]()
-        if jax.process_index() == 0:
-            self._spool = Spool(workdir)
-            self._file, self._on_record = _open_after(workdir, start, self._spool.folder)
-            if self._sheet(start).is_file():
-                self._on_record.add((start, "samples"))
-            self._loggers = loggers.opened(names, workdir, self._spool.folder, start, config or {})
+        on_first(lambda: self._open(start, names, config or {}))  # a logger that does not start is an error of all
+
+    def _open(self, start: int, names: Sequence[str], config: Mapping[str, Any]) -> None:
+        self._spool = Spool(self._workdir)
+        self._file, self._on_record = _open_after(self._workdir, start, self._spool.folder)
+        if self._sheet(start).is_file():
+            self._on_record.add((start, "samples"))
+        self._loggers = loggers.opened(names, self._workdir, self._spool.folder, start, config)
 
     def write(self, step: int, values: Mapping[str, Any]) -> dict[str, float]:
         """Takes values of `step`, scalars and `by_timestep`; returns those written now, of an earlier step."""
@@ -58,7 +60,7 @@ class Metrics:
         return written
 
     def flush(self) -> dict[str, float]:
-        """Writes what is pending, where a bucket is the workdir to there, and returns it."""
+        """Writes what is pending, uploads it where the workdir is in a bucket, and returns it."""
         written = self._write_pending()
         if self._file:
             for logger in self._loggers:

@@ -1,7 +1,6 @@
 """The train loop; every run is this one, read from top to bottom."""
 
 import functools
-import json
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,7 +12,6 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from jaxcxr import buckets, interop, methods
-from jaxcxr import config as configs
 from jaxcxr.data import stage
 from jaxcxr.data.loader import Batches
 from jaxcxr.data.records import EmptySplit
@@ -54,7 +52,7 @@ from jaxcxr.training.step import State, averaged
 from jaxcxr.training.stopping import Stopped, Stopping
 from jaxcxr.training.trace import Trace
 from jaxcxr.training.watch import Watch
-from jaxcxr.workdir import Command, Prepared
+from jaxcxr.workdir import Command, Prepared, read_config
 
 _EVERY = ("log", "eval", "sample", "checkpoint")  # what is done every so many steps, beside evaluations of pictures
 _WAYS = {"eval": Evaluator.validate, "evaluation": Evaluator.compare, "sample": Evaluator.picture}
@@ -119,8 +117,9 @@ def _train(
     del parameters
     values: Mapping[str, Any] = {}
 
-    plain, generated = json.loads(configs.to_json(config)), not methods.method(config).of_images
-    metrics = Metrics(workdir, run.start, config.loggers, plain, generated=generated)
+    # Loggers get the config that is on record, with the addresses of what is staged.
+    recorded, generated = read_config(workdir), not methods.method(config).of_images
+    metrics = Metrics(workdir, run.start, config.loggers, recorded, generated=generated)
     progress = Progress(workdir, config.steps, run.start, _banner(config, run, every))
     watch = Watch(config.skip_nonfinite, lambda step: run.batches_of("train").places(step - 1))
     speed = Speed(

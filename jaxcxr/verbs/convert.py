@@ -94,9 +94,9 @@ def _check_push(args: argparse.Namespace) -> None:
 def _convert(args: argparse.Namespace) -> None:
     import numpy as np
 
-    from jaxcxr import interop
+    from jaxcxr import hub, interop
     from jaxcxr.errors import UserError
-    from jaxcxr.interop import adapters, card, verify
+    from jaxcxr.interop import adapters, card, verify, wanted
 
     only = _known(tuple(args.only.split(",")) if args.only else None)
     dtype, ema = np.dtype(args.dtype) if args.dtype else None, args.weights == "ema"
@@ -108,9 +108,11 @@ def _convert(args: argparse.Namespace) -> None:
         return _embedding(args)
     if args.to == "controlnet":
         return _controlnet(args, dtype, ema)
+    read = None if args.adapter else only
+    folder = hub.find(args.source, wanted.of_checkpoint(read))
     source = interop.read(
-        args.source,
-        only=None if args.adapter else only,
+        folder,
+        only=read,
         ema=ema,
         config=args.config,
         prediction_type=args.prediction_type,
@@ -124,7 +126,7 @@ def _convert(args: argparse.Namespace) -> None:
         _check_words(source.files, args.source)
         interop.single_file.write(source, args.destination, dtype=dtype)
     else:
-        source = card.with_card(source, args.source, args.license)
+        source = card.with_card(source, folder, args.license)
         interop.diffusers.write(source, args.destination, dtype=dtype, max_shard_size=_size(args.max_shard_size))
     print(f"{args.destination}: {', '.join(source.networks)} as {args.to}, {args.dtype or 'dtypes kept'}")
     if "tokenizer" not in {name.split("/")[0] for name in source.files} and "text_encoder" in source.networks:
@@ -150,24 +152,26 @@ def _whitened(source: Any, place: str) -> Any:
 
 def _publish(args: argparse.Namespace, only: tuple[str, ...] | None, dtype: Any, ema: bool) -> None:
     """Writes the adapter that a workdir has learnt."""
+    from jaxcxr import hub
     from jaxcxr.errors import UserError
-    from jaxcxr.interop import adapter_files, adapters, card
+    from jaxcxr.interop import adapter_files, adapters, card, wanted
 
     for option, given in (("adapter", args.adapter or args.adapter_weight), ("verify", args.verify)):
         if given:
             raise UserError(f"--{option}: is for whole checkpoints; leave it out with --to {args.to}")
+    folder = hub.find(args.source, wanted.of_adapter)
     adapter = {
         layer: each
-        for layer, each in adapters.of_workdir(args.source, ema=ema).items()
+        for layer, each in adapters.of_workdir(folder, ema=ema).items()
         if only is None or layer.split(".")[0] in only
     }
     if not adapter:
         raise UserError(f"--only {args.only}: {args.source} has no adapter of that; leave it out")
     networks = dict.fromkeys(layer.split(".")[0] for layer in adapter)
-    about = card.of_adapter(args.source, networks, args.license)
+    about = card.of_adapter(folder, networks, args.license)
     file = adapter_files.write(adapter, args.destination, _ADAPTERS[args.to], dtype=dtype, card=about)
     print(f"{file}: {len(adapter)} layers of {', '.join(networks)} as {args.to}, {args.dtype or 'dtypes kept'}")
-    if words := adapters.words_learnt(args.source):
+    if words := adapters.words_learnt(folder):
         print(f"{args.source}: has learnt {', '.join(words)} too, which {file} does not hold; --to embedding does")
 
 
@@ -188,21 +192,22 @@ def _embedding(args: argparse.Namespace) -> None:
     """Writes the words of a text encoder alone."""
     import numpy as np
 
-    from jaxcxr import interop
+    from jaxcxr import hub, interop
     from jaxcxr.errors import UserError
-    from jaxcxr.interop import adapters, embeddings, orbax
+    from jaxcxr.interop import adapters, embeddings, orbax, wanted
 
     for option in ("only", "verify"):
         if getattr(args, option):
             raise UserError(f"--{option}: is not for --to embedding")
     if args.destination.suffix == ".pt" and args.dtype not in (None, "float32"):
         raise UserError(f"--dtype {args.dtype}: a .pt file of vectors is float32; name a .safetensors file")
-    source = interop.read(args.source, only=("text_encoder",), ema=args.weights == "ema", config=args.config)
-    found = embeddings.of(source, adapters.words_learnt(args.source) or None)
+    folder = hub.find(args.source, wanted.of_checkpoint(("text_encoder",)))
+    source = interop.read(folder, only=("text_encoder",), ema=args.weights == "ema", config=args.config)
+    found = embeddings.of(source, adapters.words_learnt(folder) or None)
     if not found:
         raise UserError(f"{args.source}: has no word that was added to its tokenizer; train config.textual_inversion")
     found = {word: vectors.astype(np.dtype(args.dtype or vectors.dtype)) for word, vectors in found.items()}
-    files = embeddings.write_all(args.destination, found, step=orbax.step_to_read(args.source))
+    files = embeddings.write_all(args.destination, found, step=orbax.step_to_read(folder))
     for file, (word, vectors) in zip(files, found.items(), strict=True):
         print(f"{file}: {word}, {len(vectors)} vectors of {vectors.shape[1]}, {vectors.dtype}")
 

@@ -129,6 +129,8 @@ def run(args: argparse.Namespace) -> None:
         raise UserError(f"--config {args.config}: is for --prepared; give both")
     if args.prepared is not None and buckets.holds(args.out):
         raise UserError(f"--prepared {args.prepared}: is made of a folder of this machine; give a local --out with it")
+    if args.prepared is not None and args.config is None and buckets.holds(args.checkpoint):
+        raise UserError(f"--prepared {args.prepared}: takes no tokenizer from a bucket; give a local --checkpoint")
     with processes.joined():
         _sample(args)
 

@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -143,6 +144,22 @@ def test_a_process_whose_lock_was_taken_ends(folder, store):
     assert store.buckets["bucket"]["a/run/.lock"].data == b"another's"
 
 
+def test_a_renewal_whose_answer_was_lost_is_no_other_job(folder, store):
+    first = child(HOLD, str(folder))
+    try:
+        assert first.stdout.readline() == "held\n"
+        for _ in range(3):
+            own = store.write("bucket", "a/run/.lock", store.buckets["bucket"]["a/run/.lock"].data, {})
+            end = time.monotonic() + 20
+            while (now := store.buckets["bucket"]["a/run/.lock"].generation) == int(own["generation"]):
+                assert first.poll() is None
+                assert time.monotonic() < end
+                time.sleep(0.05)
+            assert now > int(own["generation"])
+    finally:
+        first.kill()
+
+
 def test_of_two_that_begin_at_once_one_holds_a_folder(folder, store, monkeypatch):
     monkeypatch.setattr(bucket_jobs, "_STALE", 0.2)
     monkeypatch.setattr(bucket_jobs, "_RENEWED", 0.05)
@@ -163,6 +180,30 @@ def test_of_two_that_begin_at_once_one_holds_a_folder(folder, store, monkeypatch
     for thread in threads:
         thread.join()
     assert (len(took), len(refused)) == (1, 3)
+
+
+def test_a_spool_uploads_what_changed_and_passes_over_what_a_logger_removes(folder, store, monkeypatch):
+    spool, uploaded, upload = buckets.Spool(folder), [], buckets.upload
+    for name in ("a", "b/c", "temporary"):
+        (spool.folder / name).parent.mkdir(exist_ok=True)
+        (spool.folder / name).write_text(name)
+
+    def removed_first(source, target):
+        uploaded.append(source.name)
+        if source.name == "temporary":
+            source.unlink()
+        upload(source, target)
+
+    monkeypatch.setattr(buckets, "upload", removed_first)
+    spool.push()
+    assert names(store) == ["a/run/a", "a/run/b/c"]
+    (spool.folder / "a").write_text("more")
+    uploaded.clear()
+    spool.push(every=60.0)  # too soon
+    assert uploaded == []
+    spool.close()
+    assert uploaded == ["a"]
+    assert (folder / "a").read_text() == "more"
 
 
 @pytest.mark.parametrize("do", [buckets.check, lambda path: replace_file(path / "x", b""), lambda p: held(p)])

@@ -158,6 +158,15 @@ def test_data_that_are_not_there_are_an_error_with_what_to_type(store, tmp_path,
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("staged", [True, False])
+def test_raw_data_are_refused_and_not_copied(store, tmp_path, staged):
+    store.write("bucket", "raw/metadata.jsonl", b"{}", {})
+    config = runs.autoencoder(**{"data.path": "gs://bucket/raw", "data.stage": str(tmp_path) if staged else ""})
+    with pytest.raises(UserError, match="gs://bucket/raw: has no files of records; .* a local copy of raw data"):
+        stage.staged(config)
+    assert not any(tmp_path.iterdir())
+
+
 def test_a_disk_that_is_too_small_is_an_error_with_what_to_do(store, tmp_path, monkeypatch):
     source = buckets.place(upload(runs.data(), "gs://bucket/data"))
     monkeypatch.setattr(stage.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000})())
@@ -203,7 +212,10 @@ def test_a_copy_of_a_local_run_is_refused_and_stays_as_it_is(store, local):
     assert store.buckets["bucket"] == before
 
 
-def test_what_a_bucket_cannot_have_is_refused_by_name(store, tmp_path):
+def test_what_a_bucket_cannot_have_is_refused_by_name(store, tmp_path, capsys):
+    argv = ["sample", "--checkpoint", RUN, "--prompt", "x", "--out", str(tmp_path / "out"), "--prepared", "data"]
+    assert main(argv) == 2
+    assert "--prepared data: takes no tokenizer from a bucket" in capsys.readouterr().err
     with pytest.raises(UserError, match=r"config\.profile\.steps=2: no trace is written to gs://bucket/a/run"):
         train(runs.autoencoder(**{"profile.steps": 2}), buckets.place(RUN))
     with pytest.raises(

@@ -235,3 +235,11 @@ def test_every_orientation_is_obeyed_in_every_mode(tmp_path, turn, mode):
     out = images.load_square(tmp_path / "x.png", 12)[..., 0]
     inner = out[2:-2] if expected.shape == (8, 12) else out[:, 2:-2]
     assert np.array_equal(inner, expected)
+
+
+@pytest.mark.parametrize("name", ["x.png", "x.jpg"])
+def test_the_content_of_a_file_gives_the_pixels_of_the_file(tmp_path, name):
+    file = save(tmp_path, np.random.default_rng(0).integers(0, 256, (600, 400), np.uint8), name)
+    for channels in (1, 3):
+        ours = images.load_square(images.picture_in(file.read_bytes()), 32, channels=channels)
+        assert np.array_equal(ours, images.load_square(file, 32, channels=channels))

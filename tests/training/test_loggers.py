@@ -61,6 +61,9 @@ class Recorder:
     def picture(self, step, pixels):
         self.got.append((step, pixels.shape))
 
+    def flush(self):
+        self.got.append("flush")
+
     def close(self, failed):
         self.got.append(failed)
 
@@ -72,7 +75,7 @@ def test_images_of_the_data_set_go_to_no_logger_that_leaves_the_machine(tmp_path
     with Metrics(tmp_path, 0, (), generated=generated) as metrics:
         metrics.write(1, {"loss": float("nan"), "rate": 2.0})
         metrics.picture(1, SHEET)
-    assert near.got == [(1, SHEET.shape), (1, {"rate": 2.0}), False]
+    assert near.got == [(1, SHEET.shape), (1, {"rate": 2.0}), "flush", False]
     assert far.got == (near.got if generated else near.got[1:])
 
 
@@ -122,6 +125,9 @@ def test_wandb_has_one_run_over_a_restart_with_config_scalars_and_pictures(tmp_p
     records = _records(tmp_path)
     ids = {record.run.run_id for record in records if record.HasField("run")}
     assert ids == {json.loads((tmp_path / loggers.WANDB).read_text())["id"]}
+    assert {record.run.host for record in records if record.HasField("run")} == {"-"}
+    assert not any(record.environment.program or record.environment.args for record in records)
+    assert not list(tmp_path.rglob("requirements.txt"))
     configs = [{item.key: item.value_json for item in r.run.config.update} for r in records if r.HasField("run")]
     assert configs[0]["steps"] == "7"
     assert json.loads(configs[0]["mesh"]) == {"data": 3}
