@@ -20,6 +20,8 @@ from jaxcxr.errors import UserError, one_line
 COMPLETE = ".complete"
 _ADDRESS = re.compile(r"(gs|s3)://([^/]+)(/.*)?")
 _URL = re.compile(r"\s*([A-Za-z][A-Za-z0-9+.-]+):(//?)")
+_OF_HUB = re.compile(r"hf://|[a-z]+://(huggingface\.co|hf\.co)/")
+_BY_NAME = "give the repository's name alone, as ORG/NAME"
 _PACKAGES = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}  # by scheme: the package, and the extra that has it
 _CLIENTS, _ERRORS = ("gcsfs", "s3fs", "aiohttp", "aiobotocore", "botocore", "google"), (OSError, ValueError)
 
@@ -28,17 +30,11 @@ def check_local(path: object, what: str = "") -> None:
     """Raises UserError where a path is an address such as `gs://bucket/folder`; `what`, before it, says whose it is."""
     found = _URL.match(str(path)) if isinstance(path, str | Path) else None
     if found and (found[2] == "//" or isinstance(path, Path)):  # a Path has made one slash of two
-        rest = str(path)[found.end() :]
-        _check_no_hub(found[1], rest, what)
-        raise UserError(
-            f"{what}{found[1]}://{rest}: only files and folders of this machine are read and written here;"
-            " mount the bucket or download it, and give the local path"
-        )
-
-
-def _check_no_hub(scheme: str, rest: str, what: str = "") -> None:
-    if scheme == "hf" or rest.startswith(("huggingface.co/", "hf.co/")):
-        raise UserError(f"{what}{scheme}://{rest}: is an address; give the repository's name alone, as ORG/NAME")
+        address = f"{found[1]}://{str(path)[found.end() :]}"
+        remedy = "mount the bucket or download it, and give the local path"
+        if _OF_HUB.match(address):
+            remedy = f"download it; where repositories of the hub are read, {_BY_NAME}"
+        raise UserError(f"{what}{address}: only files and folders of this machine are read and written here; {remedy}")
 
 
 def place(text: str | Path) -> Path:
@@ -53,7 +49,8 @@ def place(text: str | Path) -> Path:
         return Path(text) if isinstance(text, str) else text
     found = _ADDRESS.fullmatch(str(text).strip())
     if not found:
-        _check_no_hub(*str(text).strip().split("://", 1))
+        if _OF_HUB.match(str(text).strip()):
+            raise UserError(f"{text}: is an address; {_BY_NAME}")
         raise UserError(f"{text}: is no address of a folder; it may be gs://BUCKET/FOLDER, s3://BUCKET/FOLDER or local")
     if not (found[3] or "").strip("/"):
         raise UserError(f"{text}: names a bucket alone; give a folder in it, as {str(text).strip().rstrip('/')}/FOLDER")

@@ -137,10 +137,10 @@ def test_two_processes_that_write_one_picture_do_not_meet(tmp_path, monkeypatch)
         def interleaved(image, file, **options):
             save(image, file, **options)
             monkeypatch.setattr(Image.Image, "save", save)
-            jaxcxr.sample._write(other, row, picture, False)
+            jaxcxr.sample._write(other, tmp_path, row, picture, False)
 
         monkeypatch.setattr(Image.Image, "save", interleaved)
-        jaxcxr.sample._write(own, row, picture, False)
+        jaxcxr.sample._write(own, tmp_path, row, picture, False)
         assert is_whole(tmp_path / "00000.png")
     assert [path.name for path in tmp_path.iterdir()] == ["00000.png"]
 
@@ -170,6 +170,7 @@ def test_what_interrupted_writers_left_is_removed_when_they_are_gone(base, tmp_p
 
 def test_one_process_looks_whether_all_is_done_and_all_know(base, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("jaxcxr.parallel.processes.from_first", lambda find: [1])  # as the second process
+    monkeypatch.setattr("jaxcxr.parallel.processes.text_from_first", lambda make: make())
     monkeypatch.setattr("jaxcxr.parallel.processes.on_first", lambda do: None)
     monkeypatch.setattr(Settings, "already_done", lambda *_: pytest.fail("is the first process's to look at"))
     monkeypatch.setattr(Drawer, "draw", lambda *_: pytest.fail("nothing is to be drawn"))

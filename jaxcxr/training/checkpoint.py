@@ -169,8 +169,10 @@ def _check_parts(workdir: Path, first: int) -> None:
         return
     reached = max((int(row["step"] or 0) for row in read_metrics(workdir)), default=0)
     if folder.is_dir():
-        # Killed before its first checkpoint is complete, a run has the mark, or the step under its temporary name.
-        begun = (folder / _NONE_YET).exists() or list(folder.glob("*.orbax-checkpoint-tmp*")) or no_steps(workdir)
+        # Killed before its first checkpoint is complete, a run has the mark, or the step under its temporary name; in a
+        # bucket, under its own.
+        begun = (folder / _NONE_YET).exists() or list(folder.glob("*.orbax-checkpoint-tmp*"))
+        begun = begun or (buckets.holds(workdir) and no_steps(workdir))
         lost = reached >= first and not begun
     else:
         lost = has_model and reached > 0
