@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import struct
+import time
 from pathlib import Path
 
 import numpy as np
@@ -122,6 +123,7 @@ def test_wandb_has_one_run_over_a_restart_with_config_scalars_and_pictures(tmp_p
         with Metrics(tmp_path, start, ("wandb",), {"steps": 7, "mesh": {"data": 3}}, generated=True) as metrics:
             metrics.write(start + 1, {"loss": 1.5, "learning_rate": 1e-3})
             metrics.picture(start + 1, SHEET)
+        time.sleep(1.1)  # W&B names a start's folder by the second
     records = _records(tmp_path)
     ids = {record.run.run_id for record in records if record.HasField("run")}
     assert ids == {json.loads((tmp_path / loggers.WANDB).read_text())["id"]}
