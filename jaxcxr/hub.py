@@ -155,11 +155,12 @@ def push(folder: Path, repository: str, *, public: bool = False) -> str:
         except RepositoryNotFoundError:
             private = not public
             api.create_repo(repository, private=private)
-        if not private and not public:
-            raise UserError(
-                f"--push {repository}: is public already, so anyone could read what is uploaded; add --public if that"
-                " is meant, or name another"
-            )
+    if not private and not public:  # and nothing says how to upload it all the same
+        raise UserError(
+            f"--push {repository}: is public already, so anyone could read what is uploaded; add --public if that"
+            f" is meant, or name another; {folder} is written"
+        )
+    with _kept(folder, repository), _in_one_line(name, "model", "the upload"):
         api.upload_folder(repo_id=repository, folder_path=folder, commit_message=f"Upload by jaxcxr {__version__}")
     return _address(name, "model")
 

@@ -456,7 +456,8 @@ def test_a_folder_is_uploaded_privately_and_public_only_where_that_is_asked_for(
     said = done.stdout.splitlines()
     assert said[:3] == [f"{server.address}/{name}" for name in ("me/cxr", "me/cxr", "me/open")], done.stderr
     assert "--push me/shown: is public already" in said[3]
-    assert "hf upload me/shown out" in said[3]
+    assert "; out is written" in said[3]
+    assert "hf upload" not in said[3], "that would publish it"
     assert "is no name of a repository" in said[4]
     made = server.repositories["models/me/cxr"], server.repositories["models/me/open"]
     assert [each.private for each in made] == [True, False]

@@ -98,7 +98,7 @@ class WandB:
                 resume="allow",
                 name=workdir.absolute().name,
                 dir=str(folder.absolute()),
-                config=dict(config),
+                config=_without_prompts(config),
                 allow_val_change=True,  # of what may change when a run resumes
                 settings=settings,
             )
@@ -149,6 +149,12 @@ def check(names: Sequence[str]) -> None:
 def opened(names: Sequence[str], workdir: Path, folder: Path, start: int, config: Mapping[str, Any]) -> list[Logger]:
     """The loggers of these names, for a run that resumes after step `start`; what grows is written in `folder`."""
     return [LOGGERS[name][1](workdir, folder, start, config) for name in names]
+
+
+def _without_prompts(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config without the prompts of its samples, which may be the reports of patients."""
+    samples = {name: value for name, value in config.get("samples", {}).items() if name != "prompts"}
+    return {**config, "samples": samples}
 
 
 def _run_id(workdir: Path) -> str:

@@ -96,6 +96,9 @@ def test_a_damaged_id_is_refused_with_the_remedy(tmp_path, text):
         loggers._run_id(tmp_path)
 
 
+CONFIG = {"steps": 7, "mesh": {"data": 3}, "samples": {"steps": 5, "prompts": ["Report of a patient."]}}
+
+
 def _records(workdir: Path) -> list:
     """The records of the offline runs of a workdir, in order: a header of 7 bytes, then LevelDB's log format."""
     from wandb.proto import wandb_internal_pb2
@@ -120,7 +123,7 @@ def test_wandb_has_one_run_over_a_restart_with_config_scalars_and_pictures(tmp_p
     pytest.importorskip("wandb", reason="wandb is an extra; .ci/run installs it")
     monkeypatch.setenv("WANDB_MODE", "offline")
     for start in (0, 2):
-        with Metrics(tmp_path, start, ("wandb",), {"steps": 7, "mesh": {"data": 3}}, generated=True) as metrics:
+        with Metrics(tmp_path, start, ("wandb",), CONFIG, generated=True) as metrics:
             metrics.write(start + 1, {"loss": 1.5, "learning_rate": 1e-3})
             metrics.picture(start + 1, SHEET)
         time.sleep(1.1)  # W&B names a start's folder by the second
@@ -133,6 +136,7 @@ def test_wandb_has_one_run_over_a_restart_with_config_scalars_and_pictures(tmp_p
     configs = [{item.key: item.value_json for item in r.run.config.update} for r in records if r.HasField("run")]
     assert configs[0]["steps"] == "7"
     assert json.loads(configs[0]["mesh"]) == {"data": 3}
+    assert json.loads(configs[0]["samples"]) == {"steps": 5}, "prompts may be reports"
     rows = [
         {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
         for record in records
