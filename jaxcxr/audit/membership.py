@@ -32,8 +32,6 @@ LOSSES = 10
 PER_SHARD = 64
 _INTERVALS, _STEPS = 100, 10  # SecMI: the process has so many intervals, and an image is inverted so many of them far
 
-UNet = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
-
 
 class Attack(NamedTuple):
     """How well an error tells members from others.

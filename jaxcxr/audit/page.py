@@ -111,7 +111,7 @@ def _prompts(found: Audit) -> Iterator[str]:
     yield "The conditional noise is how far a prompt moves the prediction.</p>\n"
     yield html.table([["prompts", "conditional noise, median", "n"], *lines])
     if about.auc is not None:
-        yield f"<p>Training prompts are told from others with AUC {in_words(about.auc, about.low, about.high)}.</p>\n"
+        yield f"<p>Training prompts differ from others with AUC {in_words(about.auc, about.low, about.high)}.</p>\n"
     if about.difference is not None:
         yield f"<p>The marker adds {in_words(*about.difference)} to the conditional noise.</p>\n"
     yield "</section>\n"

@@ -29,7 +29,7 @@ def conclude(similarities: Sequence[Similarity], attacks: Sequence[Attack] = ())
     """The verdict by `CRITERIA`."""
     flagged = [_copies_line(one) for one in similarities if copies_found(one)]
     flagged += [
-        f"{one.name}: members are told from others with AUC {one.auc:.3f} ({one.low:.3f} to {one.high:.3f})"
+        f"{one.name}: members differ from others with AUC {one.auc:.3f} ({one.low:.3f} to {one.high:.3f})"
         for one in attacks
         if one.low > LEAST_AUC
     ]

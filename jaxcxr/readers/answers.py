@@ -60,7 +60,8 @@ def read(files: Sequence[Path], key: Key) -> Answers:
     """Reads files of answers; a file may have several readers, and a reader several files.
 
     A line does not count where its item or reader is not of the study, where it has no answer of its task, or where
-    there is another line of the same reader and item that says something else; of equal lines one counts.
+    there is another line of the same reader and item that says something else; of equal lines one counts, with the
+    longest time: an item that was looked at again after a file was exported has a longer one in the next file.
 
     Raises:
       UserError: a file cannot be read or is of another study, or no line counts.
@@ -76,10 +77,10 @@ def read(files: Sequence[Path], key: Key) -> Answers:
                 found.setdefault((row["reader"], row["item"]), []).append(answer)
     of: dict[str, dict[str, Answer]] = {reader: {} for reader in key.readers}
     for (reader, item), answers in found.items():
-        if len(set(answers)) > 1:
+        if len({(answer.number, answer.confidence) for answer in answers}) > 1:
             left_out["more than one answer of a reader to an item"] += len(answers)
         else:
-            of[reader][item] = answers[0]
+            of[reader][item] = max(answers, key=lambda answer: answer.ms)
             left_out["there already"] += len(answers) - 1
     if not any(of.values()):
         raise UserError(f"{files[0]}: has no answer that counts ({_in_words(left_out) or 'no lines'}); export it again")

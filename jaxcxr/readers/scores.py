@@ -232,6 +232,8 @@ def _means(
     every: bool = True,
 ) -> Iterator[Row]:
     """Means of some items' values (R, N), of each reader and over readers."""
+    if np.isnan(values).all():  # as of a class that an interrupted reading has not come to
+        return
     strata = np.zeros(values.shape[1], int) if strata is None else strata
     function = {measure: lambda reader, cases: _mean(values[reader, cases])}
     counts = (~np.isnan(values)).sum(axis=1)

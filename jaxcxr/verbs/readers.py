@@ -13,14 +13,18 @@ from jaxcxr.options import whole
 
 EXAMPLE = "jaxcxr readers make --real runs/data --generated runs/samples --out runs/study"
 _SCORE = "jaxcxr readers score --key runs/study.key.json --out runs/scores readers-*.csv"
-_ROOM = argparse.RawDescriptionHelpFormatter
+_AS_WRITTEN = argparse.RawDescriptionHelpFormatter
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's options."""
     commands = parser.add_subparsers(dest="command", required=True, metavar="make|score")
-    make = commands.add_parser("make", help="write a study", epilog=f"example:\n  {EXAMPLE}", formatter_class=_ROOM)
-    score = commands.add_parser("score", help="score answers", epilog=f"example:\n  {_SCORE}", formatter_class=_ROOM)
+    make = commands.add_parser(
+        "make", help="write a study", epilog=f"example:\n  {EXAMPLE}", formatter_class=_AS_WRITTEN
+    )
+    score = commands.add_parser(
+        "score", help="score answers", epilog=f"example:\n  {_SCORE}", formatter_class=_AS_WRITTEN
+    )
     _add_make(make)
     score.add_argument("answers", nargs="+", type=Path, metavar="CSV", help="files that readers exported")
     score.add_argument("--key", required=True, type=Path, metavar="FILE.json", help="the study's key")

@@ -86,6 +86,12 @@ def test_doubled_lines_count_once_or_not_at_all(tmp_path):
     assert found.left_out == {"there already": 2, "more than one answer of a reader to an item": 2}
 
 
+def test_an_item_that_was_looked_at_again_after_an_export_counts(tmp_path):
+    found = _read(tmp_path, [_line(ms="1200")], [_line(ms="1900")])
+    assert found.of["RRRR"]["aaaa"] == answers.Answer(0, 3, 1900)
+    assert found.left_out == {"there already": 1}
+
+
 def test_a_reader_without_answers_is_named(tmp_path):
     found = _read(tmp_path, [_line()])
     assert list(found.of) == ["RRRR"]

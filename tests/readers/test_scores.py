@@ -204,6 +204,19 @@ def test_preferences_are_of_sets_whatever_the_side(study, tmp_path):
     assert _value(by_side, "better", "prefers the left image").value == 1
 
 
+def test_a_reading_that_has_not_come_to_a_class_is_scored(study, tmp_path):
+    _, key = study
+    real = {item for item, truth in key.items.items() if key.sets[truth.sets[0]] == "real"}
+
+    def answer(reader, item, truth):
+        return ("4", "") if truth.task == "realism" and item in real else None
+
+    found = scores.score(answers.read([answered(key, tmp_path / "a.csv", answer)], key), key, resamples=20)
+    assert _value(found, "realism", "mean", of="real").value == 4
+    assert not [row for row in found.rows if row.of == "synthetic"]
+    assert math.isnan(_value(found, "realism", "synthetic less real").value)
+
+
 def test_an_interrupted_reading_counts_as_far_as_it_is(study, tmp_path):
     _, key = study
     real = [item for item, truth in key.items.items() if truth.task == "real"]
