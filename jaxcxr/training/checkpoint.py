@@ -171,8 +171,8 @@ def _check_parts(workdir: Path, first: int) -> None:
     if folder.is_dir():
         # Killed before its first checkpoint is complete, a run has the mark, or the step under its temporary name; in a
         # bucket, under its own.
-        begun = (folder / _NONE_YET).exists() or list(folder.glob("*.orbax-checkpoint-tmp*"))
-        begun = begun or (buckets.holds(workdir) and no_steps(workdir))
+        unfinished = no_steps(workdir) if buckets.holds(workdir) else list(folder.glob("*.orbax-checkpoint-tmp*"))
+        begun = (folder / _NONE_YET).exists() or unfinished
         lost = reached >= first and not begun
     else:
         lost = has_model and reached > 0
